@@ -1,0 +1,190 @@
+"""What searched weights are worth on held-out queries, against the trivial choices.
+
+    python benchmarks/search.py --models BASE FINE_TUNE NOISE... --examples DATA/covidqa/dev.jsonl \
+        --test DATA/covidqa/test.jsonl                        # n = 5, 10, 20, 50, ten draws each
+    python benchmarks/search.py ... --quick                   # n = 10, three draws, 30 test queries
+    python benchmarks/search.py ... --shuffle                 # control: the labels are random
+
+Each draw takes n random examples, searches once with `auto`, and measures on the test queries every
+weights that this search considered: base, best single, uniform, LM-Cocktail at T = 5, ensemble,
+gradient, and what auto chose; beside them LM-Cocktail at the temperature that is best on the test
+queries themselves (an oracle). The first model is the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from measure import table
+
+from cocktail.search.mixture import Mixture
+from cocktail.search.objective import measure
+from cocktail.search.options import SearchOptions
+from cocktail.search.prepare import prepare, search_plan
+from cocktail.search.result import SearchResult
+from cocktail.search.run import search_weights
+from cocktail.search.selection import paired_interval
+from cocktail.search.strategies import softmax_of_losses
+
+TEMPERATURES = (0.05, 0.2, 0.5, 1.0, 5.0)
+COLUMNS = (
+    "base", "best-single", "uniform", "screened", "lm-cocktail", "oracle T", "ensemble",
+    "gradient", "auto",
+)  # fmt: skip
+QUICK = {"sizes": [10], "draws": 3, "test_queries": 30, "temperatures": (0.2, 1.0)}
+
+
+class Test:
+    """Loss and metric on held-out examples; each set of weights is run once."""
+
+    def __init__(self, args: argparse.Namespace, rows: Sequence[dict]) -> None:
+        self.options = SearchOptions(
+            neg_number=args.neg_number, max_input_length=args.max_input_length
+        )
+        self.bench = prepare(search_plan(args.models, args.model_type), rows, None, self.options)
+        self.known: dict[bytes, tuple[float, float]] = {}
+
+    def __call__(self, weights: Sequence[float]) -> tuple[float, float]:
+        """Mean loss and mean metric (NaN where the kind has none)."""
+        point = np.round(np.array(weights), 4)
+        point /= point.sum()
+        if point.tobytes() not in self.known:
+            mixture: Mixture = self.bench.mixture
+            rows = mixture.rows(self.bench.task, point)
+            found = measure(self.bench.task, [(rows, range(len(self.bench.order)))])
+            metric = np.nan if found.metrics is None else float(found.metrics.mean())
+            self.known[point.tobytes()] = (found.loss, metric)
+        return self.known[point.tobytes()]
+
+
+def main() -> None:
+    args = parse()
+    pool = read(args.examples)
+    test = Test(args, read(args.test)[: args.test_queries])
+    draws: dict[int, list[dict]] = defaultdict(list)
+    for size in args.sizes:
+        for draw in range(args.draws):
+            rows = random.Random(1000 * size + draw).sample(pool, size)
+            if args.shuffle:
+                rows = [shuffled(row, draw) for row in rows]
+            result = search_weights(
+                args.models, args.model_type, rows, neg_number=args.neg_number,
+                max_input_length=args.max_input_length, progress=False, seed=draw,
+            )  # fmt: skip
+            draws[size].append(measured(result, test, args.temperatures))
+            print(f"n={size} draw {draw}: {summary(result)}", flush=True)
+    report(draws, args)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", required=True, help="the base first")
+    parser.add_argument("--model-type", default=None)
+    parser.add_argument("--examples", type=Path, required=True, help="to draw from")
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 20, 50])
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--test-queries", type=int, default=200)
+    parser.add_argument("--neg-number", type=int, default=7)
+    parser.add_argument("--max-input-length", type=int, default=256)
+    parser.add_argument("--shuffle", action="store_true", help="random labels in the examples")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write everything here")
+    args = parser.parse_args()
+    args.temperatures = TEMPERATURES
+    for name, value in QUICK.items() if args.quick else ():
+        setattr(args, name, value)
+    return args
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def shuffled(row: dict, seed: int) -> dict:
+    """The same passages with a random one for the positive."""
+    texts = [row["pos"][0], *row["neg"]]
+    random.Random(f"{seed} {row['query']}").shuffle(texts)
+    return {**row, "pos": texts[:1], "neg": texts[1:]}
+
+
+def measured(result: SearchResult, test: Test, temperatures: Sequence[float]) -> dict:
+    """By column: weights, test loss, test metric, optimism; and what the search took."""
+    singles = [single.measured.loss for single in result.singles]
+    oracle = min(
+        (softmax_of_losses(singles, t) for t in temperatures), key=lambda weights: test(weights)[0]
+    )
+    weights = {c.name: c.weights for c in result.candidates}
+    weights |= {"auto": result.weights, "oracle T": tuple(oracle)}
+    in_sample = {c.name: c.measured.loss for c in result.candidates}
+    in_sample["auto"] = result.chosen.measured.loss
+    columns = {}
+    for name in COLUMNS:
+        loss, metric = test(weights[name])
+        optimism = loss - in_sample[name] if name in in_sample else float("nan")
+        columns[name] = {"weights": list(map(float, weights[name])), "loss": loss,
+                         "metric": metric, "optimism": optimism}  # fmt: skip
+    return {
+        "columns": columns,
+        "abstained": result.verdict.chosen == "screened",
+        "chosen": result.verdict.chosen,
+        "forwards": result.forwards,
+        "seconds": result.seconds,
+    }
+
+
+def summary(result: SearchResult) -> str:
+    weights = " ".join(f"{weight:.2f}" for weight in result.weights)
+    return f"{result.verdict.chosen} {weights}, {result.forwards:.0f} forwards"
+
+
+def report(draws: dict[int, list[dict]], args: argparse.Namespace) -> None:
+    """One table for each n, and the search's cost."""
+    for size, found in draws.items():
+        print(f"\n### n = {size}, {len(found)} draws, {args.test_queries} test queries\n")
+        rows = [["choice", "mean weights", "test loss", "test metric", "optimism",
+                 "loss against LM-Cocktail", "win/tie/loss"]]  # fmt: skip
+        for name in COLUMNS:
+            rows.append(row_of(name, found))
+        print(table(rows))
+        seconds = np.mean([draw["seconds"] for draw in found])
+        forwards = np.mean([draw["forwards"] for draw in found])
+        kept = sum(draw["abstained"] for draw in found)
+        print(
+            f"\nauto: {forwards:.1f} forward equivalents, {seconds:.0f} s a search; the prior was "
+            f"kept in {kept} of {len(found)} draws"
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\nPeak memory of the whole benchmark {peak:.0f} MiB. Models: {', '.join(args.models)}")
+    if args.json:
+        args.json.write_text(json.dumps(draws, indent=2))
+
+
+def row_of(name: str, found: list[dict]) -> list[str]:
+    mine = [draw["columns"][name] for draw in found]
+    peer = np.array([draw["columns"]["lm-cocktail"]["loss"] for draw in found])
+    loss = np.array([column["loss"] for column in mine])
+    gain = paired_interval(loss - peer, seed=0)
+    wins = [int((loss < peer - 1e-4).sum()), 0, int((loss > peer + 1e-4).sum())]
+    wins[1] = len(found) - wins[0] - wins[2]
+    weights = np.mean([column["weights"] for column in mine], axis=0)
+    return [
+        name,
+        " ".join(f"{weight:.2f}" for weight in weights),
+        f"{loss.mean():.4f}",
+        f"{np.mean([column['metric'] for column in mine]):.4f}",
+        f"{np.mean([column['optimism'] for column in mine]):+.3f}",
+        f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
+        "/".join(map(str, wins)),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Mix fine-tuned checkpoints with their base, and keep both abilities.
+
+>>> from cocktail import mix_models
+>>> model = mix_models(["base", "fine-tuned"], "reranker", [0.5, 0.5], "mixed")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cocktail.version import __version__
+
+if TYPE_CHECKING:
+    from cocktail.api import mix_models, mix_models_by_layers
+    from cocktail.errors import CocktailError
+    from cocktail.search.result import SearchResult
+    from cocktail.search.run import mix_models_with_data, search_weights
+
+__all__ = [
+    "CocktailError",
+    "SearchResult",
+    "__version__",
+    "mix_models",
+    "mix_models_by_layers",
+    "mix_models_with_data",
+    "search_weights",
+]
+
+_HOMES = {
+    "CocktailError": "cocktail.errors",
+    "SearchResult": "cocktail.search.result",
+    "mix_models": "cocktail.api",
+    "mix_models_by_layers": "cocktail.api",
+    "mix_models_with_data": "cocktail.search.run",
+    "search_weights": "cocktail.search.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; `cocktail --help` does without it.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,294 @@
+"""Find for every tensor of the output the tensors of the ingredients that it is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from cocktail.checkpoint import MAIN, Checkpoint, Part, tensor_key
+from cocktail.compare import equal_tensors
+from cocktail.configs import is_tied
+from cocktail.dtypes import FLOATING
+from cocktail.errors import listed
+from cocktail.headers import TensorInfo
+from cocktail.recipe import Recipe
+
+# Buffers that older versions of transformers saved and every version computes.
+_COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias)$")
+_CAUSAL_MASK = re.compile(r"\.attn(\.attention)?\.bias$")
+_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
+                     "embed_in.weight")  # fmt: skip
+_OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor that goes into an output tensor, and with which weight."""
+
+    info: TensorInfo
+    weight: float
+    ingredient: int
+
+
+@dataclass
+class Alignment:
+    """What ``align_parts`` found.
+
+    Attributes:
+        sources: by part and name, in the order of the first ingredient's files.
+        donor: index of the ingredient that gives config and tokenizer.
+    """
+
+    sources: dict[tuple[str, str], tuple[Source, ...]] = field(default_factory=dict)
+    donor: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def align_parts(ingredients: Sequence[Checkpoint], recipe: Recipe) -> Alignment:
+    """Match the tensors of K ingredients by name and check that each match can be averaged.
+
+    Returns:
+        The sources of every output tensor; ``problems`` says what has no match, differs in shape,
+        or is an integer tensor with different values.
+    """
+    result = Alignment()
+    for path in dict.fromkeys(path for checkpoint in ingredients for path in checkpoint.parts):
+        parts = [
+            checkpoint.parts.get(path) or Part(path, None, {}, {}) for checkpoint in ingredients
+        ]
+        originals = [_table(part, c) for part, c in zip(parts, ingredients, strict=True)]
+        tables = originals
+        prefix = ""
+        if path == MAIN:
+            prefix, tables = _align_prefixes(tables, ingredients, result)
+            _drop_tied_copies(tables, ingredients, result)
+        _Matcher(path, tables, ingredients, recipe, result).match()
+        if prefix and not any(name.startswith(prefix) for name in originals[result.donor]):
+            # The donor's config describes the model without a head, whose names have no prefix.
+            result.sources = {
+                (part, name.removeprefix(prefix) if part == MAIN else name): sources
+                for (part, name), sources in result.sources.items()
+            }
+    return result
+
+
+def _table(part: Part, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    tensors = dict(part.tensors)
+    if is_tied(checkpoint.config) is False:
+        # Shared memory in a pickle is no tie by itself: the loader will look for both names.
+        for alias, name in part.aliases.items():
+            tensors[alias] = replace(tensors[name], name=alias)
+    return tensors
+
+
+def _align_prefixes(
+    tables: list[dict[str, TensorInfo]], ingredients: Sequence[Checkpoint], result: Alignment
+) -> tuple[str, list[dict[str, TensorInfo]]]:
+    """Give all ingredients the names of the one with a head (``bert.encoder...``), if any.
+
+    The same transformer is saved with its class's prefix under a task head and without it alone.
+    """
+    prefixes = [_base_prefix(table) for table in tables]
+    wanted = next((prefix for prefix in prefixes if prefix), "")
+    aligned = []
+    for table, prefix, checkpoint in zip(tables, prefixes, ingredients, strict=True):
+        renamed = {wanted + name: info for name, info in table.items()}
+        if prefix or not wanted or not any(renamed.keys() & other.keys() for other in tables):
+            aligned.append(table)
+            continue
+        result.notes.append(f"tensors of {checkpoint.reference} matched with the prefix {wanted!r}")
+        aligned.append(renamed)
+    return wanted, aligned
+
+
+def _base_prefix(table: Mapping[str, TensorInfo]) -> str:
+    """The first component of names such as ``bert.encoder.layer.0...``, with its dot.
+
+    The transformer's own modules (``encoder``, ``layers``) come first where there is no prefix,
+    and stand directly before a layer's number.
+    """
+    counts: dict[str, int] = {}
+    for name in table:
+        components = name.split(".")
+        numbered = [i for i, component in enumerate(components) if component.isdigit()]
+        if numbered and numbered[0] >= 2:
+            counts[components[0]] = counts.get(components[0], 0) + 1
+    # Without a prefix `encoder.layer.0` counts too; there, `embeddings` is a sibling.
+    for first in counts:
+        if any(
+            name.startswith(f"{first}.embed") or name.startswith(f"{first}.wte") for name in table
+        ):
+            return f"{first}."
+    return ""
+
+
+def _drop_tied_copies(
+    tables: list[dict[str, TensorInfo]], ingredients: Sequence[Checkpoint], result: Alignment
+) -> None:
+    """Leave out an output embedding that only some ingredients store and that is their input's."""
+    for name in _OUTPUT_EMBEDDINGS:
+        owners = [i for i, table in enumerate(tables) if name in table]
+        if not owners or len(owners) == len(tables):
+            continue
+        for i in owners:
+            checkpoint, table = ingredients[i], tables[i]
+            same = is_tied(checkpoint.config) is not False and any(
+                key.endswith(_INPUT_EMBEDDINGS)
+                and info.shape == table[name].shape
+                and info.dtype == table[name].dtype
+                and equal_tensors(info, table[name])
+                for key, info in table.items()
+            )
+            if same:
+                result.notes.append(
+                    f"{name} of {checkpoint.reference} is a copy of its input "
+                    "embedding, which is tied; left out"
+                )
+                del table[name]
+
+
+class _Matcher:
+    """Matches one part; gathers into ``result``."""
+
+    def __init__(
+        self,
+        path: str,
+        tables: Sequence[Mapping[str, TensorInfo]],
+        ingredients: Sequence[Checkpoint],
+        recipe: Recipe,
+        result: Alignment,
+    ) -> None:
+        self.path = path
+        self.tables = tables
+        self.ingredients = ingredients
+        self.recipe = recipe
+        self.result = result
+
+    def match(self) -> None:
+        names = list(dict.fromkeys(name for table in self.tables for name in table))
+        partial = [name for name in names if not all(name in table for table in self.tables)]
+        kept = self._settle_partial(partial)
+        for name in names:
+            if name not in partial:
+                self._match_common(name)
+            elif name in kept:
+                info = self.tables[kept[name]][name]
+                self.result.sources[self.path, name] = (Source(info, 1.0, kept[name]),)
+
+    def _reference(self, ingredient: int) -> str:
+        return self.ingredients[ingredient].reference
+
+    def _match_common(self, name: str) -> None:
+        infos = [table[name] for table in self.tables]
+        key = tensor_key(self.path, name)
+        shapes = {info.shape for info in infos}
+        if len(shapes) > 1:
+            found = ", ".join(
+                f"{list(info.shape)} in {self._reference(i)}" for i, info in enumerate(infos)
+            )
+            self.result.problems.append(
+                f"{key} has shape {found} - shapes must be equal - mix checkpoints of one base"
+            )
+            return
+        if any(info.dtype not in FLOATING for info in infos):
+            self._match_exact(name, key, infos)
+            return
+        self.result.sources[self.path, name] = tuple(
+            Source(info, weight, i)
+            for i, (info, weight) in enumerate(zip(infos, self.recipe.weights, strict=True))
+        )
+
+    def _match_exact(self, name: str, key: str, infos: list[TensorInfo]) -> None:
+        """Integers and booleans have no average: they must be the same everywhere."""
+        for i, info in enumerate(infos[1:], start=1):
+            if info.dtype != infos[0].dtype or not equal_tensors(infos[0], info):
+                self.result.problems.append(
+                    f"{key} ({info.dtype}) differs between {self._reference(0)} and "
+                    f"{self._reference(i)} - integer, boolean and 8-bit tensors cannot be averaged "
+                    "and must be equal - mix checkpoints that agree in it"
+                )
+                return
+        self.result.sources[self.path, name] = (Source(infos[0], 1.0, 0),)
+
+    def _settle_partial(self, partial: list[str]) -> dict[str, int]:
+        """Decide about tensors that some ingredients lack; returns those to copy, and from whom."""
+        groups: dict[str, list[str]] = {}
+        missing: list[str] = []
+        dropped: list[str] = []
+        for name in partial:
+            stem = self._head_stem(name)
+            if self._is_computed(name):
+                dropped.append(name)
+            elif stem is None:
+                missing.append(name)
+            else:
+                groups.setdefault(stem, []).append(name)
+        if dropped:
+            self.result.notes.append(
+                f"{listed(dropped)}: computed by the model and stored by some only; left out"
+            )
+        for i in range(len(self.tables)):
+            lacking = [tensor_key(self.path, n) for n in missing if n not in self.tables[i]]
+            if lacking:
+                self.result.problems.append(
+                    f"{self._reference(i)} lacks {len(lacking)} tensors that others have "
+                    f"({listed(lacking)}) - ingredients must have the same tensors - mix "
+                    "checkpoints of one base"
+                )
+        kept: dict[str, int] = {}
+        for stem, names in groups.items():
+            owner = self._settle_head(stem, names)
+            if owner is not None:
+                kept |= dict.fromkeys(names, owner)
+        return kept
+
+    def _is_computed(self, name: str) -> bool:
+        infos = [table[name] for table in self.tables if name in table]
+        return bool(_COMPUTED.search(name)) or (
+            bool(_CAUSAL_MASK.search(name)) and all(info.dtype in ("BOOL", "U8") for info in infos)
+        )
+
+    def _head_stem(self, name: str) -> str | None:
+        """The module above ``name`` that an ingredient lacks as a whole, if it is a head.
+
+        Heads hang at the top beside the transformer (``classifier``, ``lm_head``), or are its
+        pooler, or a whole part (a dense module).
+        """
+        if self.path != MAIN:
+            return self.path
+        lacking = [table for table in self.tables if name not in table]
+        components = name.split(".")
+        for depth in (1, 2):
+            stem = ".".join(components[:depth])
+            if depth == 2 and components[1] != "pooler":
+                return None
+            if not any(key == stem or key.startswith(f"{stem}.") for t in lacking for key in t):
+                return stem
+        return None
+
+    def _settle_head(self, stem: str, names: list[str]) -> int | None:
+        owners = [i for i, table in enumerate(self.tables) if any(n in table for n in names)]
+        who = listed([self._reference(i) for i in owners])
+        what = f"the head {stem!r} ({len(names)} tensors)"
+        if self.recipe.head == "drop":
+            self.result.notes.append(f"{what} of {who} left out")
+            return None
+        if self.recipe.head == "copy" and len(owners) == 1:
+            self.result.notes.append(f"{what} copied whole from {who}")
+            if self.path == MAIN:
+                self.result.donor = owners[0]
+            return owners[0]
+        if self.recipe.head == "copy":
+            self.result.problems.append(
+                f"only {who} have {what} - a head is copied from the only ingredient that has it - "
+                "leave it out (--head drop), or the others"
+            )
+            return None
+        self.result.problems.append(
+            f"only {who} has {what} - a head that is mixed must be in every ingredient, and a "
+            "fresh one is random - take it whole with --head copy, or leave it out with "
+            "--head drop"
+        )
+        return None

@@ -1,0 +1,260 @@
+"""Open a checkpoint: what its tensors are and where they lie, without reading their data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cocktail.errors import CheckpointError, listed
+from cocktail.headers import TensorInfo, read_header
+from cocktail.hub import SIDE_TENSORS, fetch, parse_identifier
+from cocktail.pickled import read_pickled
+
+MAIN = ""
+"""The part of a checkpoint that is the transformers model itself."""
+
+# What a trainer leaves beside the weights; none of it belongs to the model.
+_TRAINER_STATE = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler", "trainer_")
+_OTHER_FORMATS = ("consolidated", "tf_model", "flax_model", "rust_model", "pytorch_model", "model")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A set of tensors that is stored together: the model, a dense module, a side tensor file.
+
+    Attributes:
+        folder: relative to the checkpoint, ``""`` for its top.
+        file: the name of the file for side tensors (``sparse_linear.pt``), else ``None``.
+        tensors: by name, in file order.
+        aliases: names that share the memory of another, as pickled files keep tied weights.
+    """
+
+    folder: str
+    file: str | None
+    tensors: Mapping[str, TensorInfo]
+    aliases: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One ingredient.
+
+    Attributes:
+        reference: as the user gave it.
+        folder: where it lies on disk.
+        commit: the commit on the Hub, ``None`` for a local folder.
+        config: its ``config.json``.
+        parts: the model under ``MAIN``, others under their path.
+    """
+
+    reference: str
+    folder: Path
+    commit: str | None
+    config: Mapping[str, Any]
+    parts: Mapping[str, Part]
+
+    @property
+    def main_folder(self) -> Path:
+        """Where ``config.json`` and the model's weights lie."""
+        return self.folder / self.parts[MAIN].folder
+
+    def __iter__(self) -> Iterator[tuple[str, TensorInfo]]:
+        """All tensors with a key that is unique over the parts."""
+        for path, part in self.parts.items():
+            for name, info in part.tensors.items():
+                yield tensor_key(path, name), info
+
+
+def tensor_key(part: str, name: str) -> str:
+    """How messages and digests name a tensor: the parts beside the model carry their path."""
+    return name if part == MAIN else f"{part}:{name}"
+
+
+def resolve(reference: str | Path) -> Checkpoint:
+    """Open a checkpoint, from the headers of its files alone.
+
+    Args:
+        reference: a local folder (one safetensors file, shards with an index, or
+            ``pytorch_model*.bin``), or a Hub id ``org/name[@revision]``.
+
+    Raises:
+        CheckpointError: there is no such folder or model, its files are damaged or contradict
+            each other, or they hold tensors whose place in the model is not known.
+    """
+    text = str(reference)
+    folder, commit = Path(text).expanduser(), None
+    if not folder.is_dir():
+        identifier = parse_identifier(text)
+        if identifier is None or folder.exists():
+            found = "is a file" if folder.exists() else "does not exist"
+            raise CheckpointError(
+                f"{text}: {found} - a model is a folder with config.json and weights, or a Hub id "
+                "org/name[@revision] - check the path"
+            )
+        folder = fetch(*identifier)
+        commit = folder.name
+    modules = _module_folders(folder)
+    parts = {MAIN: _weights(folder, modules[0])}
+    if not parts[MAIN].tensors:
+        raise CheckpointError(_no_weights(folder / modules[0]))
+    config = read_json(folder / modules[0] / "config.json")
+    for module in modules[1:]:
+        part = _weights(folder, module)
+        if part.tensors:
+            parts[module] = part
+    parts.update(_side_tensors(folder))
+    return Checkpoint(text, folder, commit, config, parts)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, no UTF-8 JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent}: has no {path.name} - a model folder holds one - save the model with "
+            "save_pretrained()"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error}) - repair the file") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: is not a JSON object - repair the file")
+    return value
+
+
+def _module_folders(folder: Path) -> list[str]:
+    """The folders of a sentence-transformers model, its transformer first; ``[""]`` for others."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return [""]
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        folders = [str(module["path"]) for module in modules]
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be understood ({type(error).__name__}: {error}) - it lists the "
+            "modules of a sentence-transformers model - repair or remove it"
+        ) from None
+    for name in folders:
+        if not _stays_inside(name):
+            raise CheckpointError(
+                f"{path}: names the folder {name!r} - modules lie inside the model's folder - "
+                "repair the file"
+            )
+    if not folders:
+        raise CheckpointError(f"{path}: lists no module - repair or remove it")
+    return folders
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _weights(folder: Path, relative: str) -> Part:
+    """Find the weights in one folder, in the order of preference that transformers has."""
+    place = folder / relative
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = place / f"{single}.index.json"
+        if (place / single).is_file():
+            tensors, aliases = _read_file(place / single)
+        elif index.is_file():
+            tensors, aliases = _read_shards(index)
+        else:
+            continue
+        renamed = {_current_name(name): info for name, info in tensors.items()}
+        return Part(relative, None, renamed, {k: _current_name(v) for k, v in aliases.items()})
+    return Part(relative, None, {}, {})
+
+
+def _current_name(name: str) -> str:
+    """BERT checkpoints converted from TensorFlow call the norm's weights gamma and beta."""
+    stem, _, last = name.rpartition(".")
+    if stem.endswith("LayerNorm") and last in ("gamma", "beta"):
+        return f"{stem}.{'weight' if last == 'gamma' else 'bias'}"
+    return name
+
+
+def _read_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    if path.suffix == ".safetensors":
+        return read_header(path)[0], {}
+    pickled = read_pickled(path)
+    return pickled.tensors, pickled.aliases
+
+
+def _read_shards(index: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{index}: has no weight_map from names to files - repair the file")
+    shards = sorted(set(weight_map.values()))
+    outside = [name for name in shards if PurePosixPath(name).name != name or "\0" in name]
+    if outside:
+        raise CheckpointError(
+            f"{index}: names {listed(outside)} - shards lie beside their index - repair the file"
+        )
+    missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index}: {len(missing)} of {len(shards)} shards are missing ({listed(missing)}) - "
+            "copy or download them"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    aliases: dict[str, str] = {}
+    for name in shards:
+        found, found_aliases = _read_file(index.parent / name)
+        wrong = [key for key in (*found, *found_aliases) if weight_map.get(key) != name]
+        if wrong:
+            raise CheckpointError(
+                f"{index}: {name} holds {listed(wrong)}, which the index places elsewhere - the "
+                "index and the shards are of different saves - save the model again"
+            )
+        tensors |= found
+        aliases |= found_aliases
+    lost = [key for key in weight_map if key not in tensors and key not in aliases]
+    if lost:
+        raise CheckpointError(
+            f"{index}: lists {listed(lost)}, which no shard holds - the index and the shards are "
+            "of different saves - save the model again"
+        )
+    return tensors, aliases
+
+
+def _side_tensors(folder: Path) -> dict[str, Part]:
+    """Tensors in files of their own at the top of the folder."""
+    parts = {}
+    for path in sorted(folder.iterdir()):
+        if path.name in SIDE_TENSORS:
+            tensors, aliases = _read_file(path)
+            parts[path.name] = Part("", path.name, tensors, aliases)
+        elif path.suffix in (".pt", ".pth", ".bin", ".safetensors") and not path.name.startswith(
+            (*_TRAINER_STATE, *_OTHER_FORMATS)
+        ):
+            raise CheckpointError(
+                f"{path}: is a tensor file whose place in the model is not known - mixed are the "
+                f"model's own weights, sentence-transformers modules and {', '.join(SIDE_TENSORS)} "
+                "- move the file away, and back beside the mix if it belongs there"
+            )
+    return parts
+
+
+def _no_weights(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{folder}: is a PEFT adapter, not a whole model - whole models are mixed - merge it "
+            "into its base with merge_and_unload() and save that"
+        )
+    others = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".gguf", ".h5", ".msgpack")]
+    found = f"only {listed(others)}" if others else "no weights"
+    return (
+        f"{folder}: has {found} - read are model.safetensors, its shards with an index, and "
+        "pytorch_model*.bin - save the model with save_pretrained()"
+    )

@@ -1,0 +1,78 @@
+"""The files beside the weights: which of them go into the mix."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+
+from cocktail.checkpoint import Checkpoint
+from cocktail.errors import listed
+
+_AT_TOP = (
+    "*.json", "vocab*", "merges.txt", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py",
+    "LICENSE*", "NOTICE*",
+)  # fmt: skip
+_IN_MODULES = ("*.json", "*.txt", "*.jinja", "*.py", "*.model")
+_NOT_COPIED = (
+    "*.index.json", "trainer_state.json", "adapter_config.json", "cocktail.json", "optimizer.json",
+    "all_results.json", "train_results.json", "eval_results.json", "requirements.txt",
+)  # fmt: skip
+
+
+def companion_files(checkpoint: Checkpoint) -> list[str]:
+    """Config, tokenizer, chat template, custom code, licence and module settings.
+
+    Returns:
+        Paths relative to the checkpoint's folder, sorted. The model card is not among them: the
+        mix gets its own.
+    """
+    found = [path.name for path in checkpoint.folder.iterdir() if _is_wanted(path, _AT_TOP)]
+    for folder in _module_folders(checkpoint.folder):
+        found += [
+            path.relative_to(checkpoint.folder).as_posix()
+            for path in (checkpoint.folder / folder).rglob("*")
+            if _is_wanted(path, _IN_MODULES)
+        ]
+    templates = checkpoint.folder / "additional_chat_templates"
+    if templates.is_dir():
+        found += [f"{templates.name}/{path.name}" for path in templates.glob("*.jinja")]
+    # Custom code may be a package of its own.
+    found += [
+        path.relative_to(checkpoint.folder).as_posix()
+        for package in checkpoint.folder.glob("*/__init__.py")
+        for path in package.parent.rglob("*.py")
+    ]
+    return sorted(set(found))
+
+
+def left_behind(checkpoint: Checkpoint) -> list[str]:
+    """One line naming what stands in the folder and does not go into the mix."""
+    taken = {Path(path).parts[0] for path in companion_files(checkpoint)}
+    used = {info.file.name for _, info in checkpoint} | {"README.md", "cocktail.json"}
+    others = sorted(
+        path.name + ("/" if path.is_dir() else "")
+        for path in checkpoint.folder.iterdir()
+        if path.name not in taken
+        and path.name not in used
+        and not path.name.startswith(".")
+        and not path.name.endswith(".index.json")
+    )
+    return [f"not part of the mix, left behind: {listed(others, 8)}"] if others else []
+
+
+def _is_wanted(path: Path, patterns: tuple[str, ...]) -> bool:
+    return (
+        path.is_file()
+        and any(fnmatch(path.name, pattern) for pattern in patterns)
+        and not any(fnmatch(path.name, pattern) for pattern in _NOT_COPIED)
+        and not path.name.startswith(".")
+    )
+
+
+def _module_folders(folder: Path) -> list[str]:
+    """The sub-folders that ``modules.json`` names; it was checked when the folder was opened."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    return [m["path"] for m in json.loads(path.read_text(encoding="utf-8")) if m["path"]]

@@ -1,0 +1,101 @@
+"""Fetch a checkpoint from the Hugging Face Hub through its own library: cache, token, offline."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+from cocktail.errors import CheckpointError
+
+COMPANIONS = (
+    "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "README.md", "LICENSE*",
+    "NOTICE*",
+)  # fmt: skip
+NESTED_COMPANIONS = ("*/config.json", "*/*.jinja")
+SIDE_TENSORS = ("sparse_linear.pt", "colbert_linear.pt")
+_IDENTIFIER = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+_SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def parse_identifier(reference: str) -> tuple[str, str | None] | None:
+    """Split ``org/name@revision``; ``None`` if ``reference`` is no such thing."""
+    match = _IDENTIFIER.fullmatch(reference)
+    if match is None or match["repo"].startswith("."):
+        return None
+    return match["repo"], match["revision"]
+
+
+def fetch(repo: str, revision: str | None) -> Path:
+    """Bring the files that a mix needs into the Hub's cache.
+
+    Safetensors are preferred; other formats of the same weights are not downloaded.
+
+    Returns:
+        The snapshot folder, whose name is the commit.
+
+    Raises:
+        CheckpointError: no such model, no access, or no connection and nothing in the cache.
+    """
+    from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    name = repo if revision is None else f"{repo}@{revision}"
+    try:
+        try:
+            files = HfApi().list_repo_files(repo, revision=revision)
+        except (OfflineModeIsEnabled, ConnectionError, OSError) as error:
+            if isinstance(error, HfHubHTTPError):
+                raise
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        wanted = needed_files(files)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{name}: no such folder here, and the Hub's cache does not hold it - a model is a "
+            "local folder or a Hub id org/name[@revision] - check the path, or go online once"
+        ) from None
+    except (HfHubHTTPError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{name}: the Hub refused ({reason}) - check the id and the revision, and log in with "
+            "`hf auth login` if the model is gated or private"
+        ) from None
+
+
+def needed_files(files: list[str]) -> list[str]:
+    """Choose from a repository's files what a mix reads: one format of the weights, companions."""
+    wanted = {file for file in files if file in SIDE_TENSORS or _is_companion(file)}
+    for folder in {Path(file).parent for file in files}:
+        if folder != Path() and f"{folder}/config.json" not in files:
+            continue
+        names = [file for file in files if Path(file).parent == folder]
+        for pattern in (_SAFETENSORS, _PICKLED):
+            weights = [file for file in names if pattern.fullmatch(Path(file).name)]
+            if weights:
+                wanted.update(weights)
+                break
+    return sorted(wanted)
+
+
+def _is_companion(file: str) -> bool:
+    patterns = COMPANIONS if "/" not in file else NESTED_COMPANIONS
+    return any(fnmatch(file, pattern) for pattern in patterns)
+
+
+def hub_digests(folder: Path) -> dict[str, str]:
+    """The sha256 that the Hub's cache knows of the files in a snapshot, without reading them.
+
+    The cache names the blob of every large file after its sha256, and links to it.
+    """
+    digests = {}
+    for link in sorted(folder.rglob("*")):
+        if link.is_symlink() and _SHA256.fullmatch(link.resolve().name):
+            digests[link.relative_to(folder).as_posix()] = link.resolve().name
+    return digests

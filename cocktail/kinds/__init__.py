@@ -1,0 +1,126 @@
+"""The kinds of model: which Auto class loads them and how their config shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cocktail.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One value of ``model_type``.
+
+    Attributes:
+        name: ``reranker``, ``encoder``, ``decoder`` or ``encoder-decoder``.
+        auto_class: the transformers class that loads it.
+        architectures: how the class names in ``config.json`` end.
+        heads: how the names of the head's tensors may begin; without one the model would start
+            from random weights. Empty where there is none to check.
+        pipeline_tag: the task that the Hub files it under.
+        ties_embeddings: its output embedding may be its input embedding.
+    """
+
+    name: str
+    auto_class: str
+    architectures: tuple[str, ...]
+    heads: tuple[str, ...]
+    pipeline_tag: str
+    ties_embeddings: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "reranker",
+            "AutoModelForSequenceClassification",
+            ("ForSequenceClassification",),
+            ("classifier", "score", "logits_proj", "classification_head"),
+            "text-ranking",
+        ),
+        Kind(
+            "encoder",
+            "AutoModel",
+            ("Model", "ForMaskedLM", "ForPreTraining", "EncoderModel"),
+            (),
+            "sentence-similarity",
+        ),
+        Kind(
+            "decoder",
+            "AutoModelForCausalLM",
+            ("ForCausalLM", "LMHeadModel"),
+            ("lm_head", "embed_out"),
+            "text-generation",
+            ties_embeddings=True,
+        ),
+        Kind(
+            "encoder-decoder",
+            "AutoModelForSeq2SeqLM",
+            ("ForConditionalGeneration", "ForSeq2SeqLM"),
+            (),
+            "text-generation",
+            ties_embeddings=True,
+        ),
+    )
+}
+
+
+def kind_named(name: str) -> Kind:
+    """Look a kind up.
+
+    Raises:
+        PlanError: there is no such kind.
+    """
+    if name not in KINDS:
+        raise PlanError(
+            [f"model_type is {name!r} - it is one of {', '.join(KINDS)} - choose one of these"]
+        )
+    return KINDS[name]
+
+
+def detect_kind(config: Mapping[str, Any], *, has_modules: bool) -> Kind | None:
+    """Read the kind from a ``config.json``.
+
+    Args:
+        has_modules: the folder is a sentence-transformers model, whose pooling makes an encoder
+            of any transformer.
+
+    Returns:
+        ``None`` where the config names no architecture that is known here.
+    """
+    architecture = _architecture(config)
+    if architecture.endswith(KINDS["reranker"].architectures):
+        return KINDS["reranker"]
+    if has_modules:
+        return KINDS["encoder"]
+    for kind in KINDS.values():
+        # GPT2LMHeadModel ends in Model too.
+        if architecture.endswith(kind.architectures) and not (
+            kind.name == "encoder" and architecture.endswith(KINDS["decoder"].architectures)
+        ):
+            return kind
+    return None
+
+
+def kind_problem(kind: Kind, config: Mapping[str, Any], reference: str) -> str | None:
+    """Why a checkpoint with this config is not of this kind; ``None`` if it is."""
+    architecture = _architecture(config)
+    if not architecture or architecture.endswith(kind.architectures) or kind.name == "encoder":
+        loses_head = kind.name == "encoder" and architecture.endswith(
+            KINDS["reranker"].architectures
+        )
+        if not loses_head:
+            return None
+    return (
+        f"{reference} is a {architecture} - model_type {kind.name!r} loads "
+        f"{' or '.join('*' + end for end in kind.architectures)}, anything else would lose its "
+        "head or start with a random one - name the right model_type, or leave it out"
+    )
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""

@@ -1,0 +1,238 @@
+"""Examples of what a mix should be good at: read, checked, put in an order of their own.
+
+Every example knows the place it came from, so that an error can name it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import xxhash
+
+from cocktail.errors import CocktailError, listed
+
+ExampleData: TypeAlias = str | Path | Sequence[Mapping[str, Any]]
+"""A JSONL file, or a list of its lines as dictionaries."""
+
+
+class ExampleError(CocktailError):
+    """The examples cannot be used as they stand."""
+
+
+@dataclass(frozen=True)
+class RankedExample:
+    """A query with the passage that answers it and passages that do not.
+
+    Attributes:
+        positives: the first of them is the one that is ranked; no negative is equal to any.
+        place: file and line, or the position in the list, for messages.
+    """
+
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+    place: str
+
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """The G passages that are ranked, the positive first."""
+        return (self.positives[0], *self.negatives)
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        return (self.query, *self.positives, *self.negatives)
+
+
+@dataclass(frozen=True)
+class WrittenExample:
+    """An input and the output that the model should write."""
+
+    input: str
+    output: str
+    place: str
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        return (self.input, self.output)
+
+
+Example: TypeAlias = RankedExample | WrittenExample
+_Read = TypeVar("_Read", RankedExample, WrittenExample)
+
+
+def read_ranked(
+    data: ExampleData, *, negatives: int | None = None, seed: int = 0
+) -> list[RankedExample]:
+    """Read examples ``{"query", "pos", "neg"}``.
+
+    Args:
+        negatives: draw this many negatives of each example; ``None`` keeps all there are.
+        seed: of the draw, which depends on the example alone, not on its place.
+
+    Returns:
+        N examples in the order given.
+
+    Raises:
+        ExampleError: there are none, or one of them lacks a column, has an empty or mistyped one,
+            or fewer negatives than asked for; the message names the first and counts the others.
+    """
+    if negatives is not None and negatives < 0:
+        raise ExampleError(f"neg_number is {negatives} - it counts negatives - use 0 or more")
+    problems: list[str] = []
+    examples = []
+    for place, row in _rows(data, problems):
+        problem = _ranked_problem(row)
+        if problem is not None:
+            problems.append(f"{place}: {problem}")
+            continue
+        positives = tuple(row["pos"])
+        pool = tuple(text for text in dict.fromkeys(row.get("neg", ())) if text not in positives)
+        if negatives is not None and len(pool) < negatives:
+            problems.append(
+                f"{place}: has {len(pool)} negatives that differ from its positives, {negatives} "
+                f"were asked for - every example needs as many - ask for at most {len(pool)} "
+                "(--neg-number, neg_number=), or add some"
+            )
+            continue
+        drawn = _draw(pool, negatives, (row["query"], *positives, str(seed)))
+        examples.append(RankedExample(row["query"], positives, drawn, place))
+    return _checked(examples, problems, data, '{"query", "pos", "neg"}')
+
+
+def read_written(data: ExampleData) -> list[WrittenExample]:
+    """Read examples ``{"input", "output"}``.
+
+    Returns:
+        N examples in the order given.
+
+    Raises:
+        ExampleError: as :func:`read_ranked`.
+    """
+    problems: list[str] = []
+    examples = []
+    for place, row in _rows(data, problems):
+        problem = _text_problem(row, "input", may_be_empty=True) or _text_problem(row, "output")
+        if problem is not None:
+            problems.append(f"{place}: {problem}")
+            continue
+        examples.append(WrittenExample(row["input"], row["output"], place))
+    return _checked(examples, problems, data, '{"input", "output"}')
+
+
+def content_order(examples: Sequence[Example], seed: int) -> list[int]:
+    """Indices of the examples in an order that depends on what they say and on the seed alone.
+
+    Folds and resamples are cut from this order, so that shuffling a file changes no result.
+    """
+    keys = [_digest((*example.content, str(seed))) for example in examples]
+    return sorted(range(len(examples)), key=keys.__getitem__)
+
+
+def _rows(data: ExampleData, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(data, str | Path):
+        yield from _lines(Path(data), problems)
+        return
+    for number, row in enumerate(data, start=1):
+        place = f"example {number}"
+        found: object = row  # whatever a caller may have put there
+        if isinstance(found, Mapping):
+            yield place, found
+        else:
+            problems.append(f"{place}: is a {type(row).__name__} - an example is a dictionary")
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ExampleError(
+            f"{path}: cannot be read ({error.strerror}) - examples are a JSONL file - check the "
+            "path"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ExampleError(
+            f"{path}: byte {error.start} is not UTF-8 - JSONL is UTF-8 text - convert the file"
+        ) from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{place}: is not JSON ({error}) - every line is one JSON object")
+            continue
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            problems.append(f"{place}: is a {type(row).__name__} - every line is one JSON object")
+
+
+def _ranked_problem(row: Mapping[str, Any]) -> str | None:
+    problem = _text_problem(row, "query")
+    if problem is not None:
+        return problem
+    for name in ("pos", "neg"):
+        texts = row.get(name, [] if name == "neg" else None)
+        if texts is None:
+            return f"lacks {name!r} (it has {_names(row)}) - it is a list of passages - add it"
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            return f"{name!r} is no list of strings - it is a list of passages - correct it"
+    if not row["pos"]:
+        return "'pos' is an empty list - a query needs a passage that answers it - add one"
+    prompts = [name for name in ("prompt", "query_prompt", "passage_prompt") if row.get(name)]
+    if prompts:
+        return (
+            f"has {listed(prompts)} - the search reads the texts as they are - put the instruction "
+            "into the query and the passages"
+        )
+    return None
+
+
+def _text_problem(row: Mapping[str, Any], name: str, *, may_be_empty: bool = False) -> str | None:
+    if name not in row:
+        return f"lacks {name!r} (it has {_names(row)}) - this kind of model needs it - add it"
+    if not isinstance(row[name], str):
+        return f"{name!r} is a {type(row[name]).__name__} - it must be a string - correct it"
+    if not row[name].strip() and not may_be_empty:
+        return f"{name!r} is empty - there is nothing to measure - fill it or drop the example"
+    return None
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return listed([repr(name) for name in row]) or "no column"
+
+
+def _checked(
+    examples: list[_Read], problems: list[str], data: ExampleData, columns: str
+) -> list[_Read]:
+    if problems:
+        others = f" ({len(problems) - 1} more are as bad)" if len(problems) > 1 else ""
+        raise ExampleError(problems[0] + others)
+    if not examples:
+        found = f"{data}: holds no example" if isinstance(data, str | Path) else "no examples given"
+        raise ExampleError(f"{found} - a search needs at least one, {columns} - add some")
+    return examples
+
+
+def _draw(pool: tuple[str, ...], number: int | None, key: tuple[str, ...]) -> tuple[str, ...]:
+    """``number`` texts of the pool in the pool's order; the same for any order of the pool."""
+    if number is None or number == len(pool):
+        return pool
+    drawn = set(random.Random(_digest(key)).sample(sorted(pool), number))
+    return tuple(text for text in pool if text in drawn)
+
+
+def _digest(texts: Sequence[str]) -> str:
+    hasher = xxhash.xxh3_128()
+    for text in texts:
+        # The length in front keeps ("ab", "c") and ("a", "bc") apart.
+        encoded = text.encode("utf-8", "surrogatepass")
+        hasher.update(f"{len(encoded)}:".encode())
+        hasher.update(encoded)
+    return hasher.hexdigest()

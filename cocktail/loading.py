@@ -1,0 +1,108 @@
+"""Turn mixed tensors into a transformers model without writing them to disk first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import TYPE_CHECKING
+
+import torch
+
+from cocktail.checkpoint import MAIN
+from cocktail.dtypes import torch_dtype
+from cocktail.errors import PlanError, listed
+from cocktail.plan import MixedTensor, Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ModelInMemory:
+    """The tensors of one mixed model, filled block by block and handed over without a copy.
+
+    Its :meth:`write_block` is a sink of :func:`cocktail.mix.stream`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tensors = {
+            tensor.name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
+            for tensor in plan.tensors
+            if tensor.part == MAIN
+        }
+
+    def write_block(self, tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
+        if tensor.part == MAIN:
+            self.tensors[tensor.name].view(-1)[start : start + block.numel()].copy_(block)
+
+    def build(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
+        """Make the model of the plan's kind around the tensors.
+
+        Args:
+            trust_remote_code: run the custom code of the model that gives the config.
+
+        Returns:
+            The model in eval mode; its parameters are ``self.tensors``.
+
+        Raises:
+            PlanError: the class has weights that the mix does not fill, which would stay random,
+                or its config cannot be loaded.
+        """
+        import transformers  # noqa: PLC0415 - seconds to import
+
+        folder = self.plan.donor.main_folder
+        auto = getattr(transformers, self.plan.kind.auto_class)
+        dtype = torch_dtype(self.plan.dtype)
+        try:
+            config = transformers.AutoConfig.from_pretrained(
+                folder, trust_remote_code=trust_remote_code
+            )
+            with torch.device("meta"):
+                skeleton = auto.from_config(config, trust_remote_code=trust_remote_code)
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise PlanError(
+                [f"{folder}: transformers cannot build a {self.plan.kind.name} of it ({reason})"]
+            ) from None
+        with _quiet(transformers):
+            model, info = type(skeleton).from_pretrained(
+                None,
+                config=config,
+                state_dict=self.tensors,
+                dtype=dtype,
+                output_loading_info=True,
+                **self._without_absent_pooler(type(skeleton)),
+            )
+        unfilled = sorted(info["missing_keys"])
+        if unfilled:
+            raise PlanError(
+                [
+                    f"{type(skeleton).__name__} has weights that no ingredient has "
+                    f"({listed(unfilled)}) - they would be random - name the right model_type"
+                ]
+            )
+        built: PreTrainedModel = model.eval()
+        return built
+
+    def _without_absent_pooler(self, model_class: type) -> dict[str, bool]:
+        """Masked language models are saved without the pooler that their base class would add."""
+        if any("pooler." in name for name in self.tensors):
+            return {}
+        parameters = signature(model_class).parameters
+        return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+
+
+@contextmanager
+def _quiet(transformers: object) -> Iterator[None]:
+    """Hold back the loader's own bar and report: what it would say becomes an error here."""
+    logging = transformers.utils.logging  # type: ignore[attr-defined]
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()

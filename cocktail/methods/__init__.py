@@ -1,0 +1,1 @@
+"""Ways to combine the tensors of several ingredients into one."""

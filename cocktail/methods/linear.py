@@ -1,0 +1,39 @@
+"""Weighted average: LM-Cocktail's mix and model soups.
+
+theta = sum_i w_i theta_i. https://arxiv.org/abs/2311.13534, https://arxiv.org/abs/2203.05482
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+
+def accumulate(
+    tensors: Iterable[torch.Tensor],
+    weights: Sequence[float],
+    *,
+    out: torch.Tensor,
+    term: torch.Tensor,
+) -> torch.Tensor:
+    """Add up K weighted tensors one after another, in ``out``'s precision.
+
+    Products are rounded before they are added, with no fused step, so that every processor and
+    every alignment gives the same bits.
+
+    Args:
+        tensors: K tensors of shape (n,), any floating dtype; each is used before the next is taken.
+        weights: K numbers.
+        out: shape (n,), fp32 or fp64; overwritten.
+        term: scratch like ``out``.
+
+    Returns:
+        ``out``.
+    """
+    for position, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+        target = term if position else out
+        target.copy_(tensor).mul_(weight)
+        if position:
+            out.add_(term)
+    return out

@@ -1,0 +1,342 @@
+"""Decide what will be written, and refuse whatever cannot be: from headers, before any data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cocktail.align import Alignment, Source, align_parts
+from cocktail.checkpoint import MAIN, Checkpoint, resolve, tensor_key
+from cocktail.companions import companion_files, left_behind
+from cocktail.configs import config_problems, is_quantised, is_tied
+from cocktail.dtypes import FLOATING, ITEM_SIZE, widest
+from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.headers import build_header
+from cocktail.kinds import Kind, detect_kind, kind_named, kind_problem
+from cocktail.pooling import pooling_problems
+from cocktail.reading import BLOCK
+from cocktail.recipe import Recipe
+from cocktail.vocabularies import vocabulary_problems
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+RUNTIME_BYTES = 260_000_000  # an interpreter with torch loaded, measured; the rest is computed
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MixedTensor:
+    """One tensor of the output.
+
+    Attributes:
+        part: where it belongs, ``MAIN`` for the model itself.
+        name: in the file it is written to.
+        dtype: safetensors code it is written in.
+        sources: what it is made of: all K ingredients in recipe order, or the one it is copied
+            from.
+    """
+
+    part: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[Source, ...]
+
+    def reweighted(self, weights: Sequence[float]) -> MixedTensor:
+        """The same tensor of the same K ingredients with other weights; copies stay copies."""
+        if len(self.sources) == 1:
+            return self
+        sources = tuple(
+            replace(source, weight=weight)
+            for source, weight in zip(self.sources, weights, strict=True)
+        )
+        return replace(self, sources=sources)
+
+    @property
+    def key(self) -> str:
+        return tensor_key(self.part, self.name)
+
+    @property
+    def numel(self) -> int:
+        return self.sources[0].info.numel
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * ITEM_SIZE[self.dtype]
+
+    @cached_property
+    def active(self) -> tuple[Source, ...]:
+        """The sources that are read; zero times a tensor adds nothing, not even a signed zero."""
+        return tuple(source for source in self.sources if source.weight != 0)
+
+    @cached_property
+    def is_copy(self) -> bool:
+        """The bytes of one ingredient as they are."""
+        return (
+            len(self.active) == 1
+            and self.active[0].weight == 1
+            and self.active[0].info.dtype == self.dtype
+        )
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of weights in the output.
+
+    Attributes:
+        path: relative to the output folder.
+        tensors: in the order of their data.
+        is_safetensors: otherwise a ``torch.save`` of a small state dict.
+    """
+
+    path: str
+    tensors: tuple[MixedTensor, ...]
+    is_safetensors: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def header(self, metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
+        """The first bytes of the file and each tensor's offset; see ``build_header``."""
+        return build_header([(t.name, t.dtype, t.shape) for t in self.tensors], metadata)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known of a mix before its first byte.
+
+    Attributes:
+        donor: the ingredient that config, tokenizer and other companions come from.
+        files: the weights to write.
+        companions: files of the donor to copy, relative to its folder.
+        notes: what was decided that a user may want to know, one line each.
+    """
+
+    recipe: Recipe
+    kind: Kind
+    ingredients: tuple[Checkpoint, ...]
+    donor: Checkpoint
+    files: tuple[OutputFile, ...]
+    companions: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def tensors(self) -> list[MixedTensor]:
+        return [tensor for file in self.files for tensor in file.tensors]
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(s.info.nbytes for tensor in self.tensors for s in tensor.active)
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @property
+    def dtype(self) -> str:
+        """What most of the model's parameters are written in."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors:
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
+        return max(counts, key=lambda code: counts[code])
+
+    def peak_memory(self, threads: int) -> int:
+        """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors."""
+        side = sum(file.nbytes for file in self.files if not file.is_safetensors)
+        return RUNTIME_BYTES + threads * 4 * BLOCK * 8 + side
+
+    def reweighted(self, weights: Sequence[float]) -> Plan:
+        """The same plan with other weights, checked like the first; nothing is read again.
+
+        Raises:
+            PlanError: their number, their sum or one of them is wrong.
+        """
+        recipe = replace(self.recipe, weights=tuple(map(float, weights)))
+        problems = recipe.problems()
+        if problems:
+            raise PlanError(problems)
+        files = tuple(
+            replace(
+                file, tensors=tuple(tensor.reweighted(recipe.weights) for tensor in file.tensors)
+            )
+            for file in self.files
+        )
+        return replace(self, recipe=recipe, files=files)
+
+    def index(self, folder: str) -> dict[str, Any] | None:
+        """The index of a sharded model, ``None`` if the folder's weights are one file."""
+        shards = [f for f in self.files if f.is_safetensors and str(Path(f.path).parent) == folder]
+        if len(shards) < 2:
+            return None
+        return {
+            "metadata": {"total_size": sum(shard.nbytes for shard in shards)},
+            "weight_map": {t.name: Path(s.path).name for s in shards for t in s.tensors},
+        }
+
+
+def build_plan(recipe: Recipe, *, max_shard_size: int | str = DEFAULT_SHARD_BYTES) -> Plan:
+    """Read every ingredient's headers and config, and lay out the output.
+
+    Args:
+        max_shard_size: bytes of the largest output file, or text such as ``"5GB"``.
+
+    Raises:
+        PlanError: with every reason why these ingredients cannot be mixed.
+    """
+    problems = recipe.problems()
+    shard_bytes = DEFAULT_SHARD_BYTES
+    try:
+        shard_bytes = parse_size(max_shard_size)
+    except RecipeError as error:
+        problems.append(str(error))
+    ingredients = []
+    for reference in recipe.models:
+        try:
+            ingredients.append(resolve(reference))
+        except CheckpointError as error:
+            problems.append(str(error))
+    if len(ingredients) < max(2, len(recipe.models)):
+        raise PlanError(list(dict.fromkeys(problems)))
+    if len(recipe.weights) != len(recipe.models):
+        # Any weights will do to find what else is wrong, for the same message.
+        recipe = replace(recipe, weights=(1.0,) * len(recipe.models))
+    aligned = align_parts(ingredients, recipe)
+    donor = ingredients[aligned.donor]
+    kind = _kind(recipe.model_type, donor, problems)
+    problems += _agreement_problems(ingredients, kind)
+    problems += pooling_problems(ingredients, recipe.pooling)
+    problems += aligned.problems or _head_problems(kind, aligned, donor)
+    if problems or kind is None:
+        raise PlanError(list(dict.fromkeys(problems)))
+    files = _lay_out(ingredients, aligned, recipe.dtype, shard_bytes)
+    notes = (*aligned.notes, *left_behind(donor))
+    return Plan(
+        recipe, kind, tuple(ingredients), donor, files, tuple(companion_files(donor)), notes
+    )
+
+
+def parse_size(size: int | str) -> int:
+    """Read a number of bytes: ``5GB`` is 5 * 10**9, ``5GiB`` 5 * 2**30.
+
+    Raises:
+        RecipeError: it is no size, or less than one byte.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
+    value = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
+    if value < 1:
+        raise RecipeError(f"max_shard_size is {size!r} - it is bytes, or text such as 500MB or 5GB")
+    return value
+
+
+def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | None:
+    try:
+        kind = kind_named(name) if name is not None else _detect(donor)
+    except PlanError as error:
+        problems.append(str(error))
+        return None
+    problem = kind_problem(kind, donor.config, donor.reference)
+    if problem is not None:
+        problems.append(problem)
+    return kind
+
+
+def _detect(donor: Checkpoint) -> Kind:
+    has_modules = (donor.folder / "modules.json").is_file()
+    kind = detect_kind(donor.config, has_modules=has_modules)
+    if kind is None:
+        raise PlanError(
+            [
+                f"{donor.reference}: its config names the architecture "
+                f"{donor.config.get('architectures')!r}, which tells no kind - give one with "
+                "--model-type (model_type=)"
+            ]
+        )
+    return kind
+
+
+def _agreement_problems(ingredients: Sequence[Checkpoint], kind: Kind | None) -> list[str]:
+    names = [checkpoint.reference for checkpoint in ingredients]
+    configs = [checkpoint.config for checkpoint in ingredients]
+    problems = [
+        f"{name} is quantised - packed weights cannot be averaged - mix the original precision "
+        "and quantise the result"
+        for name, config in zip(names, configs, strict=True)
+        if is_quantised(config)
+    ]
+    problems += config_problems(names, configs)
+    ties = [is_tied(config) for config in configs]
+    if True in ties and False in ties and kind is not None and kind.ties_embeddings:
+        problems.append(
+            f"{names[ties.index(True)]} ties its output embedding to the input, "
+            f"{names[ties.index(False)]} does not - the mix can only do one - untie the first "
+            "(save it with both), or mix checkpoints that agree"
+        )
+    try:
+        problems += vocabulary_problems(ingredients)
+    except CheckpointError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _head_problems(kind: Kind | None, aligned: Alignment, donor: Checkpoint) -> list[str]:
+    """A model of this kind without its head would start with a random one."""
+    if kind is None or not kind.heads:
+        return []
+    if kind.ties_embeddings and is_tied(donor.config) is not False:
+        return []
+    names = [name for part, name in aligned.sources if part == MAIN]
+    if any(name.split(".")[0] in kind.heads for name in names):
+        return []
+    if "auto_map" in donor.config:
+        return []  # custom code may call its head anything
+    return [
+        f"no ingredient has a head for a {kind.name} ({', '.join(kind.heads)}) - the mix would get "
+        "a random one - fine-tune first, or name the right model_type"
+    ]
+
+
+def _lay_out(
+    ingredients: Sequence[Checkpoint], aligned: Alignment, dtype: str | None, shard_bytes: int
+) -> tuple[OutputFile, ...]:
+    files: list[OutputFile] = []
+    by_part: dict[str, list[MixedTensor]] = {}
+    for (path, name), sources in aligned.sources.items():
+        codes = {source.info.dtype for source in sources}
+        code = dtype or widest(codes) if codes <= FLOATING else next(iter(codes))
+        shape = sources[0].info.shape
+        by_part.setdefault(path, []).append(MixedTensor(path, name, code, shape, sources))
+    for path, tensors in by_part.items():
+        part = next(c.parts[path] for c in ingredients if path in c.parts)
+        if part.file is not None:
+            files.append(OutputFile(part.file, tuple(tensors), is_safetensors=False))
+            continue
+        # Wide types first keeps every tensor aligned to its own size, as safetensors asks.
+        tensors.sort(key=lambda tensor: -ITEM_SIZE[tensor.dtype])
+        shards = _cut(tensors, shard_bytes)
+        for number, shard in enumerate(shards, start=1):
+            suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
+            file = (PurePosixPath(part.folder) / f"model{suffix}.safetensors").as_posix()
+            files.append(OutputFile(file, tuple(shard), is_safetensors=True))
+    return tuple(files)
+
+
+def _cut(tensors: Sequence[MixedTensor], shard_bytes: int) -> list[list[MixedTensor]]:
+    """Fill shards in order; a tensor larger than a shard gets one of its own."""
+    shards: list[list[MixedTensor]] = []
+    filled = shard_bytes
+    for tensor in tensors:
+        if filled + tensor.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    return shards

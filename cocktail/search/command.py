@@ -1,0 +1,178 @@
+"""The ``cocktail search`` command: parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from cocktail.errors import RecipeError
+from cocktail.search.options import DEFAULT_BUDGET, RetainMeasure, Strategy
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option("--data", metavar="FILE", help="Examples of the target, JSONL.  [required]")
+@click.option("--retain", metavar="FILE", help="Examples of what must not be lost; see --max-drop.")
+@click.option(
+    "--max-drop",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="How much worse than the base the mix may be on the retain examples.",
+)
+@click.option(
+    "--retain-by",
+    type=click.Choice(get_args(RetainMeasure)),
+    default="loss",
+    show_default=True,
+    help="What --max-drop counts: the loss, or NDCG@10.",
+)
+@click.option("--base", metavar="MODEL", help="Which MODEL is the base.  [the first]")
+@click.option(
+    "--strategy", type=click.Choice(get_args(Strategy)), default="auto", show_default=True,
+    help="How weights are proposed; auto also decides whether to keep the plain average.",
+)  # fmt: skip
+@click.option("--budget", type=float, default=DEFAULT_BUDGET, show_default=True,
+              help="Passes over the examples; a backward counts as two.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True,
+              help="Of drawn negatives, folds and bootstrap.")  # fmt: skip
+@click.option(
+    "--model-type",
+    metavar="KIND",
+    help="reranker, encoder, decoder or encoder-decoder; read from the config if left out.",
+)
+@click.option("--temperature", type=float, default=5.0, show_default=True,
+              help="Of LM-Cocktail's rule softmax(-loss / T).")  # fmt: skip
+@click.option("--batch-size", type=int, default=2, show_default=True,
+              help="Examples that this rule averages at a time.")  # fmt: skip
+@click.option("--max-input-length", type=int, default=2048, show_default=True,
+              help="Tokens, as far as the model goes.")  # fmt: skip
+@click.option("--neg-number", type=int, help="Negatives to draw of each example.  [all]")
+@click.option(
+    "--pooling",
+    type=click.Choice(["cls", "mean", "max", "lasttoken"]),
+    help="Of an encoder.  [its own, cls where it has none]",
+)
+@click.option("--head", type=click.Choice(["error", "copy", "drop"]),
+              help="For a head that only one model has.  [error]")  # fmt: skip
+@click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
+@click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
+@click.option("--report", metavar="DIR", help="Write report.md, search.json and pictures there.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def search(
+    models: tuple[str, ...],
+    data: str | None,
+    retain: str | None,
+    output: str | None,
+    overwrite: bool,
+    report: str | None,
+    quiet: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Find mixing weights for MODEL... from a few examples.
+
+    Every figure is measured on the mixed model. What is left out here is read from cocktail.yaml
+    in the current folder, if there is one. Ctrl-C reports the best found so far.
+
+    \b
+    Examples:
+      cocktail search ./base ./fine-tuned --data examples.jsonl --output ./mixed
+      cocktail search --data examples.jsonl    # models from cocktail.yaml
+      cocktail search ./base ./tuned --data target.jsonl --retain general.jsonl --report ./report
+      torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
+    """
+    from cocktail.search.processes import Processes  # noqa: PLC0415 - seconds to import
+    from cocktail.search.report import (  # noqa: PLC0415
+        check_report_folder,
+        summary,
+        write_report,
+    )
+    from cocktail.search.run import search_weights  # noqa: PLC0415
+
+    settings = _settings(models, given)
+    if data is None:
+        raise RecipeError("no examples given - a search learns from some - pass --data FILE")
+    if report is not None:
+        check_report_folder(Path(report))
+    if output is not None:
+        _check_output(settings, Path(output), overwrite)
+    processes = Processes()
+    try:
+        result = search_weights(
+            settings.pop("models"),
+            settings.pop("model_type"),
+            data,
+            retain_data=retain,
+            progress=not quiet and sys.stderr.isatty(),
+            processes=processes,
+            **{**settings, "head": settings["head"] or "error"},
+        )
+        if processes.is_first:
+            written = [] if report is None else write_report(result, Path(report))
+            if output is not None and not result.interrupted:
+                _write_mix(result, settings, Path(output), overwrite, quiet)
+            if as_json:
+                click.echo(json.dumps(result.to_dict(), indent=2))
+            elif not quiet:
+                click.echo(summary(result))
+                click.echo("".join(f"{report}/{name}\n" for name in written), nl=False)
+                if output is not None:
+                    done = "not written: interrupted" if result.interrupted else "mixed model"
+                    click.echo(f"{output}: {done}")
+    finally:
+        processes.leave()
+    if result.interrupted:
+        sys.exit(130)
+
+
+def _settings(models: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """The options, with models, kind and head from ``cocktail.yaml`` where they are left out."""
+    from cocktail.recipe import RECIPE_FILE, read_recipe  # noqa: PLC0415
+
+    path = Path(RECIPE_FILE)
+    recipe = read_recipe(path) if path.is_file() else {}
+    settings = {**given, "models": list(models) or recipe.get("models")}
+    for key in ("model_type", "head"):
+        settings[key] = given[key] or recipe.get(key)
+    if not settings["models"]:
+        raise RecipeError(
+            f"no models given, and no {RECIPE_FILE} here supplies them - name two folders or Hub "
+            "ids"
+        )
+    return settings
+
+
+def _check_output(settings: dict[str, Any], output: Path, overwrite: bool) -> None:
+    """Refuse before the search what would be refused after it."""
+    from cocktail.api import checked_plan  # noqa: PLC0415
+    from cocktail.recipe import make_recipe  # noqa: PLC0415
+
+    models = settings["models"]
+    weights = [1 / max(1, len(models))] * len(models)
+    recipe = make_recipe(
+        models, weights, model_type=settings["model_type"], head=settings["head"] or "error"
+    )
+    checked_plan(recipe, output, overwrite=overwrite)
+
+
+def _write_mix(
+    result: Any, settings: dict[str, Any], output: Path, overwrite: bool, quiet: bool
+) -> None:
+    from cocktail.api import checked_plan, mix_to_folder  # noqa: PLC0415
+    from cocktail.recipe import make_recipe  # noqa: PLC0415
+
+    recipe = make_recipe(
+        result.models,
+        result.weights,
+        model_type=result.model_type,
+        head=settings["head"] or "error",
+    )
+    plan = checked_plan(recipe, output, overwrite=overwrite)
+    mix_to_folder(plan, output, progress=not quiet and sys.stderr.isatty())

@@ -1,0 +1,342 @@
+"""Objectives: mixing weights -> loss and gradient; all that a strategy sees.
+
+For rankings the loss is made free of scale. Cross-entropy on a few examples rewards whatever makes
+over-confident scores smaller, and mixing in noise does just that; so a positive factor on the
+scores is fitted inside the loss, under a weak prior, and no mix is credited with it:
+
+    L(w) = min_s  mean_e loss_e(s * scores_e(w)) + (log s)^2 / (2 sigma^2 N)
+
+At the best s the gradient with respect to w is the partial one (the envelope theorem).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from cocktail.errors import CocktailError, NonFiniteError
+from cocktail.kinds.task import Task
+from cocktail.search.mixture import BACKWARD_COST, Mixture, Weights
+
+SCALE_SPREAD = log(4)
+"""Prior on log s: a factor of 4 either way costs half a nat, once, whatever the examples."""
+_LARGEST_LOG_SCALE = 12.0
+
+Values = npt.NDArray[np.float64]
+Block = tuple[Tensor, Sequence[int]]
+"""Rows of a model and the examples that are measured with them."""
+
+
+class Objective(Protocol):
+    """A function on the simplex.
+
+    Attributes:
+        size: K, the number of weights.
+    """
+
+    size: int
+
+    def value(self, weights: Weights) -> float:
+        """The loss at these weights (K,)."""
+
+    def value_and_gradient(self, weights: Weights) -> tuple[float, Weights]:
+        """The loss and its K partial derivatives."""
+
+
+class BudgetSpentError(CocktailError):
+    """The next evaluation would cost more than the budget has left."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a mix does on N' examples.
+
+    Attributes:
+        losses: (N',) at the fitted scale.
+        scale: that was fitted, 1 where the loss depends on it.
+        penalty: what the prior on the scale adds to the objective.
+        metrics: (N',) or ``None``.
+    """
+
+    losses: Values
+    scale: float
+    penalty: float
+    metrics: Values | None
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def objective(self) -> float:
+        return self.loss + self.penalty
+
+
+def measure(task: Task, blocks: Sequence[Block]) -> Measurement:
+    """Losses and metrics of blocks of examples, one scale fitted to all of them."""
+    scores = [task.scores(rows, examples) for rows, examples in blocks]
+    scale, penalty = _fit_scale(task, scores)
+    at = torch.tensor(scale, dtype=torch.float64)
+    losses = torch.cat([task.losses(each, at) for each in scores]).numpy()
+    parts = [task.metrics(rows, examples) for rows, examples in blocks]
+    metrics = [part for part in parts if part is not None]
+    return Measurement(losses, scale, penalty, np.concatenate(metrics) if metrics else None)
+
+
+def _fit_scale(task: Task, scores: Sequence[Any], near: float = 0.0) -> tuple[float, float]:
+    """The scale that minimises the mean loss plus the prior, and what the prior adds.
+
+    Args:
+        near: where log s probably is.
+    """
+    if not task.scale_free:
+        return 1.0, 0.0
+    precision = 1 / SCALE_SPREAD**2
+
+    def slopes(log_scale: float) -> tuple[float, float]:
+        """First two derivatives in log s of the summed losses and the prior."""
+        scale = exp(log_scale)
+        parts = [task.scale_slopes(each, scale) for each in scores]
+        first, second = (sum(part[i] for part in parts) for i in (0, 1))
+        slope = scale * first
+        return slope + precision * log_scale, slope + scale**2 * second + precision
+
+    best = _root(slopes, near)
+    if best is None:
+        return 1.0, 0.0  # not finite, as the losses at any scale will show
+    count = sum(len(task.losses(each, torch.ones(()))) for each in scores)
+    return exp(best), best**2 * precision / (2 * count)
+
+
+def _root(slopes: Callable[[float], tuple[float, float]], near: float) -> float | None:
+    """Where a slope that goes from below to above zero is zero; ``None`` if it is nowhere.
+
+    Newton's steps from a good guess; a bracket where they do not settle.
+    """
+    x = near
+    for _ in range(8):
+        slope, curvature = slopes(x)
+        if not curvature > 0 or abs(slope / curvature) > 2:
+            break
+        x -= slope / curvature
+        if abs(slope / curvature) < 1e-9:
+            return x
+    low, high = -_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE
+    if not slopes(low)[0] < 0 < slopes(high)[0]:
+        return None
+    return float(brentq(lambda x: slopes(x)[0], low, high, xtol=1e-10, rtol=1e-12))
+
+
+def row_gradient(task: Task, rows: Tensor, examples: Sequence[int], scale: float) -> Tensor:
+    """d(mean loss)/d(rows), shape (R, ...), in fp64, the scale held."""
+    leaf = rows.detach().double().requires_grad_()
+    at = torch.tensor(scale, dtype=torch.float64)
+    loss = task.losses(task.scores(leaf, examples), at).mean()
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return gradient
+
+
+Pairs = Sequence[tuple[int, int]]
+
+
+class EnsembleObjective:
+    """The loss of averaged outputs of models that were run already: no forward.
+
+    From the K ingredients alone it is convex where the outputs are logits. With the half-and-half
+    mixes of pairs it follows how outputs bend between ingredients, as a quadratic that is exact at
+    all of these points: Scheffe, "Experiments with mixtures" (1958), section 3.
+
+    Args:
+        kept: (K + P, R, ...) what ``task.keep`` returned for each ingredient, then for each pair,
+            in fp64.
+        pairs: P pairs of ingredients.
+        examples: that count.
+    """
+
+    def __init__(
+        self, task: Task, kept: Tensor, examples: Sequence[int], pairs: Pairs = ()
+    ) -> None:
+        self.size = len(kept) - len(pairs)
+        self._task = task
+        self._kept = kept
+        self._examples = examples
+        self._pairs = torch.tensor(pairs).reshape(-1, 2)
+        self._log_scale = 0.0
+
+    def rows(self, weights: Weights) -> Tensor:
+        leaf = torch.from_numpy(np.array(weights))
+        return self._task.blend(self._kept, self._shares(leaf))
+
+    def value(self, weights: Weights) -> float:
+        return measure(self._task, [(self.rows(weights), self._examples)]).objective
+
+    def value_and_gradient(self, weights: Weights) -> tuple[float, Weights]:
+        leaf = torch.from_numpy(np.array(weights)).requires_grad_()
+        rows = self._task.blend(self._kept, self._shares(leaf))
+        scores = self._task.scores(rows, self._examples)
+        # The scale moves little from one point of a descent to the next.
+        scale, penalty = _fit_scale(self._task, [_detach(scores)], self._log_scale)
+        self._log_scale = log(scale)
+        at = torch.tensor(scale, dtype=torch.float64)
+        loss = self._task.losses(scores, at).mean()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.item() + penalty, gradient.numpy()
+
+    def _shares(self, weights: Tensor) -> Tensor:
+        """(K + P,) shares of the kept outputs: w_i (2 w_i - 1) and 4 w_i w_j, or w_i alone."""
+        if not len(self._pairs):
+            return weights
+        first, second = weights[self._pairs[:, 0]], weights[self._pairs[:, 1]]
+        return torch.cat([weights * (2 * weights - 1), 4 * first * second])
+
+
+def _detach(scores: Any) -> Any:
+    if isinstance(scores, tuple):
+        return tuple(part.detach() for part in scores)
+    return scores.detach()
+
+
+class MixObjective:
+    """The loss of the mixed model itself.
+
+    Args:
+        examples: that count; all of the task's by default.
+        budget: forward equivalents after which the next evaluation is refused.
+        observe: called with the weights and the loss of every evaluation.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        task: Task,
+        examples: Sequence[int] | None = None,
+        *,
+        budget: float = float("inf"),
+        observe: Callable[[Weights, float], None] | None = None,
+    ) -> None:
+        self.size = len(mixture.plan.ingredients)
+        self.mixture = mixture
+        self.task = task
+        self.examples = range(len(task.places)) if examples is None else examples
+        self.budget = budget
+        self._observe = observe
+        self._subset = None if examples is None else examples
+        self._rows: dict[bytes, Tensor] = {}
+
+    @property
+    def forward_cost(self) -> float:
+        """Forward equivalents of one value."""
+        return len(self.examples) / len(self.task.places)
+
+    @property
+    def gradient_cost(self) -> float:
+        """Forward equivalents of one value with its gradient."""
+        passes = (2 if self.task.scale_free else 1) + BACKWARD_COST
+        return passes * self.forward_cost
+
+    def rows(self, weights: Weights) -> Tensor:
+        """The mixed model's rows; each set of weights is run once."""
+        key = weights.tobytes()
+        if key not in self._rows:
+            self._spend(self.forward_cost)
+            self._rows[key] = self.mixture.rows(self.task, weights, self._subset)
+        return self._rows[key]
+
+    def has_run(self, weights: Weights) -> bool:
+        """Whether the rows at these weights are known."""
+        return weights.tobytes() in self._rows
+
+    def share_rows(self, other: MixObjective) -> None:
+        """Know what another objective over the same examples has run."""
+        self._rows = other._rows
+
+    def remember(self, weights: Weights, rows: Tensor) -> None:
+        """Take rows that were computed elsewhere."""
+        self._rows[weights.tobytes()] = rows
+
+    def measure(self, weights: Weights) -> Measurement:
+        """Losses of the mixed model at these weights.
+
+        Raises:
+            NonFiniteError: a loss is NaN or infinite; names the example.
+            BudgetSpentError: there is no budget left for it.
+        """
+        found = measure(self.task, [(self.rows(weights), self.examples)])
+        self._require_finite(found.losses, weights)
+        if self._observe is not None:
+            self._observe(weights, found.loss)
+        return found
+
+    def value(self, weights: Weights) -> float:
+        return self.measure(weights).objective
+
+    def value_and_gradient(self, weights: Weights) -> tuple[float, Weights]:
+        if self.task.scale_free:
+            found = self.measure(weights)
+            upstream = row_gradient(self.task, self.rows(weights), self.examples, found.scale)
+            self._spend(self.gradient_cost - self.forward_cost)
+            _, slopes = self.mixture.gradient(self.task, weights, upstream, self._subset)
+            return found.objective, slopes
+        # The loss is linear in the rows, so that its gradient is known before they are.
+        zero = torch.zeros(self.task.rows)
+        upstream = row_gradient(self.task, zero, self.examples, 1.0)
+        self._spend(self.gradient_cost)
+        rows, slopes = self.mixture.gradient(self.task, weights, upstream, self._subset)
+        self.remember(weights, rows)
+        return self.measure(weights).objective, slopes
+
+    def _spend(self, forwards: float) -> None:
+        spent = self.mixture.cost.forwards
+        if spent + forwards > self.budget + 1e-9:
+            raise BudgetSpentError(
+                f"{spent:.0f} of {self.budget:.0f} forward equivalents are spent - the next step "
+                "needs more - raise the budget (--budget, budget=)"
+            )
+
+    def _require_finite(self, losses: Values, weights: Weights) -> None:
+        broken = np.flatnonzero(~np.isfinite(losses))
+        if not broken.size:
+            return
+        place = self.task.places[self.examples[int(broken[0])]]
+        names = self.mixture.names
+        alone = weights.max() == 1
+        who = names[int(weights.argmax())] if alone else f"the mix {np.round(weights, 4).tolist()}"
+        raise NonFiniteError(
+            f"{who} has the loss {losses[broken[0]]} on {place} - a loss must be finite - look at "
+            "that example, and at the model with `cocktail inspect`"
+        )
+
+
+class Regularised:
+    """An objective plus ``strength`` times KL(w || prior).
+
+    The prior is what the weights would be without examples; the fewer and noisier these are, the
+    stronger it should be, which cross-validation decides.
+    """
+
+    def __init__(self, objective: Objective, strength: float, prior: Weights) -> None:
+        self.size = objective.size
+        self._objective = objective
+        self._strength = strength
+        self._prior = prior
+
+    def value(self, weights: Weights) -> float:
+        return self._objective.value(weights) + self._strength * self._divergence(weights)
+
+    def value_and_gradient(self, weights: Weights) -> tuple[float, Weights]:
+        value, gradient = self._objective.value_and_gradient(weights)
+        ratio = np.maximum(weights, 1e-9) / self._prior
+        slope = self._strength * (np.log(ratio) + 1)
+        return value + self._strength * self._divergence(weights), gradient + slope
+
+    def _divergence(self, weights: Weights) -> float:
+        held = weights > 0
+        return float(np.sum(weights[held] * np.log(weights[held] / self._prior[held])))

@@ -1,0 +1,159 @@
+"""From references and examples to one model in memory and tokenised tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cocktail.checkpoint import MAIN
+from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.kinds.decoder import DecoderTask
+from cocktail.kinds.encoder import EncoderTask, choose_pooling
+from cocktail.kinds.examples import (
+    ExampleData,
+    RankedExample,
+    WrittenExample,
+    content_order,
+    read_ranked,
+    read_written,
+)
+from cocktail.kinds.reranker import RerankerTask
+from cocktail.kinds.seq2seq import EncoderDecoderTask
+from cocktail.kinds.task import Task, token_budget
+from cocktail.mix import default_threads
+from cocktail.plan import Plan, build_plan
+from cocktail.recipe import make_recipe
+from cocktail.search.mixture import Mixture
+from cocktail.search.options import SearchOptions
+from cocktail.search.processes import Processes
+
+RANKED = ("reranker", "encoder")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that a search measures on.
+
+    Attributes:
+        task: the target's examples, in an order that depends on their content alone.
+        order: where each of them stood in the data: example ``order[i]`` of the data is the
+            task's example ``i``.
+        retain: the same of the retain examples.
+    """
+
+    mixture: Mixture
+    task: Task
+    order: Sequence[int]
+    retain: Task | None
+
+    @property
+    def given_order(self) -> list[int]:
+        """The task's examples in the order of the data."""
+        return sorted(range(len(self.order)), key=self.order.__getitem__)
+
+
+def search_plan(
+    models: Sequence[str | Path],
+    model_type: str | None,
+    *,
+    head: str = "error",
+    dtype: str = "float32",
+) -> Plan:
+    """The plan of the model in memory, which starts out as the first ingredient.
+
+    Raises:
+        PlanError: the ingredients cannot be mixed; every reason.
+    """
+    weights = [1.0, *[0.0] * (len(models) - 1)]
+    return build_plan(make_recipe(models, weights, model_type=model_type, head=head, dtype=dtype))
+
+
+def prepare(
+    plan: Plan,
+    target: ExampleData,
+    retain: ExampleData | None,
+    options: SearchOptions,
+    *,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    processes: Processes | None = None,
+) -> Bench:
+    """Read and tokenise the examples, and build the model that all mixes are measured in.
+
+    Raises:
+        ExampleError: the examples cannot be used; before the model is built.
+        CheckpointError: the tokenizer does not load.
+        PlanError: the model cannot be built.
+    """
+    target_examples = _read(plan, target, options)
+    retain_examples = None if retain is None else _read(plan, retain, options)
+    pooling = None
+    if plan.kind.name == "encoder":
+        parts = {tensor.part: None for tensor in plan.tensors} | {MAIN: None}
+        pooling = choose_pooling(options.pooling, plan.donor, parts)
+    elif options.pooling is not None:
+        raise RecipeError(
+            f"pooling is {options.pooling!r} for a {plan.kind.name} - only an encoder pools - "
+            "leave it out"
+        )
+    place = _device(device)
+    mixture = Mixture(
+        plan, place, trust_remote_code, threads or default_threads(), processes or Processes()
+    )
+    order = content_order(target_examples, options.seed)
+    task = _task(mixture, [target_examples[i] for i in order], options, pooling)
+    mixture.unit_tokens = sum(batch.tokens for batch in task.batches())
+    retain_task = None
+    if retain_examples is not None:
+        kept = content_order(retain_examples, options.seed)
+        retain_task = _task(mixture, [retain_examples[i] for i in kept], options, pooling)
+    return Bench(mixture, task, order, retain_task)
+
+
+def _read(
+    plan: Plan, data: ExampleData, options: SearchOptions
+) -> list[RankedExample] | list[WrittenExample]:
+    if plan.kind.name in RANKED:
+        return read_ranked(data, negatives=options.neg_number, seed=options.seed)
+    return read_written(data)
+
+
+def _task(
+    mixture: Mixture,
+    examples: Sequence[RankedExample | WrittenExample],
+    options: SearchOptions,
+    pooling: str | None,
+) -> Task:
+    tokenizer, model = mixture.tokenizer(), mixture.model
+    limits = {
+        "max_length": options.max_input_length,
+        "max_tokens": token_budget(mixture.device),
+    }
+    ranked = [example for example in examples if isinstance(example, RankedExample)]
+    written = [example for example in examples if isinstance(example, WrittenExample)]
+    kind = mixture.plan.kind.name
+    if kind == "reranker":
+        return RerankerTask(ranked, tokenizer, model, **limits)
+    if kind == "encoder":
+        return EncoderTask(ranked, tokenizer, model, pooling=pooling or "cls", **limits)
+    if kind == "decoder":
+        return DecoderTask(written, tokenizer, model, **limits)
+    if kind == "encoder-decoder":
+        return EncoderDecoderTask(written, tokenizer, model, **limits)
+    raise PlanError([f"a search does not know the kind {kind}"])
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"device {name!r} cannot be used ({reason}) - use cpu or cuda"
+        ) from None
+    return device

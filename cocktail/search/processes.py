@@ -1,0 +1,67 @@
+"""Split examples over the processes of ``torchrun``; one process works alone just the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class Processes:
+    """This process's share of the work, and the sum of everybody's.
+
+    Every process takes the same decisions from the same numbers, so that only rows and gradients
+    travel. Joins the group that ``torchrun`` announces in the environment.
+    """
+
+    def __init__(self) -> None:
+        announced = int(os.environ.get("WORLD_SIZE", "1"))
+        self._started = announced > 1 and dist.is_available() and not dist.is_initialized()
+        if self._started:
+            dist.init_process_group("gloo")
+        together = dist.is_available() and dist.is_initialized()
+        self.count = dist.get_world_size() if together else 1
+        self.rank = dist.get_rank() if together else 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def share(self, work: Sequence[T]) -> Sequence[T]:
+        """Every ``count``-th piece; pieces sorted by size make even shares."""
+        return work[self.rank :: self.count]
+
+    def gather(self, mine: list[Any]) -> list[Any]:
+        """The pieces of all processes, in the order that ``share`` took them from."""
+        if self.count == 1:
+            return mine
+        parts: list[list[Any]] = [[] for _ in range(self.count)]
+        dist.all_gather_object(parts, mine)
+        total = sum(map(len, parts))
+        return [parts[i % self.count][i // self.count] for i in range(total)]
+
+    def sum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The sum of an array over the processes, added in the order of their ranks."""
+        parts = [values]
+        if self.count > 1:
+            parts = [values] * self.count
+            dist.all_gather_object(parts, values)
+        total: npt.NDArray[np.float64] = np.sum(parts, axis=0)
+        return total
+
+    def wait(self) -> None:
+        """Until all processes have come this far."""
+        if self.count > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Leave the group, if this object joined it."""
+        if self._started:
+            dist.destroy_process_group()

@@ -1,0 +1,226 @@
+"""Results as text: the table on the terminal and the report folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from cocktail.errors import OutputError
+from cocktail.search.objective import Measurement
+from cocktail.search.result import Frontier, SearchResult
+from cocktail.search.selection import CONFIDENCE, Interval
+
+REPORT_FILES = ("search.json", "report.md", "weights.png", "frontier.png")
+
+
+def summary(result: SearchResult) -> str:
+    """What the terminal shows: candidates, verdict, frontier, weights, cost."""
+    lines = [_columns(candidate_rows(result))]
+    if result.curve:
+        lines += ["", _columns(curve_rows(result))]
+    if result.frontier is not None:
+        lines += ["", _columns(frontier_rows(result.frontier)), frontier_sentence(result.frontier)]
+    lines += ["", *(f"note: {note}" for note in result.notes), f"{result.verdict.reason}."]
+    lines += [
+        f"{weight:8.4f}  {model}"
+        for weight, model in zip(result.weights, result.models, strict=True)
+    ]
+    lines.append(cost_sentence(result))
+    return "\n".join(lines)
+
+
+def candidate_rows(result: SearchResult) -> list[list[str]]:
+    """A header and one row for each ingredient and candidate."""
+    head = ["candidate", "weights", "loss", "held-out", "optimism"]
+    if result.metric is not None:
+        head += [result.metric, "held-out"]
+    rows = [head]
+    for candidate in result.candidates:
+        mark = " *" if candidate.name == result.verdict.chosen else ""
+        row = [
+            candidate.name + mark,
+            _weights(candidate.weights),
+            f"{candidate.measured.loss:.4f}",
+            "-" if candidate.held_out is None else f"{candidate.held_out.loss:.4f}",
+            "-" if candidate.optimism is None else f"{candidate.optimism:+.4f}",
+        ]
+        if result.metric is not None:
+            row += [_metric(candidate.measured), _metric(candidate.held_out)]
+        rows.append(row)
+    return rows
+
+
+def frontier_rows(frontier: Frontier) -> list[list[str]]:
+    """A header and one row for each point, by its value on the target."""
+    near = frontier.neighbours
+    rows = [["", "mix", "weights", f"target {frontier.measure}", f"retain {frontier.measure}"]]
+    order = sorted(range(len(frontier.points)), key=lambda i: frontier.points[i].target.mean)
+    for i in order:
+        point = frontier.points[i]
+        mark = "*" if i == frontier.chosen else "~" if i in near else ""
+        rows.append(
+            [
+                mark,
+                point.name,
+                _weights(point.weights),
+                _interval(point.target),
+                _interval(point.retain),
+            ]
+        )
+    return rows
+
+
+def curve_rows(result: SearchResult) -> list[list[str]]:
+    """A header and one row for each step from the first model to the second."""
+    rows = [["weights", "loss"]]
+    return rows + [[_weights(weights), f"{loss:.4f}"] for weights, loss in result.curve]
+
+
+def frontier_sentence(frontier: Frontier) -> str:
+    """Whether the limit is kept."""
+    if frontier.missed_by > 0:
+        return (
+            f"No mix keeps the retain {frontier.measure} within {frontier.limit:.4f}; the nearest "
+            f"misses by {frontier.missed_by:.4f}."
+        )
+    return (
+        f"Limit of the retain {frontier.measure}: {frontier.limit:.4f}; * is the chosen point, "
+        "~ its neighbours."
+    )
+
+
+def cost_sentence(result: SearchResult) -> str:
+    """What the search took."""
+    state = "interrupted after" if result.interrupted else "took"
+    return (
+        f"{state} {result.forwards:.1f} forward equivalents, {result.mixes} mixes, "
+        f"{result.seconds:.1f} s; {len(result.places)} examples, seed {result.seed}"
+    )
+
+
+def check_report_folder(folder: Path) -> None:
+    """Refuse a place where a report would overwrite something else.
+
+    Raises:
+        OutputError: the path is a file, or a folder with other files in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file - a report is a folder - name another")
+    others = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in others if name not in REPORT_FILES]
+    if others:
+        raise OutputError(
+            f"{folder} holds {others[0]!r} - a report goes into a new folder or over an earlier "
+            "report - name another"
+        )
+
+
+def write_report(result: SearchResult, folder: Path) -> list[str]:
+    """Write ``search.json``, ``report.md`` and, where matplotlib is installed, the pictures.
+
+    Returns:
+        Names of the files that were written.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    check_report_folder(folder)
+    pictures: list[str] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if find_spec("matplotlib") is not None:
+            from cocktail.plot import draw_frontier, draw_weights  # noqa: PLC0415 - optional
+
+            draw_weights(result, folder / "weights.png")
+            pictures.append("weights.png")
+            if result.frontier is not None:
+                draw_frontier(result, folder / "frontier.png")
+                pictures.append("frontier.png")
+        text = json.dumps(result.to_dict(), indent=2) + "\n"
+        (folder / "search.json").write_text(text, encoding="utf-8")
+        (folder / "report.md").write_text(_markdown(result, pictures), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+    return ["search.json", "report.md", *pictures]
+
+
+def _markdown(result: SearchResult, pictures: Sequence[str]) -> str:
+    parts = [
+        "# Mixing weights",
+        "\n".join(
+            f"- `{model}`: **{weight:.4f}**"
+            for weight, model in zip(result.weights, result.models, strict=True)
+        ),
+        f"Chosen: **{result.verdict.chosen}**. {result.verdict.reason}.",
+        "## Candidates",
+        "Every figure was measured on the mixed model. Held-out: each example at weights that were "
+        "found without it.",
+        _table(candidate_rows(result)),
+    ]
+    if "weights.png" in pictures:
+        parts.append("![Weights and losses of the candidates](weights.png)")
+    parts += ["## Ingredients", _table(_single_rows(result))]
+    if result.curve:
+        parts += ["## From one model to the other", _table(curve_rows(result))]
+    if result.frontier is not None:
+        parts += [
+            "## Target against retain",
+            f"Means, with the {CONFIDENCE:.0%} bootstrap intervals of their paired differences "
+            "from the base. " + frontier_sentence(result.frontier),
+            _table(frontier_rows(result.frontier)),
+        ]
+    if "frontier.png" in pictures:
+        parts.append("![Target against retain](frontier.png)")
+    if result.notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in result.notes)]
+    parts += ["## Loss of every example", _table(_example_rows(result)), "## Cost"]
+    parts.append(f"The search {cost_sentence(result)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _single_rows(result: SearchResult) -> list[list[str]]:
+    rows = [["model", "loss", *([result.metric] if result.metric else [])]]
+    for i, single in enumerate(result.singles):
+        name = f"`{single.name}`" + (" (base)" if i == result.base else "")
+        row = [name, f"{single.measured.loss:.4f}"]
+        rows.append(row + ([_metric(single.measured)] if result.metric else []))
+    return rows
+
+
+def _example_rows(result: SearchResult) -> list[list[str]]:
+    rows = [["example", *(candidate.name for candidate in result.candidates)]]
+    for i, place in enumerate(result.places):
+        losses = [f"{candidate.measured.losses[i]:.4f}" for candidate in result.candidates]
+        rows.append([place, *losses])
+    return rows
+
+
+def _weights(weights: Sequence[float]) -> str:
+    return " ".join(f"{weight:.3f}" for weight in weights)
+
+
+def _metric(measured: Measurement | None) -> str:
+    if measured is None or measured.metrics is None:
+        return "-"
+    return f"{measured.metrics.mean():.4f}"
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, f"|{'---|' * len(rows[0])}")
+    return "\n".join(lines)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,236 @@
+"""The calls that users make: search weights, and mix with what was found."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from cocktail.api import mix_models
+from cocktail.errors import RecipeError
+from cocktail.kinds.examples import ExampleData
+from cocktail.search.mixture import Weights, simplex_vertex
+from cocktail.search.options import (
+    DEFAULT_BUDGET,
+    RetainMeasure,
+    SearchOptions,
+    Strategy,
+    base_index,
+)
+from cocktail.search.prepare import prepare, search_plan
+from cocktail.search.processes import Processes
+from cocktail.search.result import SearchResult
+from cocktail.search.search import Search, softmax_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def search_weights(
+    model_names_or_paths: Sequence[str | Path],
+    model_type: str | None,
+    example_data: ExampleData,
+    *,
+    strategy: Strategy = "auto",
+    temperature: float = 5.0,
+    batch_size: int = 2,
+    max_input_length: int = 2048,
+    neg_number: int | None = None,
+    pooling: str | None = None,
+    retain_data: ExampleData | None = None,
+    max_drop: float = 0.0,
+    retain_by: RetainMeasure = "loss",
+    base: str | int | None = None,
+    budget: float = DEFAULT_BUDGET,
+    seed: int = 0,
+    head: str = "error",
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+    processes: Processes | None = None,
+) -> SearchResult:
+    """Find mixing weights from a few examples, measured on the mixed model and cross-validated.
+
+    One model is in memory at a time, in fp32; the ingredients are streamed into it.
+
+    Args:
+        model_names_or_paths: K local folders or Hub ids; the tokenizer comes from the first.
+        model_type: ``reranker``, ``encoder``, ``decoder`` or ``encoder-decoder``; ``None`` reads
+            it from the config.
+        example_data: a JSONL file or a list of dictionaries: ``{"query", "pos", "neg"}`` for
+            rerankers and encoders, ``{"input", "output"}`` for the others.
+        strategy: ``auto`` (``ensemble``, polished by ``gradient``, then selection that keeps the
+            plain average where the examples cannot tell), or one of ``lm-cocktail``, ``ensemble``,
+            ``gradient``, ``greedy``, ``sweep``, ``blackbox``, which is then taken as asked.
+        temperature: of the rule softmax(-loss / T).
+        batch_size: consecutive examples that this rule averages at a time.
+        max_input_length: tokens of a text, as far as the model has positions.
+        neg_number: negatives to draw of each example; all by default.
+        pooling: of an encoder: ``cls``, ``mean``, ``max``, ``lasttoken``; its own by default, and
+            ``cls`` where it has none.
+        retain_data: examples of what must not be lost; traces the frontier.
+        max_drop: how much worse than the base the mix may be on them.
+        retain_by: compare the ``loss`` there, or the ranking ``metric`` (NDCG@10).
+        base: which ingredient is the base, by reference or index; the first by default.
+        budget: forward equivalents (passes over the examples; a backward is two); the frontier
+            comes on top.
+        seed: of drawn negatives, folds and bootstrap; the same seed gives the same result, in
+            whatever order the examples stand.
+        head: for a head that only one ingredient has, as in :func:`cocktail.mix_models`.
+        trust_remote_code: run code that comes with the first model, to build it.
+        device: ``cpu``, ``cuda``...; the accelerator where there is one.
+        threads: that read the ingredients.
+        progress: show evaluations and the best loss so far on stderr.
+        processes: of a group that is joined already; ``torchrun``'s own by default.
+
+    Returns:
+        Weights in the order given, the candidates, the verdict, the frontier and the cost.
+
+    Raises:
+        CocktailError: the ingredients do not mix, the examples cannot be used, or a loss is not
+            finite.
+    """
+    names = tuple(map(str, model_names_or_paths))
+    options = SearchOptions(
+        strategy, temperature, batch_size, max_input_length, neg_number, pooling, max_drop,
+        retain_by, base_index(base, names), budget, seed,
+    )  # fmt: skip
+    options.check(len(names))
+    bench = prepare(
+        search_plan(names, model_type, head=head), example_data, retain_data, options,
+        trust_remote_code=trust_remote_code, device=device, threads=threads, processes=processes,
+    )  # fmt: skip
+    shown = progress and bench.mixture.processes.is_first
+    with _evaluations(bench.mixture.names, shown=shown) as observe:
+        return Search(bench, options, observe).run()
+
+
+def mix_models_with_data(
+    model_names_or_paths: Sequence[str | Path],
+    model_type: str,
+    example_data: ExampleData,
+    temperature: float = 5.0,
+    batch_size: int = 2,
+    max_input_length: int = 2048,
+    neg_number: int = 7,
+    output_path: str | Path | None = None,
+    *,
+    strategy: Strategy = "lm-cocktail",
+    pooling: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    head: str = "error",
+    trust_remote_code: bool = False,
+    threads: int | None = None,
+    progress: bool = True,
+    retain_data: ExampleData | None = None,
+    max_drop: float = 0.0,
+    retain_by: RetainMeasure = "loss",
+    base: str | int | None = None,
+    budget: float = DEFAULT_BUDGET,
+    **mix_options: Any,
+) -> PreTrainedModel:
+    """Mix models by weights that a few examples give; LM_Cocktail's call gives its weights.
+
+    LM-Cocktail, https://arxiv.org/abs/2311.13534, equation 2: softmax(-loss / T) of the single
+    models' losses. Rerankers and encoder-decoders, which LM_Cocktail leaves out, follow the same
+    rule with the mean loss over the examples. The weights are logged at level INFO, and written to
+    ``cocktail.json`` with the model.
+
+    Args:
+        example_data, temperature, batch_size, max_input_length, neg_number, strategy, ...: as in
+            :func:`search_weights`.
+        output_path: also write the mix there.
+        mix_options: ``dtype``, ``max_shard_size``, ``overwrite``, ``sync`` of
+            :func:`cocktail.mix_models`.
+
+    Returns:
+        The mixed model in eval mode, on the CPU.
+
+    Raises:
+        CocktailError: as :func:`search_weights` and :func:`cocktail.mix_models`.
+        KeyboardInterrupt: no model is made of a search that was not finished.
+    """
+    names = tuple(map(str, model_names_or_paths))
+    common: dict[str, Any] = {
+        "head": head,
+        "trust_remote_code": trust_remote_code,
+        "threads": threads,
+    }
+    if strategy == "lm-cocktail" and retain_data is None:
+        options = SearchOptions(
+            strategy, temperature, batch_size, max_input_length, neg_number, pooling, seed=seed
+        )
+        weights = _softmax_alone(names, model_type, example_data, options, device, common)
+    else:
+        result = search_weights(
+            names, model_type, example_data, strategy=strategy, temperature=temperature,
+            batch_size=batch_size, max_input_length=max_input_length, neg_number=neg_number,
+            pooling=pooling, retain_data=retain_data, max_drop=max_drop, retain_by=retain_by,
+            base=base, budget=budget, seed=seed, device=device, progress=progress, **common,
+        )  # fmt: skip
+        if result.interrupted:
+            raise KeyboardInterrupt
+        weights = np.array(result.weights)
+    logger.info("mixing weights: %s", dict(zip(names, weights.tolist(), strict=True)))
+    return mix_models(
+        names, model_type, weights.tolist(), output_path, progress=progress, **common, **mix_options
+    )
+
+
+def _softmax_alone(
+    names: tuple[str, ...],
+    model_type: str,
+    data: ExampleData,
+    options: SearchOptions,
+    device: str | None,
+    common: dict[str, Any],
+) -> Weights:
+    """One forward for each ingredient and nothing else."""
+    options.check(len(names))
+    bench = prepare(
+        search_plan(names, model_type, head=common["head"]), data, None, options, device=device,
+        trust_remote_code=common["trust_remote_code"], threads=common["threads"],
+    )  # fmt: skip
+    vertices = [simplex_vertex(i, len(names)) for i in range(len(names))]
+    rows = [bench.mixture.rows(bench.task, vertex) for vertex in vertices]
+    weights = softmax_weights(bench, rows, options, bench.given_order)
+    if not np.isfinite(weights).all():
+        raise RecipeError(
+            f"the losses give the weights {weights.tolist()} - a loss must be finite - run "
+            "`cocktail search` on the same examples, which names the model and the example"
+        )
+    return weights
+
+
+@contextmanager
+def _evaluations(names: Sequence[str], *, shown: bool) -> Iterator[Any]:
+    """A bar of evaluations with the best loss so far.
+
+    Yields:
+        A function of the weights and the loss of a mix that was measured.
+    """
+    if not shown:
+        yield None
+        return
+    best = float("inf")
+    with tqdm(desc="searching", unit=" mixes", file=sys.stderr, leave=False) as bar:
+
+        def observe(weights: Weights, loss: float) -> None:
+            nonlocal best
+            if loss < best:
+                best = loss
+                shares = " ".join(f"{weight:.2f}" for weight in weights)
+                bar.set_postfix_str(f"best loss {loss:.4f} at {shares}", refresh=False)
+            bar.update()
+
+        yield observe

@@ -1,0 +1,357 @@
+"""The search itself: propose, measure on the mixed model, cross-validate, choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cocktail.search.frontier import trace
+from cocktail.search.mixture import Weights, simplex_vertex
+from cocktail.search.objective import (
+    BudgetSpentError,
+    MixObjective,
+    Regularised,
+    measure,
+)
+from cocktail.search.options import SearchOptions
+from cocktail.search.prepare import Bench
+from cocktail.search.result import Frontier, SearchResult, reordered
+from cocktail.search.selection import PRIOR, Candidate, Verdict, choose, screened
+from cocktail.search.strategies import (
+    blackbox,
+    greedy,
+    polish,
+    softmax_of_losses,
+    sweep,
+    uniform,
+)
+from cocktail.search.validation import Outputs, cross_validate, fit_outputs
+
+POLISH_ROUNDS = 1
+BLACKBOX_EVALUATIONS = 20
+Fit = Callable[[Sequence[int]], Weights]
+
+
+class Search:
+    """One search over one set of ingredients and examples.
+
+    Args:
+        observe: called with the weights and the loss of every mix that is measured.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        options: SearchOptions,
+        observe: Callable[[Weights, float], None] | None = None,
+    ) -> None:
+        self.bench = bench
+        self.options = options
+        self.task = bench.task
+        self.size = len(bench.mixture.plan.ingredients)
+        self.everything = list(range(len(bench.task.places)))
+        self.objective = MixObjective(
+            bench.mixture, bench.task, budget=options.budget, observe=observe
+        )
+        self.prior = uniform(self.size)
+        self.singles: list[Candidate] = []
+        self.candidates: list[Candidate] = []
+        self.curve: list[tuple[Weights, float]] = []
+        self.notes: list[str] = []
+        self.kept: Tensor = torch.empty(0)
+        self.started = time.perf_counter()
+
+    def run(self) -> SearchResult:
+        """Search, and choose.
+
+        Raises:
+            NonFiniteError: an ingredient's or a mix's loss is not finite.
+            KeyboardInterrupt: before anything was measured.
+        """
+        interrupted = False
+        frontier: Frontier | None = None
+        verdict: Verdict | None = None
+        try:
+            self._propose()
+            verdict = self._verdict()
+            if self.bench.retain is not None:
+                frontier, verdict = self._trace(verdict)
+        except KeyboardInterrupt:
+            if not self.candidates:
+                raise
+            interrupted = True
+        if verdict is None or interrupted:
+            verdict = self._best_so_far()
+        return self._result(verdict, frontier, interrupted)
+
+    def _propose(self) -> None:
+        """Measure the trivial choices, then what the strategy proposes."""
+        needs_outputs = self.options.strategy in ("auto", "ensemble", "gradient")
+        self._measure_singles(keep=needs_outputs)
+        self._add_softmax()
+        steps = {
+            "ensemble": (self._add_ensemble,),
+            "gradient": (self._add_ensemble, self._add_gradient),
+            "auto": (self._add_ensemble, self._add_gradient),
+            "greedy": (self._add_greedy,),
+            "sweep": (self._add_sweep,),
+            "blackbox": (self._add_blackbox,),
+        }
+        for step in steps.get(self.options.strategy, ()):
+            try:
+                step()
+            except BudgetSpentError as error:
+                self.notes.append(f"{step.__name__.removeprefix('_add_')}: {error}")
+
+    def _measure_singles(self, *, keep: bool) -> None:
+        """Run every ingredient once, and the uniform mix.
+
+        The uniform mix runs first: where outputs are kept in part, its are no ingredient's.
+        """
+        one = torch.ones(1, dtype=torch.float64)
+        vertices = [simplex_vertex(i, self.size) for i in range(self.size)]
+        kept = []
+        for weights in (self.prior, *vertices) if keep else ():
+            kept.append(self.bench.mixture.rows(self.task, weights, keep=True).double())
+            self.objective.remember(weights, self.task.blend(kept[-1][None], one))
+        self.kept = torch.stack(kept[1:]) if keep else self.kept
+        for name, vertex in zip(self.bench.mixture.names, vertices, strict=True):
+            measured = self.objective.measure(vertex)
+            self.singles.append(Candidate(name, tuple(vertex.tolist()), measured))
+        base = vertices[self.options.base]
+
+        def best(examples: Sequence[int]) -> Weights:
+            return vertices[int(np.argmin(self._single_losses(examples)))]
+
+        self._add("uniform", self.prior, lambda _: self.prior)
+        self._add("base", base, lambda _: base)
+        self._add("best-single", best(self.everything), best)
+        self._add(PRIOR, self._screened(self.everything), self._screened)
+
+    def _screened(self, examples: Sequence[int]) -> Weights:
+        """Equal weights for the ingredients that the examples do not rule out."""
+        losses = [
+            measure(self.task, [(self.objective.rows(np.array(s.weights)), examples)]).losses
+            for s in self.singles
+        ]
+        return screened(losses, seed=self.options.seed)
+
+    def _single_losses(self, examples: Sequence[int]) -> list[float]:
+        """(K,) mean loss of each ingredient by itself."""
+        return [
+            measure(self.task, [(self.objective.rows(np.array(s.weights)), examples)]).loss
+            for s in self.singles
+        ]
+
+    def _add_softmax(self) -> None:
+        rows = [self.objective.rows(np.array(single.weights)) for single in self.singles]
+
+        def fit(examples: Sequence[int]) -> Weights:
+            chosen = set(examples)
+            order = [i for i in self.bench.given_order if i in chosen]
+            return softmax_weights(self.bench, rows, self.options, order)
+
+        self._add("lm-cocktail", fit(self.everything), fit)
+
+    def _add_ensemble(self) -> None:
+        outputs = Outputs(self.task, self.kept)
+
+        def fit(examples: Sequence[int]) -> Weights:
+            return fit_outputs(outputs, examples, self.prior)[0]
+
+        self._add("ensemble", fit(self.everything), fit)
+
+    def _add_gradient(self) -> None:
+        """Fit outputs that bend between the ingredients, then polish by the exact gradient.
+
+        Held-out losses are those of the fit, at weights that the folds' own examples had no part
+        in; the polish is one step inside a trust region that the mixed model has to confirm.
+        """
+        outputs = self._bent_outputs()
+
+        def fit(examples: Sequence[int]) -> Weights:
+            return fit_outputs(outputs, examples, self.prior)[0]
+
+        start, strength = fit_outputs(outputs, self.everything, self.prior)
+        weights = polish(
+            Regularised(self.objective, strength, self.prior),
+            Regularised(outputs.objective(self.everything), strength, self.prior),
+            start,
+            rounds=POLISH_ROUNDS,
+        )
+        self._add("gradient", weights, fit)
+
+    def _bent_outputs(self) -> Outputs:
+        """The ingredients' outputs, and those of the half-and-half mixes as far as affordable."""
+        mixture = self.bench.mixture
+        pairs = list(combinations(range(self.size), 2))
+        left = self.options.budget - mixture.cost.forwards
+        reserve = POLISH_ROUNDS * (self.objective.gradient_cost + 1) + 2
+        if len(pairs) > left - reserve:
+            self.notes.append(
+                f"gradient: {len(pairs)} pairs of ingredients are more than the budget allows; "
+                "its curvature is the ensemble's"
+            )
+            return Outputs(self.task, self.kept)
+        kept = [*self.kept]
+        for i, j in pairs:
+            middle = (simplex_vertex(i, self.size) + simplex_vertex(j, self.size)) / 2
+            kept.append(mixture.rows(self.task, middle, keep=True).double())
+        return Outputs(self.task, torch.stack(kept), pairs)
+
+    def _add_greedy(self) -> None:
+        def fit(examples: Sequence[int]) -> Weights:
+            def value(weights: Weights) -> float:
+                return measure(self.task, [(self.objective.rows(weights), examples)]).loss
+
+            return greedy(value, self._single_losses(examples))
+
+        self._add("greedy", fit(self.everything), fit)
+
+    def _add_sweep(self) -> None:
+        self.curve = sweep(self.objective)
+        self._add_best_of("sweep", [weights for weights, _ in self.curve], by_metric=False)
+
+    def _add_blackbox(self) -> None:
+        seen: list[Weights] = []
+        by_metric = self.task.metric is not None
+
+        def value(weights: Weights) -> float:
+            found = self.objective.measure(weights)
+            seen.append(weights)
+            return found.loss if found.metrics is None else -float(found.metrics.mean())
+
+        starts = [self.prior, *(np.array(single.weights) for single in self.singles)]
+        left = self.options.budget - self.bench.mixture.cost.forwards
+        evaluations = len(starts) + max(0, min(BLACKBOX_EVALUATIONS, int(left)))
+        blackbox(value, starts, evaluations=evaluations)
+        self._add_best_of("blackbox", seen, by_metric=by_metric)
+
+    def _add_best_of(self, name: str, points: Sequence[Weights], *, by_metric: bool) -> None:
+        """The best of points that were run already; cross-validated without a forward."""
+
+        def fit(examples: Sequence[int]) -> Weights:
+            def score(weights: Weights) -> float:
+                found = measure(self.task, [(self.objective.rows(weights), examples)])
+                if by_metric and found.metrics is not None:
+                    return -float(found.metrics.mean())
+                return found.objective
+
+            return min(points, key=score)
+
+        self._add(name, fit(self.everything), fit)
+
+    def _add(self, name: str, weights: Weights, fit: Fit) -> None:
+        """Measure a candidate on the mixed model, then what its procedure is worth held out."""
+        measured = self.objective.measure(weights)
+        place = len(self.candidates)
+        self.candidates.append(Candidate(name, tuple(weights.tolist()), measured))
+        if len(self.everything) < 2:
+            return
+        try:
+            held_out = cross_validate(self.task, self.everything, fit, self._run_some)
+        except BudgetSpentError as error:
+            self.notes.append(f"{name} was not cross-validated: {error}")
+            return
+        self.candidates[place] = Candidate(name, tuple(weights.tolist()), measured, held_out)
+
+    def _run_some(self, weights: Weights, examples: Sequence[int]) -> Tensor:
+        """Rows of the mixed model for these examples at least."""
+        if self.objective.has_run(weights):
+            return self.objective.rows(weights)
+        some = MixObjective(self.bench.mixture, self.task, examples, budget=self.options.budget)
+        return some.rows(weights)
+
+    def _verdict(self) -> Verdict:
+        if self.options.strategy == "auto":
+            return choose(self.candidates, seed=self.options.seed)
+        asked = self.options.strategy
+        if all(candidate.name != asked for candidate in self.candidates):
+            return self._best_so_far()
+        pair = [c for c in self.candidates if c.name in (asked, PRIOR)]
+        compared = choose(pair, seed=self.options.seed)
+        found = compared.reason.removesuffix(f", {PRIOR} is kept").removesuffix(
+            f": {PRIOR} is kept"
+        )
+        reason = f"{found}; {asked} was asked for"
+        return Verdict(asked, asked, False, compared.difference, reason)
+
+    def _best_so_far(self) -> Verdict:
+        best = min(self.candidates, key=lambda c: c.measured.loss)
+        reason = f"stopped early: {best.name} has the lowest in-sample loss of what was measured"
+        return Verdict(best.name, best.name, False, None, reason)
+
+    def _trace(self, verdict: Verdict) -> tuple[Frontier, Verdict]:
+        frontier, measured = trace(self, verdict)
+        point = frontier.points[frontier.chosen]
+        if np.allclose(point.weights, self.weights_of(verdict.chosen)):
+            return frontier, verdict
+        if all(candidate.name != point.name for candidate in self.candidates):
+            self.candidates.append(Candidate(point.name, point.weights, measured))
+        kept = "satisfies" if frontier.missed_by == 0 else "comes nearest to"
+        reason = (
+            f"{verdict.reason}; {verdict.chosen} loses too much on the retain examples, "
+            f"{point.name} {kept} the limit {frontier.limit:.4f}"
+        )
+        return frontier, Verdict(
+            point.name, verdict.leader, verdict.abstained, verdict.difference, reason
+        )
+
+    def weights_of(self, name: str) -> tuple[float, ...]:
+        """The weights of a candidate."""
+        return next(c.weights for c in self.candidates if c.name == name)
+
+    def _result(
+        self, verdict: Verdict, frontier: Frontier | None, interrupted: bool
+    ) -> SearchResult:
+        mixture = self.bench.mixture
+        order = self.bench.order
+        candidates = tuple(
+            Candidate(
+                c.name,
+                c.weights,
+                reordered(c.measured, order),
+                None if c.held_out is None else reordered(c.held_out, order),
+            )
+            for c in self.candidates
+        )
+        return SearchResult(
+            models=tuple(mixture.names),
+            model_type=mixture.plan.kind.name,
+            weights=self.weights_of(verdict.chosen),
+            base=self.options.base,
+            strategy=self.options.strategy,
+            seed=self.options.seed,
+            metric=self.task.metric,
+            verdict=verdict,
+            candidates=candidates,
+            singles=tuple(
+                Candidate(c.name, c.weights, reordered(c.measured, order)) for c in self.singles
+            ),
+            places=tuple(self.task.places[i] for i in self.bench.given_order),
+            curve=tuple((tuple(w.tolist()), loss) for w, loss in self.curve),
+            frontier=frontier,
+            forwards=mixture.cost.forwards,
+            mixes=mixture.cost.mixes,
+            seconds=time.perf_counter() - self.started,
+            interrupted=interrupted,
+            notes=tuple(self.notes),
+        )
+
+
+def softmax_weights(
+    bench: Bench, rows: Sequence[Tensor], options: SearchOptions, order: Sequence[int]
+) -> Weights:
+    """LM-Cocktail's weights: each ingredient by its own loss, over batches of consecutive examples.
+
+    Args:
+        rows: K outputs (R, ...) of the single ingredients.
+        order: the examples that count, in the order of the data.
+    """
+    losses = [bench.task.batch_mean_loss(each, options.batch_size, order) for each in rows]
+    return softmax_of_losses(losses, options.temperature)

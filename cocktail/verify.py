@@ -1,0 +1,76 @@
+"""Recompute the digests of a mixed model and of what went into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cocktail.card import read_provenance
+from cocktail.checkpoint import Checkpoint, resolve
+from cocktail.digests import checkpoint_digest
+from cocktail.errors import CheckpointError
+from cocktail.progress import byte_progress
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was recomputed for one model.
+
+    Attributes:
+        model: the output folder, or the ingredient's reference.
+        role: ``output`` or ``ingredient``.
+        state: ``same``, ``different``, or ``unknown`` with the reason in ``detail``.
+    """
+
+    model: str
+    role: str
+    state: Literal["same", "different", "unknown"]
+    detail: str = ""
+
+
+def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:
+    """Compare a mix and its ingredients with the digests in its ``cocktail.json``.
+
+    Returns:
+        The output first, then each ingredient; one that is not here any more, or that had weight
+        zero and was never read, is ``unknown``.
+
+    Raises:
+        CheckpointError: the folder is no mix, or its own weights cannot be read.
+    """
+    folder = Path(folder)
+    record = read_provenance(folder)
+    expected = str(record["output"]["digest"])
+    verdicts = [_verdict(str(folder), "output", resolve(folder), expected, (), progress)]
+    for entry in record["ingredients"]:
+        name, commit = str(entry["model"]), entry.get("commit")
+        if entry["digest"] is None:
+            verdicts.append(Verdict(name, "ingredient", "unknown", "weight 0: it was not read"))
+            continue
+        try:
+            ingredient = resolve(f"{name.partition('@')[0]}@{commit}" if commit else name)
+        except CheckpointError as error:
+            verdicts.append(Verdict(name, "ingredient", "unknown", str(error)))
+            continue
+        verdicts.append(
+            _verdict(name, "ingredient", ingredient, entry["digest"], entry["left_out"], progress)
+        )
+    return verdicts
+
+
+def _verdict(
+    name: str,
+    role: str,
+    checkpoint: Checkpoint,
+    expected: str,
+    left_out: Iterable[str],
+    progress: bool,
+) -> Verdict:
+    total = sum(info.nbytes for _, info in checkpoint)
+    with byte_progress(total, f"reading {name}", shown=progress) as advance:
+        digest = checkpoint_digest(checkpoint, left_out, advance)
+    if digest == expected:
+        return Verdict(name, role, "same")
+    return Verdict(name, role, "different", f"digest {digest}, recorded {expected}")

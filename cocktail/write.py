@@ -1,0 +1,302 @@
+"""Write a mixed model: into a folder beside the output, synced, then renamed into place.
+
+At every instant the output path is absent, the old folder, or the whole new one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from cocktail.digests import block_bytes
+from cocktail.dtypes import ITEM_SIZE, torch_dtype, torch_name
+from cocktail.errors import OutputError
+from cocktail.plan import MixedTensor, OutputFile, Plan
+
+_SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
+_LOCK = ".lock"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def output_problems(
+    output: Path, ingredients: Mapping[str, Path], needed: int, *, overwrite: bool
+) -> list[str]:
+    """Say why ``output`` cannot take a mix of ``needed`` bytes from these folders, by name.
+
+    An existing folder is replaced only with ``overwrite``, and only if it holds a model.
+    """
+    problems = []
+    place = Path(os.path.realpath(output))
+    for name, folder in ingredients.items():
+        source = Path(os.path.realpath(folder))
+        if place == source or place in source.parents or source in place.parents:
+            relation = (
+                "is" if place == source else "contains" if place in source.parents else "lies in"
+            )
+            problems.append(
+                f"the output {output} {relation} the ingredient {name} - a source "
+                "is never written to - choose another output"
+            )
+    if place.exists() and not place.is_dir():
+        problems.append(f"the output {output} is a file - it must be a folder - choose another")
+    elif place.is_dir() and any(place.iterdir()):
+        is_model = (place / "config.json").is_file() or (place / "modules.json").is_file()
+        if not overwrite:
+            problems.append(
+                f"the output {output} exists and is not empty - nothing is replaced unasked - "
+                "choose another output, or pass --overwrite (overwrite=True)"
+            )
+        elif not is_model:
+            problems.append(
+                f"the output {output} holds files but no model - only a model is overwritten - "
+                "choose another output, or empty the folder yourself"
+            )
+    parent = next(folder for folder in place.parents if folder.exists())
+    if not os.access(parent, os.W_OK):
+        problems.append(f"the output's folder {parent} is not writable - choose another output")
+    free = shutil.disk_usage(parent).free
+    if free < needed + _SPARE_BYTES:
+        problems.append(
+            f"the mix takes {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free - the "
+            "old output is kept until the new one is whole - free space, or choose another disk"
+        )
+    return problems
+
+
+class StagedModel:
+    """The new model while it is being written, in a temporary folder beside the output.
+
+    As a context manager: leaving it with an exception, or without ``commit``, removes the folder.
+    A process that is killed leaves it behind; the next mix to the same output clears it.
+    """
+
+    def __init__(self, plan: Plan, output: Path, *, sync: bool = True) -> None:
+        self.plan = plan
+        self.output = Path(os.path.realpath(output))
+        self.sync = sync
+        self.folder = self.output.parent / f"{self._prefix}{os.getpid()}"
+        self._files: dict[str, tuple[int, int]] = {}  # tensor key -> descriptor, offset
+        self._descriptors: list[int] = []
+        self._side: dict[str, dict[str, torch.Tensor]] = {}
+        self._lock = -1
+        self._committed = False
+
+    @property
+    def _prefix(self) -> str:
+        return f".{self.output.name}.cocktail-tmp-"
+
+    def __enter__(self) -> StagedModel:
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self._clear_leftovers()
+        try:
+            self.folder.mkdir()
+            self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be made ({error.strerror})") from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
+        if self._lock >= 0:
+            os.close(self._lock)
+        if not self._committed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def lay_out(self, metadata: Mapping[str, str]) -> None:
+        """Write every header and reserve the space, so that a full disk shows at once."""
+        for file in self.plan.files:
+            if not file.is_safetensors:
+                for tensor in file.tensors:
+                    dtype = torch_dtype(tensor.dtype)
+                    self._side.setdefault(file.path, {})[tensor.name] = torch.empty(
+                        tensor.shape, dtype=dtype
+                    )
+                continue
+            self._lay_out_file(file, metadata)
+
+    def _lay_out_file(self, file: OutputFile, metadata: Mapping[str, str]) -> None:
+        path = self.folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header, offsets = file.header(metadata)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+            self._descriptors.append(descriptor)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, len(header) + file.nbytes)
+            else:
+                os.ftruncate(descriptor, len(header) + file.nbytes)
+        except OSError as error:
+            raise _write_error(path, error) from None
+        _write_all(path, descriptor, memoryview(header), 0)
+        for tensor, offset in zip(file.tensors, offsets, strict=True):
+            self._files[tensor.key] = (descriptor, offset)
+
+    def write_block(self, tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
+        """Put a block in its place; the sink of ``cocktail.mix.stream``.
+
+        Raises:
+            OutputError: the disk is full or failed.
+        """
+        place = self._files.get(tensor.key)
+        if place is None:
+            flat = self._side[tensor.part][tensor.name].view(-1)
+            flat[start : start + block.numel()].copy_(block)
+            return
+        descriptor, offset = place
+        data = block_bytes(block)
+        _write_all(self.folder, descriptor, data, offset + start * ITEM_SIZE[tensor.dtype])
+
+    def write_companions(self) -> None:
+        """Write all but the weights and the card: copies, indexes, side tensors, the config."""
+        for relative in self.plan.companions:
+            target = self.folder / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.plan.donor.folder / relative, target)
+        for path, state in self._side.items():
+            torch.save(state, self.folder / path)
+        for folder in {str(Path(file.path).parent) for file in self.plan.files}:
+            index = self.plan.index(folder)
+            if index is not None:
+                self.write_json(f"{folder}/model.safetensors.index.json", index)
+        config = written_config(self.plan)
+        if config != self.plan.donor.config:
+            relative_main = self.plan.donor.main_folder.relative_to(self.plan.donor.folder)
+            self.write_json(f"{relative_main.as_posix()}/config.json", config)
+
+    def write_text(self, relative: str, text: str) -> None:
+        (self.folder / relative).write_text(text, encoding="utf-8")
+
+    def write_json(self, relative: str, value: object) -> None:
+        self.write_text(relative, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def commit(self) -> None:
+        """Sync everything to disk and rename the folder to the output path.
+
+        Raises:
+            OutputError: the output cannot be replaced; the old one is untouched.
+        """
+        (self.folder / _LOCK).unlink()
+        self._close()
+        if self.sync:
+            for path in [*self.folder.rglob("*"), self.folder]:
+                _sync(path)
+        try:
+            self._rename()
+        except OSError as error:
+            raise OutputError(f"{self.output}: cannot be replaced ({error.strerror})") from None
+        self._committed = True
+        if self.sync:
+            _sync(self.output.parent)
+
+    def _rename(self) -> None:
+        if not self.output.exists() or not any(self.output.iterdir()):
+            self.folder.rename(self.output)
+        elif _exchange(self.folder, self.output):
+            shutil.rmtree(self.folder)
+        else:
+            # No atomic exchange here: for an instant the path is absent, and the old model is
+            # whole under the other name until the new one has its place.
+            aside = self.output.with_name(f".{self.output.name}.cocktail-old")
+            self.output.rename(aside)
+            try:
+                self.folder.rename(self.output)
+            except OSError:
+                aside.rename(self.output)
+                raise
+            shutil.rmtree(aside)
+
+    def _close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def _clear_leftovers(self) -> None:
+        """Remove what killed runs left beside this output, and nothing of a run that is alive."""
+        aside = self.output.with_name(f".{self.output.name}.cocktail-old")
+        if aside.is_dir():
+            if self.output.exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(self.output)
+        for folder in self.output.parent.iterdir():
+            if folder.name.startswith(self._prefix) and folder.is_dir() and not _is_in_use(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def written_config(plan: Plan) -> dict[str, Any]:
+    """The donor's config with the type that is written."""
+    config = dict(plan.donor.config)
+    name = torch_name(plan.dtype)
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    if plan.dtype != "F32" or keys[0] in config:
+        config |= dict.fromkeys(keys, name)
+    return config
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Whether the run that made a temporary folder still lives; its name ends in the process id."""
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR)
+    except OSError:
+        # Not locked yet, or about to be renamed.
+        return Path(f"/proc/{folder.name.rpartition('-')[2]}").exists()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    return bool(renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(path: Path, descriptor: int, data: memoryview, position: int) -> None:
+    while data:
+        try:
+            count = os.pwritev(descriptor, [data], position)
+        except OSError as error:
+            raise _write_error(path, error) from None
+        data = data[count:]
+        position += count
+
+
+def _write_error(path: Path, error: OSError) -> OutputError:
+    what = (
+        "the disk is full" if error.errno == errno.ENOSPC else f"writing failed ({error.strerror})"
+    )
+    return OutputError(f"{path}: {what} - the old output is untouched - free some space, run again")

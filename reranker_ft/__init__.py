@@ -1,0 +1,45 @@
+"""Fine-tune, evaluate, mine for and score with cross-encoder rerankers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reranker_ft.check import check_data
+    from reranker_ft.distil import add_teacher_scores
+    from reranker_ft.errors import DataError, RerankerError
+    from reranker_ft.evaluate import bootstrap_mean, per_query_metrics
+    from reranker_ft.mine import mine_file
+    from reranker_ft.score import FlagReranker, Reranker
+
+__all__ = [
+    "DataError",
+    "FlagReranker",
+    "Reranker",
+    "RerankerError",
+    "add_teacher_scores",
+    "bootstrap_mean",
+    "check_data",
+    "mine_file",
+    "per_query_metrics",
+]
+
+# torch and transformers take seconds to import: a name is loaded when it is first used.
+_MODULES = {
+    "DataError": "errors",
+    "FlagReranker": "score",
+    "Reranker": "score",
+    "RerankerError": "errors",
+    "add_teacher_scores": "distil",
+    "bootstrap_mean": "evaluate",
+    "check_data": "check",
+    "mine_file": "mine",
+    "per_query_metrics": "evaluate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,433 @@
+"""The command line `reranker-ft`: each command parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from reranker_ft.errors import RerankerError
+from reranker_ft.options import json_option, overwrite_option, reranker_options
+
+# What an optional dependency's absence means to someone who runs a command.
+EXTRAS = {
+    "accelerate": "train",
+    "bm25s": "train",
+    "peft": "train",
+    "pytrec_eval": "train",
+    "matplotlib": "plot",
+}
+
+
+class OneLineErrors(click.Group):
+    """Ends on what the package refuses with one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RerankerError as error:
+            raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"{error.name} is not installed - this command needs it - "
+                f"pip install 'cocktail-mix[{extra}]'"
+            ) from error
+
+
+def report(fields: dict[str, Any], text: str, as_json: bool) -> None:
+    """Prints a result for a program or for a person."""
+    click.echo(json.dumps(fields) if as_json else text)
+
+
+@click.group(
+    cls=OneLineErrors,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("-", "_"),
+        "max_content_width": 100,
+    },
+)
+@click.version_option(package_name="cocktail-mix")
+def main() -> None:
+    """Fine-tune, evaluate, mine for and score with cross-encoder rerankers.
+
+    \b
+    Example:
+      reranker-ft check train.jsonl
+      reranker-ft train --model_name_or_path BAAI/bge-reranker-base \\
+        --train_data train.jsonl --eval_data dev.jsonl --output_dir out
+      reranker-ft evaluate BAAI/bge-reranker-base out --data test.jsonl
+    """
+
+
+@main.command(
+    add_help_option=False,
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "token_normalize_func": None,
+    },
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def train(context: click.Context, arguments: Sequence[str]) -> None:
+    """Fine-tune a reranker on queries with positives and negatives.
+
+    Takes the flags of `python -m reranker_ft.run`: those of transformers.TrainingArguments, and
+    those listed with --help.
+
+    \b
+    Example:
+      reranker-ft train --model_name_or_path BAAI/bge-reranker-base \\
+        --train_data train.jsonl --eval_data dev.jsonl --output_dir out \\
+        --train_group_size 8 --per_device_train_batch_size 4 --learning_rate 6e-5
+    For several processes:
+      torchrun --nproc_per_node 2 -m reranker_ft.run ...the same flags...
+    """
+    if {"-h", "--help"} & set(arguments):
+        click.echo(context.get_help() + "\n")
+    from reranker_ft.run import main as run
+
+    sys.exit(run(list(arguments)))
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--data", multiple=True, required=True, help="JSONL with query, pos, neg; repeatable."
+)
+@click.option("--max_queries", type=int, help="Only the first queries of each data set.")
+@click.option("--plot", help="Draw the results into this .png, .svg or .pdf.")
+@click.option(
+    "--metric", default="ndcg@10", show_default=True, help="The metric that --plot draws."
+)
+@overwrite_option
+@json_option
+@reranker_options
+def evaluate(
+    models: Sequence[str],
+    data: Sequence[str],
+    max_queries: int | None,
+    plot: str | None,
+    metric: str,
+    overwrite: bool,
+    as_json: bool,
+    reranker_options: dict[str, Any],
+) -> None:
+    """Compare MODELS on held-out queries.
+
+    MRR@10, NDCG@10, MAP and Recall@k are trec_eval's; ties count against the model. Every mean
+    comes with its 95 % bootstrap interval, and every model after the first with the paired
+    difference to the first.
+
+    \b
+    Example:
+      reranker-ft evaluate BAAI/bge-reranker-base out --data target.jsonl --data general.jsonl \\
+        --plot comparison.png
+    """
+    if plot:
+        from reranker_ft.files import refuse_existing
+        from reranker_ft.plot import check_picture_format, draw_comparison
+
+        refuse_existing(plot, overwrite=overwrite)
+        check_picture_format(plot)
+    from reranker_ft.compare import compare
+    from reranker_ft.describe import describe_comparison
+
+    results = compare(
+        models,
+        data,
+        max_queries=max_queries,
+        reranker_options=reranker_options,
+        progress=True,
+    )
+    if plot:
+        draw_comparison(results, plot, metric=metric, overwrite=overwrite)
+    report(
+        {"results": [result.to_dict() for result in results]}, describe_comparison(results), as_json
+    )
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", default="-", show_default=True, help="JSONL or .tsv; - is standard input.")
+@click.option("--output", default="-", show_default=True, help="JSONL; - is standard output.")
+@click.option("--tsv", is_flag=True, help="Standard input is query, tab, passage.")
+@click.option("--normalize", is_flag=True, help="Scores in (0, 1), by the sigmoid.")
+@overwrite_option
+@json_option
+@reranker_options
+def score(
+    model: str,
+    data: str,
+    output: str,
+    tsv: bool,
+    normalize: bool,
+    overwrite: bool,
+    as_json: bool,
+    reranker_options: dict[str, Any],
+) -> None:
+    """Score pairs with MODEL.
+
+    Lines are read and written as a stream, order kept. A line with "query" and "passage" gains
+    "score"; one with "query", "pos" and "neg" gains "pos_scores" and "neg_scores".
+
+    \b
+    Example:
+      reranker-ft score out --data pairs.jsonl --output scores.jsonl
+      printf 'what is a panda?\\tA bear from China.\\n' | reranker-ft score out --tsv
+    """
+    from reranker_ft.records import score_file
+    from reranker_ft.score import Reranker
+
+    counted = score_file(
+        Reranker(model, **reranker_options, normalize=normalize),
+        data,
+        output,
+        tsv=tsv or data.endswith(".tsv"),
+        overwrite=overwrite,
+        progress=True,
+    )
+    if output != "-":
+        text = f"{counted['pairs']} pairs on {counted['lines']} lines scored: {output}"
+        report({**counted, "output": output}, text, as_json)
+
+
+@main.command()
+@click.argument("teacher")
+@click.option("--input_file", required=True, help="JSONL with query, pos, neg.")
+@click.option("--output_file", required=True, help="The same lines with pos_scores, neg_scores.")
+@overwrite_option
+@json_option
+@reranker_options
+def distil(
+    teacher: str,
+    input_file: str,
+    output_file: str,
+    overwrite: bool,
+    as_json: bool,
+    reranker_options: dict[str, Any],
+) -> None:
+    """Add the scores of a TEACHER to training data.
+
+    \b
+    Example:
+      reranker-ft distil BAAI/bge-reranker-large --input_file train.jsonl \\
+        --output_file train_scored.jsonl
+      reranker-ft train ... --train_data train_scored.jsonl --knowledge_distillation True
+    """
+    from reranker_ft.distil import add_teacher_scores
+    from reranker_ft.files import refuse_existing
+    from reranker_ft.score import Reranker
+
+    refuse_existing(output_file, overwrite=overwrite)
+    counted = add_teacher_scores(
+        Reranker(teacher, **reranker_options),
+        input_file,
+        output_file,
+        overwrite=overwrite,
+        progress=True,
+    )
+    text = f"{counted['pairs']} passages of {counted['lines']} queries scored: {output_file}"
+    report({**counted, "output": output_file}, text, as_json)
+
+
+@main.command()
+@click.argument("data", nargs=-1, required=True)
+@click.option("--model_name_or_path", help="Count tokens with this model's tokenizer.")
+@click.option("--max_len", default=512, show_default=True, help="Most tokens of a pair.")
+@click.option("--query_max_len", type=int, help="Most tokens of the query.")
+@click.option("--passage_max_len", type=int, help="Most tokens of the passage.")
+@click.option("--train_group_size", default=8, show_default=True, help="Passages a query.")
+@json_option
+def check(
+    data: Sequence[str],
+    model_name_or_path: str | None,
+    max_len: int,
+    query_max_len: int | None,
+    passage_max_len: int | None,
+    train_group_size: int,
+    as_json: bool,
+) -> None:
+    """Report what training would stumble over in DATA.
+
+    DATA are files, or folders of them. Reported are counts, token lengths and how much max_len
+    cuts, duplicates, positives among the negatives, and too few negatives. Exit code 1 if training
+    would refuse the data.
+
+    \b
+    Example:
+      reranker-ft check train.jsonl --model_name_or_path BAAI/bge-reranker-base --max_len 256
+    """
+    from reranker_ft.check import check_data
+    from reranker_ft.describe import describe_check
+    from reranker_ft.load import load_tokenizer
+
+    found = check_data(
+        data,
+        tokenizer=load_tokenizer(model_name_or_path) if model_name_or_path else None,
+        max_length=max_len,
+        query_max_length=query_max_len,
+        passage_max_length=passage_max_len,
+        train_group_size=train_group_size,
+        progress=True,
+    )
+    report(found.to_dict(), describe_check(found), as_json)
+    sys.exit(0 if found.trainable else 1)
+
+
+@main.command()
+@click.option("--input_file", required=True, help="JSONL with query, pos.")
+@click.option("--output_file", required=True, help="The same lines with mined neg.")
+@click.option("--candidate_pool", help='JSONL with "text", or one passage a line.  [the input]')
+@click.option(
+    "--range_for_sampling",
+    default="10-210",
+    show_default=True,
+    help="Ranks to draw from; 0 is the best, the end is excluded.",
+)
+@click.option("--negative_number", default=15, show_default=True, help="Negatives a query.")
+@click.option("--fill_random/--no_fill_random", default=True, help="Where ranks give too few.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw.")
+@click.option("--reranker", help="Guard against false negatives with this cross-encoder.")
+@click.option(
+    "--margin",
+    type=float,
+    help="With --reranker: how far below the query's positives, in logits.  [0]",
+)
+@click.option("--embedder_name_or_path", help="Rank by this encoder.  [BM25]")
+@click.option(
+    "--pooling_method",
+    type=click.Choice(["cls", "mean", "last_token"]),
+    help="Of the encoder.  [as stored with it]",
+)
+@click.option(
+    "--normalize_embeddings",
+    type=bool,
+    default=True,
+    show_default=True,
+    help="Compare the encoder's embeddings by their cosine.",
+)
+@click.option("--query_instruction_for_retrieval", help="The encoder's instruction for queries.")
+@click.option(
+    "--query_instruction_format_for_retrieval",
+    default="{}{}",
+    show_default=True,
+    help="Its two {} take the instruction and the query.",
+)
+@click.option(
+    "--embedder_query_max_length",
+    default=512,
+    show_default=True,
+    help="Most tokens of a query for the encoder.",
+)
+@click.option(
+    "--embedder_passage_max_length",
+    default=512,
+    show_default=True,
+    help="Most tokens of a passage for the encoder.",
+)
+@overwrite_option
+@json_option
+@reranker_options
+def mine(
+    input_file: str,
+    output_file: str,
+    candidate_pool: str | None,
+    range_for_sampling: str,
+    negative_number: int,
+    fill_random: bool,
+    seed: int,
+    reranker: str | None,
+    margin: float | None,
+    overwrite: bool,
+    as_json: bool,
+    reranker_options: dict[str, Any],
+    **embedder: Any,
+) -> None:
+    """Find hard negatives for training data.
+
+    BM25, or an encoder, ranks the passages of the pool for each query; negatives are drawn from a
+    range of ranks. A positive of the same query is never among them.
+
+    \b
+    Example:
+      reranker-ft mine --input_file train.jsonl --output_file train_mined.jsonl \\
+        --candidate_pool passages.jsonl --range_for_sampling 2-200 --negative_number 15 \\
+        --reranker BAAI/bge-reranker-base --margin 1
+    """
+    from reranker_ft.files import refuse_existing
+    from reranker_ft.mine import MiningOptions, mine_file, parse_ranks
+
+    if margin is not None and reranker is None:
+        raise click.UsageError("--margin is given without --reranker, whose scores it compares.")
+    options = MiningOptions(
+        ranks=parse_ranks(range_for_sampling),
+        negatives=negative_number,
+        fill_random=fill_random,
+        margin=margin or 0.0,
+        seed=seed,
+    )
+    refuse_existing(output_file, overwrite=overwrite)
+    found = mine_file(
+        input_file,
+        output_file,
+        options,
+        _retriever(embedder, reranker_options),
+        candidate_pool=candidate_pool,
+        reranker=_guard(reranker, reranker_options),
+        overwrite=overwrite,
+        progress=True,
+    )
+    from reranker_ft.describe import describe_mining
+
+    report({**found.to_dict(), "output": output_file}, describe_mining(found, output_file), as_json)
+
+
+def _guard(reranker: str | None, options: dict[str, Any]) -> Any:
+    """The cross-encoder that guards against false negatives, if one is named."""
+    from reranker_ft.score import Reranker
+
+    return None if reranker is None else Reranker(reranker, **options)
+
+
+def _retriever(embedder: dict[str, Any], shared: dict[str, Any]) -> Any:
+    """What makes the retriever of a pool: BM25, or the encoder that the options name.
+
+    Args:
+        embedder: The options of `mine` that concern the encoder.
+        shared: The options of the reranker, some of which hold for the encoder too.
+    """
+    from reranker_ft.retrieve import BM25, EncoderSearch
+
+    name = embedder["embedder_name_or_path"]
+    if name is None:
+        return functools.partial(BM25, progress=True)
+    from reranker_ft.encoder import EncoderOptions, load_encoder
+    from reranker_ft.groups import Instructions
+
+    encoder = load_encoder(
+        name,
+        EncoderOptions(
+            pooling=embedder["pooling_method"],
+            normalize=embedder["normalize_embeddings"],
+            instructions=Instructions(
+                query=embedder["query_instruction_for_retrieval"],
+                query_format=embedder["query_instruction_format_for_retrieval"],
+            ),
+            query_max_length=embedder["embedder_query_max_length"],
+            passage_max_length=embedder["embedder_passage_max_length"],
+            device=(shared["devices"] or [None])[0],
+            use_fp16=shared["use_fp16"],
+            trust_remote_code=shared["trust_remote_code"],
+            cache_dir=shared["cache_dir"],
+        ),
+    )
+    return functools.partial(EncoderSearch, encoder, progress=True)

@@ -1,0 +1,267 @@
+"""JSONL -> examples. Files are indexed, not loaded; problems carry file and line."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
+
+JSONL_SUFFIXES = (".jsonl", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of a data file.
+
+    Attributes:
+        prompt: Replaces the instruction of the query for this line.
+        passage_prompt: Replaces the instruction of the passages for this line.
+    """
+
+    query: str
+    pos: tuple[str, ...]
+    neg: tuple[str, ...]
+    pos_scores: tuple[float, ...] | None = None
+    neg_scores: tuple[float, ...] | None = None
+    prompt: str | None = None
+    passage_prompt: str | None = None
+
+
+def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
+    """Reads one line.
+
+    Raises:
+        ValueError: The line breaks the format; the message says how, without file and line.
+    """
+    try:
+        fields = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start} of the line is not UTF-8 - JSONL is UTF-8 text - convert the file"
+        ) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"broken JSON: {error} - every line is one JSON object - fix it") from None
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"the line is {_json_type(fields)} - every line is one JSON object with "
+            '"query", "pos" and "neg" - fix it'
+        )
+    query = fields.get("query")
+    if not isinstance(query, str) or not query.strip():
+        found = f"is {_json_type(query)}" if not isinstance(query, str) else "has no text"
+        found = found if "query" in fields else "is missing"
+        raise ValueError(f"`query` {found} - it is the text of the query - add it")
+    positives, negatives = _texts(fields, "pos"), _texts(fields, "neg")
+    if b"\\ud" in line.lower():
+        _refuse_half_characters((query, *positives, *negatives))
+    if not positives:
+        found = "an empty list" if "pos" in fields else "missing"
+        raise ValueError(f"`pos` is {found} - a query needs a positive - add one or drop the line")
+    return Example(
+        query=query,
+        pos=positives,
+        neg=negatives,
+        pos_scores=_scores(fields, "pos_scores", len(positives), scores_required),
+        neg_scores=_scores(fields, "neg_scores", len(negatives), scores_required),
+        prompt=_optional_text(fields, "prompt") or _optional_text(fields, "query_prompt"),
+        passage_prompt=_optional_text(fields, "passage_prompt"),
+    )
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:
+    values = fields.get(name, [])
+    if not isinstance(values, list):
+        raise ValueError(f"`{name}` is {_json_type(values)} - it is a list of texts - use [...]")
+    for number, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(
+                f"`{name}[{number}]` is {_json_type(value)} - passages are strings - fix it"
+            )
+    return tuple(values)
+
+
+def _scores(
+    fields: dict[str, Any], name: str, count: int, required: bool
+) -> tuple[float, ...] | None:
+    values = fields.get(name)
+    if values is None:
+        if required:
+            raise ValueError(
+                f"`{name}` is missing - distillation needs a teacher's score for every passage - "
+                "add them with `reranker-ft distil`"
+            )
+        return None
+    if not isinstance(values, list) or len(values) != count:
+        found = f"{len(values)} scores" if isinstance(values, list) else _json_type(values)
+        raise ValueError(f"`{name}` is {found} for {count} passages - one number each - fix it")
+    for number, value in enumerate(values):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise ValueError(
+                f"`{name}[{number}]` is {value!r} - scores are finite numbers - fix it"
+            )
+    return tuple(map(float, values))
+
+
+def _refuse_half_characters(texts: Sequence[str]) -> None:
+    """An escaped surrogate without its other half is JSON, but no text: tokenizers fail on it."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{text[error.start : error.end]!r} is half of a character - a text is whole "
+                "characters - fix or drop it"
+            ) from None
+
+
+def _optional_text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"`{name}` is {_json_type(value)} - it is a text - fix or drop it")
+    return value
+
+
+def data_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The files that paths name: a folder stands for its .jsonl and .json files, sorted.
+
+    Raises:
+        ArgumentError: A path does not exist, or a folder holds no such file.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            files.append(path)
+        elif path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix in JSONL_SUFFIXES and p.is_file())
+            if not found:
+                raise ArgumentError(
+                    f"{path} holds no .jsonl or .json file - a data folder holds them directly - "
+                    "name the folder that does"
+                )
+            files += found
+        else:
+            raise ArgumentError(f"{path} does not exist - data are files or folders - fix the path")
+    return files
+
+
+class ExampleFiles(Sequence[Example]):
+    """The examples of several JSONL files, read from disk when they are asked for.
+
+    Memory is 8 bytes a line, whatever the lines hold. Opening parses every line once, so that
+    all problems are known before training starts.
+
+    Args:
+        paths: Files or folders.
+        max_per_file: Take a seeded random sample of at most this many lines of each file.
+        seed: Of that sample.
+        scores_required: Whether lines without teacher scores are refused.
+        negatives_required: Whether lines without negatives are refused.
+        progress: Show a progress bar in bytes.
+
+    Raises:
+        ArgumentError: A path does not exist.
+        DataError: Lines break the format; all are counted, the first ten are named.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        max_per_file: int | None = None,
+        seed: int = 0,
+        scores_required: bool = False,
+        negatives_required: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self.files = data_files(paths)
+        self._scores_required = scores_required
+        self._negatives_required = negatives_required
+        self._problems: list[str] = []
+        self._problem_count = 0
+        offsets: list[npt.NDArray[np.int64]] = []
+        size = sum(file.stat().st_size for file in self.files)
+        with tqdm(
+            total=size, unit="B", unit_scale=True, desc="reading", disable=not progress
+        ) as bar:
+            for number, file in enumerate(self.files):
+                found = self._index(file, bar)
+                if max_per_file is not None and len(found) > max_per_file:
+                    random = np.random.default_rng((seed, number))
+                    found = found[np.sort(random.permutation(len(found))[:max_per_file])]
+                offsets.append(found)
+        if self._problem_count:
+            raise DataError(self._problems, self._problem_count)
+        self._ends = np.cumsum([len(found) for found in offsets]).tolist()
+        self._offsets = np.concatenate(offsets) if offsets else np.zeros(0, np.int64)
+        if not len(self._offsets):
+            names = ", ".join(map(str, self.files))
+            raise DataError([f"{names}: no line with an example - data hold at least one - add it"])
+
+    def _index(self, file: Path, bar: tqdm[Any]) -> npt.NDArray[np.int64]:
+        """(lines,) byte offsets of the lines of one file, blank ones left out."""
+        offsets: list[int] = []
+        position = 0
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    offsets.append(position)
+                    try:
+                        self._parse(line)
+                    except ValueError as error:
+                        self._problem_count += 1
+                        if len(self._problems) < SHOWN_PROBLEMS:
+                            self._problems.append(f"{file}:{number}: {error}")
+                position += len(line)
+                bar.update(len(line))
+        return np.array(offsets, np.int64)
+
+    def _parse(self, line: bytes) -> Example:
+        example = parse_example(line, scores_required=self._scores_required)
+        if self._negatives_required and not example.neg:
+            raise ValueError(
+                "`neg` is missing or empty - a group needs a negative - add some "
+                "(`reranker-ft mine`), or use --in_batch_negatives"
+            )
+        return example
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        index = int(index) % len(self)
+        file = bisect.bisect_right(self._ends, index)
+        # Opened anew each time: a handle shared with forked workers would share its position.
+        with self.files[file].open("rb") as lines:
+            lines.seek(self._offsets[index])
+            try:
+                return self._parse(lines.readline())
+            except ValueError as error:
+                raise DataError(
+                    [f"{self.files[file]} was changed after it was opened: {error}"]
+                ) from None
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))

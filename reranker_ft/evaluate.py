@@ -1,0 +1,167 @@
+"""Ranking metrics of scored queries, with bootstrap intervals.
+
+The metrics are trec_eval's, computed by `pytrec_eval-terrier`; this module only decides how ties
+rank and how sure the averages are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pytrec_eval
+from numpy.typing import NDArray
+
+from reranker_ft.errors import RerankerError
+
+FloatArray = NDArray[np.float64]
+
+RANK_CUTOFF = 10
+BOOTSTRAP_SAMPLES = 10_000
+# Resampled values held at once: 4 Mi indices and as many values are 64 MiB.
+_BOOTSTRAP_BLOCK = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over queries and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def per_query_metrics(
+    scores: Sequence[NDArray[np.floating]],
+    relevance: Sequence[NDArray[np.integer]],
+    *,
+    recall_cutoffs: Sequence[int] = (1, 5, 10),
+) -> dict[str, FloatArray]:
+    """MRR@10, NDCG@10, MAP and Recall@k of every query.
+
+    Ties count against the model: among passages of equal score the least relevant ranks first, so
+    a model that scores everything alike gets the worst figures, not the luck of the input order.
+
+    Args:
+        scores: for each of N queries, the scores of its P passages, shape (P,).
+        relevance: for each query, the grades of the same passages, shape (P,); 0 is irrelevant.
+            NDCG's gain is the grade itself, as in trec_eval; the other metrics count grade >= 1.
+        recall_cutoffs: the k of each Recall@k.
+
+    Returns:
+        float64 arrays of shape (N,), in [0, 1], under the keys "mrr@10", "ndcg@10", "map" and
+        "recall@k", in this order.
+
+    Raises:
+        RerankerError: a query has no positive, its two arrays differ in length, or a score is NaN.
+    """
+    if len(scores) != len(relevance):
+        raise RerankerError(
+            f"{len(scores)} queries are scored and {len(relevance)} are judged - "
+            "every query needs both - pass one array of each per query"
+        )
+    run: dict[str, dict[str, float]] = {}
+    qrel: dict[str, dict[str, int]] = {}
+    for i, (query_scores, grades) in enumerate(zip(scores, relevance, strict=True)):
+        ranking = _pessimistic_ranking(query_scores, grades, query=i)
+        # trec_eval sorts by a float32 score and then by document id. Whole numbers that fall
+        # with the rank leave it nothing to round and no tie to break.
+        passages = len(ranking)
+        run[str(i)] = {str(p): float(passages - rank) for rank, p in enumerate(ranking)}
+        qrel[str(i)] = {str(p): int(grade) for p, grade in enumerate(grades)}
+    names = {
+        "mrr@10": "recip_rank",
+        "ndcg@10": f"ndcg_cut_{RANK_CUTOFF}",
+        "map": "map",
+        **{f"recall@{k}": f"recall_{k}" for k in recall_cutoffs},
+    }
+    measured = pytrec_eval.RelevanceEvaluator(qrel, set(names.values())).evaluate(run)
+    values = {
+        ours: np.array([measured[query][theirs] for query in run], dtype=np.float64)
+        for ours, theirs in names.items()
+    }
+    # trec_eval has no cut reciprocal rank: below rank 10 it is 0.
+    values["mrr@10"][values["mrr@10"] < 1 / RANK_CUTOFF] = 0.0
+    return values
+
+
+def _pessimistic_ranking(
+    scores: NDArray[np.floating], grades: NDArray[np.integer], *, query: int
+) -> NDArray[np.intp]:
+    """Passage indices from best to worst, shape (P,); within a tie the lowest grade goes first."""
+    scores, grades = np.asarray(scores), np.asarray(grades)
+    if scores.shape != grades.shape or scores.ndim != 1:
+        raise RerankerError(
+            f"query {query} has scores of shape {scores.shape} and grades of shape "
+            f"{grades.shape} - both must be (passages,) - pass one of each per passage"
+        )
+    if np.isnan(scores).any():
+        raise RerankerError(
+            f"query {query} has {int(np.isnan(scores).sum())} NaN score(s) - NaN has no rank - "
+            "check the model's weights, or score in float32 instead of half precision"
+        )
+    if not (grades > 0).any():
+        raise RerankerError(
+            f"query {query} has no positive among its {len(grades)} passages - its metrics are "
+            "undefined - give it a positive or leave it out"
+        )
+    return np.lexsort((grades, -scores))
+
+
+def bootstrap_mean(
+    values: FloatArray, *, seed: int = 0, samples: int = BOOTSTRAP_SAMPLES
+) -> Estimate:
+    """Mean of per-query values with a 95 % percentile bootstrap interval over the queries.
+
+    Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+
+    Args:
+        values: one value per query, shape (N,).
+        seed: equal seeds and N draw equal resamples, so figures of several metrics move together.
+        samples: resamples of N queries with replacement.
+
+    Raises:
+        RerankerError: there are no values.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size == 0:
+        raise RerankerError("0 queries - a mean needs at least one - give a file with queries")
+    queries = values.size
+    random = np.random.default_rng(seed)
+    means = np.empty(samples)
+    block = max(1, _BOOTSTRAP_BLOCK // queries)
+    for start in range(0, samples, block):
+        rows = min(block, samples - start)
+        drawn = random.integers(queries, size=(rows, queries))
+        means[start : start + rows] = values[drawn].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(mean=float(values.mean()), low=float(low), high=float(high))
+
+
+def bootstrap_difference(
+    values: FloatArray,
+    baseline: FloatArray,
+    *,
+    seed: int = 0,
+    samples: int = BOOTSTRAP_SAMPLES,
+) -> Estimate:
+    """Mean of `values - baseline` over the same queries, with its 95 % interval.
+
+    Resampling the differences keeps the pairing: what makes a query hard for both models cancels,
+    so the interval is far narrower than the two separate intervals suggest.
+
+    Args:
+        values, baseline: per-query values of two models in the same query order, shape (N,).
+
+    Raises:
+        RerankerError: the shapes differ, or there are no values.
+    """
+    values, baseline = np.asarray(values), np.asarray(baseline)
+    if values.shape != baseline.shape:
+        raise RerankerError(
+            f"{values.size} values against {baseline.size} - a paired difference needs the same "
+            "queries in the same order - evaluate both models on the same file"
+        )
+    return bootstrap_mean(values - baseline, seed=seed, samples=samples)

@@ -1,0 +1,112 @@
+"""Inputs that are there, and outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from reranker_ft.errors import ArgumentError
+
+
+def existing_file(path: str | Path) -> Path:
+    """The path, once it is sure that it names a file.
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ArgumentError(f"{path} {found} - one file is read here - fix the path")
+    return path
+
+
+def refuse_existing(path: str | Path, *, overwrite: bool = False) -> Path:
+    """The output path, once it is sure that writing there loses nothing.
+
+    Called before the long work starts, and again by those who write.
+
+    Raises:
+        ArgumentError: The path exists and `overwrite` is false, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ArgumentError(
+            f"{path} exists - outputs do not overwrite - pass --overwrite or another path"
+        )
+    if not path.absolute().parent.is_dir():
+        raise ArgumentError(
+            f"the folder {path.absolute().parent} does not exist - the output is written into an "
+            "existing folder - create it first"
+        )
+    return path
+
+
+@contextmanager
+def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A path to write, which takes the name `path` when the block ends well, else vanishes.
+
+    Raises:
+        ArgumentError: as `refuse_existing`.
+    """
+    path = refuse_existing(path, overwrite=overwrite)
+    temporary = _sibling(path)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        refuse_existing(path, overwrite=overwrite)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_text_file(path: str | Path, *, overwrite: bool = False) -> Iterator[TextIO]:
+    """As `new_file`, opened for UTF-8 text."""
+    with (
+        new_file(path, overwrite=overwrite) as temporary,
+        temporary.open("x", encoding="utf-8", newline="\n") as file,
+    ):
+        yield file
+
+
+@contextmanager
+def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill, which takes the name `path` when the block ends well.
+
+    With `overwrite`, a folder that stands there is moved aside until the new one has its name.
+
+    Raises:
+        ArgumentError: as `refuse_existing`.
+    """
+    path = refuse_existing(path, overwrite=overwrite)
+    temporary = _sibling(path)
+    aside = temporary.with_suffix(".old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        refuse_existing(path, overwrite=overwrite)
+        if path.exists():
+            path.replace(aside)
+        temporary.replace(path)
+    except BaseException:
+        if aside.exists() and not path.exists():
+            aside.replace(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink(missing_ok=True)
+
+
+def _sibling(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses: a rename needs one file system."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

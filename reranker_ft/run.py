@@ -1,0 +1,76 @@
+"""`torchrun -m reranker_ft.run`: the command line of training."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from reranker_ft.config import (
+    DataArguments,
+    ModelArguments,
+    RerankerTrainingArguments,
+    process_index,
+)
+from reranker_ft.errors import ArgumentError, RerankerError
+from reranker_ft.train import run
+
+USAGE = "reranker-ft train --model_name_or_path MODEL --train_data FILE... --output_dir DIR [flags]"
+
+# Flags of transformers 4, under the names they have now.
+RENAMED_FLAGS = {"--evaluation_strategy": "--eval_strategy", "--no_cuda": "--use_cpu"}
+
+
+class OneLineParser(HfArgumentParser):  # type: ignore[misc]
+    """Reports a wrong flag in one line instead of after two hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(f"{message} - flags are those of the help - see --help")
+
+
+def parse(
+    argv: list[str] | None,
+) -> tuple[ModelArguments, DataArguments, RerankerTrainingArguments]:
+    """The arguments of a command line.
+
+    Raises:
+        ArgumentError: A flag that does not exist, is missing, or has a value that cannot be.
+    """
+    parser = OneLineParser(
+        (ModelArguments, DataArguments, RerankerTrainingArguments),
+        usage=USAGE,
+        allow_abbrev=False,
+    )
+    argv = [RENAMED_FLAGS.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
+    parsed: Any = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    *arguments, unknown = parsed
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    model_args, data_args, training_args = arguments
+    return model_args, data_args, training_args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains as the flags say; returns the exit code.
+
+    A RerankerError ends as one line on stderr, from the first process only: exit code 2 for
+    arguments, 1 for data and models.
+    """
+    logging.basicConfig(
+        format="%(message)s", level=logging.INFO if process_index() == 0 else logging.ERROR
+    )
+    try:
+        run(*parse(argv))
+    except RerankerError as error:
+        if process_index() == 0:
+            sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ArgumentError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""Scores of (query, passage) pairs, behind the interface of FlagEmbedding's FlagReranker."""
+
+from __future__ import annotations
+
+import copy
+import reprlib
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reranker_ft.collate import (
+    Encodings,
+    Pair,
+    PairEncoder,
+    default_micro_batch_tokens,
+    position_limit,
+    score_encodings,
+)
+from reranker_ft.errors import ArgumentError, ModelError
+from reranker_ft.files import new_folder
+from reranker_ft.groups import Instructions
+from reranker_ft.load import load_cross_encoder
+
+# Pairs that are tokenized and sorted by length together: enough for batches of even length, few
+# enough that the token ids of millions of pairs never stand in memory at once.
+WINDOW_PAIRS = 16_384
+
+Devices = str | int | Sequence[str] | Sequence[int] | None
+
+
+class RankedDocument(NamedTuple):
+    """A document, where it stood in the input, and its score."""
+
+    position: int
+    score: float
+    document: str
+
+
+class Reranker:
+    """A trained cross-encoder that scores how well passages answer queries.
+
+    Takes the constructor arguments of FlagReranker (FlagEmbedding 1.4) and gives equal scores, but
+    batches by tokens: pairs are sorted by length and run in micro-batches of about equal length.
+
+    >>> reranker = Reranker("BAAI/bge-reranker-base", use_fp16=True)  # doctest: +SKIP
+    >>> scores = reranker.compute_score([["what is a panda?", "hi"],
+    ...                                  ["what is a panda?", "A bear."]])  # doctest: +SKIP
+
+    Args:
+        model_name_or_path: A folder, a PEFT adapter's folder, or a Hub id.
+        use_fp16: Half precision where there is a GPU; on a CPU, which is slower in it, fp32.
+        query_instruction_for_rerank, query_instruction_format: The format's two `{}` take the
+            instruction and the query. No instruction, no change.
+        passage_instruction_for_rerank, passage_instruction_format: The same for passages.
+        trust_remote_code: Run code that comes with the model.
+        cache_dir: Where downloads are kept.
+        devices: "cpu", "cuda:1", 1, or a list of these, which share the work; None takes all GPUs,
+            else the CPU.
+        batch_size: Most pairs of full length in one forward.
+        query_max_length: Most tokens of a query; three quarters of `max_length` if None.
+        max_length: Most tokens of a pair. Never more than the model has positions for.
+        normalize: Map scores to (0, 1) by the sigmoid.
+        use_bf16: As `use_fp16`, in bfloat16.
+        micro_batch_tokens: Most padded tokens in one forward; None lets the device decide.
+
+    Attributes:
+        model: The first device's copy.
+        tokenizer: Its tokenizer.
+        instructions: What is put around queries and passages.
+        target_devices: The devices in use.
+
+    Raises:
+        ModelError: The checkpoint does not load as a reranker.
+        ArgumentError: A device that is not there, or arguments that cannot be meant.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | Path,
+        use_fp16: bool = False,
+        query_instruction_for_rerank: str | None = None,
+        query_instruction_format: str = "{}{}",
+        passage_instruction_for_rerank: str | None = None,
+        passage_instruction_format: str = "{}{}",
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        devices: Devices = None,
+        batch_size: int = 128,
+        query_max_length: int | None = None,
+        max_length: int = 512,
+        normalize: bool = False,
+        *,
+        use_bf16: bool = False,
+        micro_batch_tokens: int | None = None,
+    ) -> None:
+        self.target_devices = parse_devices(devices)
+        dtype = _dtype(use_fp16, use_bf16, self.target_devices)
+        model, self.tokenizer = load_cross_encoder(
+            model_name_or_path, trust_remote_code=trust_remote_code, cache_dir=cache_dir
+        )
+        self._replicas = _replicate(model, dtype, self.target_devices)
+        self.model_name_or_path = str(model_name_or_path)
+        self.instructions = Instructions(
+            query=query_instruction_for_rerank,
+            query_format=query_instruction_format,
+            passage=passage_instruction_for_rerank,
+            passage_format=passage_instruction_format,
+        )
+        self.batch_size = batch_size
+        self.query_max_length = query_max_length
+        self.max_length = max_length
+        self.normalize = normalize
+        self.micro_batch_tokens = micro_batch_tokens
+
+    @property
+    def model(self) -> nn.Module:
+        return self._replicas[0]
+
+    def compute_score(
+        self,
+        sentence_pairs: Sequence[Sequence[str]] | Sequence[str],
+        batch_size: int | None = None,
+        query_max_length: int | None = None,
+        max_length: int | None = None,
+        normalize: bool | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[float]:
+        """Scores pairs, order kept. An argument that is None takes the constructor's value.
+
+        Args:
+            sentence_pairs: N pairs [query, passage]; or one pair, which counts as a list of one.
+            progress: Show a progress bar.
+
+        Returns:
+            N raw scores (logits), or probabilities with `normalize`.
+
+        Raises:
+            ArgumentError: Something is not a pair of strings, or a length leaves no room for text.
+            ModelError: A single pair does not fit into the device's memory, or a score is NaN.
+        """
+        scores = self.score_pairs(
+            [self.instruct(query, passage) for query, passage in _as_pairs(sentence_pairs)],
+            batch_size=batch_size,
+            encoder=self.encoder(max_length=max_length, query_max_length=query_max_length),
+            normalize=normalize,
+            progress=progress,
+        )
+        result: list[float] = scores.tolist()
+        return result
+
+    def instruct(
+        self, query: str, passage: str, prompt: str | None = None, passage_prompt: str | None = None
+    ) -> Pair:
+        """The pair as the model reads it; prompts replace the reranker's own instructions."""
+        put = self.instructions
+        return put.of_query(query, prompt), put.of_passage(passage, passage_prompt)
+
+    def encoder(
+        self, *, max_length: int | None = None, query_max_length: int | None = None
+    ) -> PairEncoder:
+        """What turns pairs into this model's token ids; None takes the constructor's value.
+
+        Raises:
+            ArgumentError: The lengths leave no room for text.
+        """
+        max_length = max_length or self.max_length
+        return PairEncoder(
+            self.tokenizer,
+            max_length=min(max_length, position_limit(self.model) or max_length),
+            query_max_length=query_max_length or self.query_max_length,
+        )
+
+    def score_pairs(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        batch_size: int | None = None,
+        encoder: PairEncoder | None = None,
+        normalize: bool | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """(N,) fp64 scores of N pairs as they are: `compute_score` without its instructions.
+
+        Raises:
+            ModelError: A single pair does not fit into the device's memory, or a score is NaN.
+        """
+        encoder = encoder or self.encoder()
+        budget = self.token_budget(encoder.max_length, batch_size)
+        windows = range(0, len(pairs), WINDOW_PAIRS)
+        scores = torch.empty(len(pairs))
+        for number, start in enumerate(windows, 1):
+            label = "scoring" if len(windows) == 1 else f"scoring, part {number} of {len(windows)}"
+            window = pairs[start : start + WINDOW_PAIRS]
+            scores[start : start + len(window)] = self._score(
+                encoder, window, budget, label if progress else False
+            )
+        lost = int(scores.isnan().sum())
+        if lost:
+            raise ModelError(
+                f"{lost} of {len(pairs)} scores are NaN - a score is a number - score without "
+                "use_fp16, or check the model's weights"
+            )
+        # In fp64, where the sigmoid of a large score is still below 1.
+        scores = scores.double()
+        return scores.sigmoid() if (self.normalize if normalize is None else normalize) else scores
+
+    def token_budget(self, max_length: int, batch_size: int | None = None) -> int:
+        """Padded tokens of one forward: what suits the device, within `batch_size` full pairs.
+
+        Raises:
+            ArgumentError: `batch_size` is below 1.
+        """
+        pairs = self.batch_size if batch_size is None else batch_size
+        if pairs < 1:
+            raise ArgumentError(f"batch_size is {pairs} - it counts pairs - use 1 or more")
+        suits = self.micro_batch_tokens or default_micro_batch_tokens(self.target_devices[0])
+        return min(suits, pairs * max_length)
+
+    def rank(
+        self, query: str, documents: Sequence[str], top_k: int | None = None
+    ) -> list[RankedDocument]:
+        """The `top_k` best documents (all if None), best first; ties keep the input's order.
+
+        Raises:
+            ArgumentError: as `compute_score`, or `top_k` is below 1.
+        """
+        if top_k is not None and top_k < 1:
+            raise ArgumentError(f"top_k is {top_k} - it counts documents - use 1 or more")
+        scores = self.compute_score([(query, document) for document in documents])
+        best = np.argsort(-np.array(scores), kind="stable")[:top_k].tolist()
+        return [RankedDocument(i, scores[i], documents[i]) for i in best]
+
+    def save(self, output_path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes model and tokenizer for transformers, in the dtype that they run in.
+
+        Raises:
+            ArgumentError: The path exists and `overwrite` is false.
+        """
+        with new_folder(output_path, overwrite=overwrite) as folder:
+            self.model.save_pretrained(folder)  # type: ignore[operator]
+            self.tokenizer.save_pretrained(folder)
+
+    def _score(
+        self, encoder: PairEncoder, pairs: Sequence[Pair], budget: int, progress: str | bool
+    ) -> Tensor:
+        """(N,) raw scores of the pairs of one window."""
+        if len(self._replicas) == 1:
+            return score_encodings(self.model, encoder(pairs), max_tokens=budget, progress=progress)
+        # Dealt out by length, so that each device gets the same mix of short and long pairs.
+        shares = _deal([len(query) + len(passage) for query, passage in pairs], len(self._replicas))
+
+        def score_share(replica: int) -> Tensor:
+            encodings: Encodings = encoder([pairs[i] for i in shares[replica]])
+            # One bar is enough: the shares finish at about the same time.
+            shown = progress if replica == 0 else False
+            return score_encodings(
+                self._replicas[replica], encodings, max_tokens=budget, progress=shown
+            )
+
+        scores = torch.empty(len(pairs))
+        with ThreadPoolExecutor(len(self._replicas)) as threads:
+            for share, part in zip(
+                shares, threads.map(score_share, range(len(shares))), strict=True
+            ):
+                scores[share] = part
+        return scores
+
+
+def parse_devices(devices: Devices) -> list[torch.device]:
+    """The devices that FlagReranker's argument means; None takes all GPUs, else MPS, else the CPU.
+
+    Raises:
+        ArgumentError: Not a device's name or number, or one that this machine does not have.
+    """
+    if devices is None:
+        if torch.cuda.is_available():
+            return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    names = [str(d) for d in ([devices] if isinstance(devices, (str, int)) else devices)]
+    if not names:
+        raise ArgumentError("devices is empty - at least one is needed - name one, or pass None")
+    parsed = []
+    for name in names:
+        try:
+            device = torch.device(f"cuda:{name}" if name.isdecimal() else name)
+        except RuntimeError:
+            raise ArgumentError(
+                f"device {name!r} is unknown - a device is named like 'cuda:0' or 'cpu', or "
+                "numbered - use one of these"
+            ) from None
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ArgumentError(
+                f"device {name!r} is not there - this machine shows {torch.cuda.device_count()} "
+                "CUDA devices - choose one of them, or 'cpu'"
+            )
+        parsed.append(device)
+    return parsed
+
+
+def _dtype(use_fp16: bool, use_bf16: bool, devices: Sequence[torch.device]) -> torch.dtype:
+    if use_fp16 and use_bf16:
+        raise ArgumentError("use_fp16 and use_bf16 are both set - a model has one dtype - drop one")
+    if not (use_fp16 or use_bf16):
+        return torch.float32
+    if any(device.type == "cpu" for device in devices):
+        # To the caller's caller, who wrote the argument.
+        warnings.warn("no half precision on a CPU: scoring in fp32", stacklevel=3)
+        return torch.float32
+    return torch.float16 if use_fp16 else torch.bfloat16
+
+
+def _replicate(
+    model: nn.Module, dtype: torch.dtype, devices: Sequence[torch.device]
+) -> list[nn.Module]:
+    """One model a device; the first is the one given."""
+    copies = [copy.deepcopy(model).to(device, dtype) for device in devices[1:]]
+    return [model.to(devices[0], dtype), *copies]
+
+
+def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:
+    """A list of pairs, whether given as one or as a single pair."""
+    items: list[Any] = list(sentence_pairs)
+    if items and isinstance(items[0], str):
+        items = [items]
+    for number, item in enumerate(items):
+        if isinstance(item, str) or len(item) != 2 or not all(isinstance(t, str) for t in item):
+            raise ArgumentError(
+                f"pair {number} is {reprlib.repr(item)} - a pair is [query, passage], both "
+                "strings - leave out or repair it"
+            )
+    return [(query, passage) for query, passage in items]
+
+
+def _deal(lengths: Sequence[int], shares: int) -> list[list[int]]:
+    """Indices 0..N-1 dealt out one by one, the longest first."""
+    by_length = np.argsort(-np.asarray(lengths), kind="stable")
+    return [by_length[i::shares].tolist() for i in range(shares)]
+
+
+FlagReranker = Reranker

@@ -1,0 +1,342 @@
+"""One training run, from arguments to an output folder that every tool loads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
+
+from reranker_ft.batch import GroupCollator
+from reranker_ft.collate import (
+    PairEncoder,
+    default_micro_batch_tokens,
+    needs_mask,
+    position_limit,
+)
+from reranker_ft.config import DataArguments, ModelArguments, RerankerTrainingArguments
+from reranker_ft.data import ExampleFiles
+from reranker_ft.errors import ArgumentError, ModelError
+from reranker_ft.groups import GroupDataset
+from reranker_ft.history import HISTORY_FILE, PICTURE_FILE, HistoryCallback
+from reranker_ft.load import model_errors
+from reranker_ft.ranking import RankingSet
+from reranker_ft.trainer import CollapseCallback, RerankerTrainer
+
+logger = logging.getLogger(__name__)
+
+# What sentence_transformers.CrossEncoder applies to the logit. Without this entry it would be a
+# sigmoid, and its scores would differ from those of transformers and FlagReranker.
+RAW_SCORES = "torch.nn.modules.linear.Identity"
+
+# What a training run leaves in its output folder.
+RUN_OUTPUTS = re.compile(
+    r"checkpoint-\d+|(model|pytorch_model|adapter_model)\b.*\.(safetensors|bin|json)"
+    rf"|adapter_config\.json|training_args\.bin|{re.escape(HISTORY_FILE)}|{re.escape(PICTURE_FILE)}"
+)
+
+
+def run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: RerankerTrainingArguments,
+) -> RerankerTrainer:
+    """Trains, evaluates and saves; returns the trainer, with the trained model in it.
+
+    Raises:
+        ArgumentError: Arguments that cannot be meant, or an output folder that would be lost.
+        DataError: Lines of the data break the format.
+        ModelError: The model does not load, or cannot be a reranker.
+    """
+    checkpoint = _checkpoint_to_resume(training_args)
+    _check_output(model_args, training_args, resuming=checkpoint is not None)
+    for note in training_args.notes:
+        logger.warning(note)
+    set_seed(training_args.seed)
+    examples = _read(data_args, training_args)
+    model, tokenizer = load_for_training(model_args)
+    trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
+    trainer.get_train_dataloader()  # refuses what it cannot make before anything is removed
+    if training_args.overwrite_output_dir and checkpoint is None:
+        with training_args.main_process_first(local=False):
+            if training_args.should_save:
+                _clear_output(Path(training_args.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.ranking_sets and _is_unmeasured(trainer):
+        trainer.evaluate()
+    if model_args.use_lora and model_args.save_merged_lora_model:
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+    trainer.save_model()
+    return trainer
+
+
+def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) -> ExampleFiles:
+    return ExampleFiles(
+        data_args.train_data,
+        max_per_file=data_args.max_example_num_per_dataset,
+        seed=training_args.data_seed or training_args.seed,
+        scores_required=data_args.knowledge_distillation,
+        negatives_required=data_args.train_group_size > 1,
+        progress=not training_args.disable_tqdm and training_args.process_index == 0,
+    )
+
+
+def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
+    """The model with a one-logit head, in fp32, with adapters if asked for; its tokenizer.
+
+    Raises:
+        ModelError: The model does not load, or its head gives several scores a pair.
+    """
+    name = args.model_name_or_path
+    common = {
+        "cache_dir": args.cache_dir,
+        "token": args.token,
+        "trust_remote_code": args.trust_remote_code,
+    }
+    with model_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            args.tokenizer_name or name, use_fast=args.use_fast_tokenizer, **common
+        )
+        config = AutoConfig.from_pretrained(args.config_name or name, **common)
+    heads = [head for head in config.architectures or [] if "SequenceClassification" in head]
+    if heads and config.num_labels != 1:
+        raise ModelError(
+            f"{name} is a classifier of {config.num_labels} labels - a reranker has one - start "
+            "from a reranker or from the encoder"
+        )
+    config.num_labels = 1
+    # The load report of transformers is replaced by one line of ours.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with model_errors(name):
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=config,
+                dtype="float32",
+                attn_implementation=args.attn_implementation,
+                output_loading_info=True,
+                **common,
+            )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    _report_fresh_weights(name, model, set(report["missing_keys"]))
+    if args.use_lora:
+        model = _with_adapters(model, args)
+    return model, tokenizer
+
+
+def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
+    """Warns about a fresh head; refuses a body that the checkpoint does not hold."""
+    parameters = {parameter for parameter, _ in model.named_parameters()}
+    missing &= parameters
+    body = sorted(
+        key
+        for key in missing
+        if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
+    )
+    if body:
+        raise ModelError(
+            f"{name} lacks {len(body)} of {len(parameters)} parameters ({', '.join(body[:3])}, ...)"
+            " - only the head may start from random weights - check that it is the right model"
+        )
+    if missing:
+        model.config.sentence_transformers = {"activation_fn": RAW_SCORES}
+        logger.warning(
+            "%s has no reranking head: %s start from random weights, so scores mean nothing until "
+            "it is trained.",
+            name,
+            ", ".join(sorted(missing)),
+        )
+
+
+def _with_adapters(model: Any, args: ModelArguments) -> Any:
+    """The model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole."""
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - optional
+
+    heads = [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.target_modules or "all-linear",
+        modules_to_save=heads,
+    )
+    with model_errors(args.model_name_or_path):
+        return get_peft_model(model, config)
+
+
+def _make_trainer(
+    model: Any,
+    tokenizer: Any,
+    examples: ExampleFiles,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: RerankerTrainingArguments,
+) -> RerankerTrainer:
+    encoder = make_encoder(model, tokenizer, data_args)
+    collator = GroupCollator(
+        encoder,
+        micro_batch_tokens=data_args.micro_batch_tokens
+        or default_micro_batch_tokens(training_args.device),
+        in_batch_negatives=data_args.in_batch_negatives,
+        always_mask=needs_mask(model),
+    )
+    dataset = GroupDataset(
+        examples,
+        group_size=data_args.train_group_size,
+        instructions=data_args.instructions,
+        seed=training_args.data_seed or training_args.seed,
+        shuffle_ratio=data_args.shuffle_ratio,
+    )
+    queries = training_args.train_batch_size * training_args.world_size
+    if data_args.in_batch_negatives and queries < 2:
+        raise ArgumentError(
+            "in_batch_negatives is set and a batch holds 1 query - they come from the others - use "
+            "--per_device_train_batch_size 2 or more"
+        )
+    callbacks = [
+        HistoryCallback(),
+        CollapseCallback(data_args.train_group_size + data_args.in_batch_negatives),
+    ]
+    if training_args.early_stopping_patience is not None:
+        callbacks.append(
+            EarlyStoppingCallback(
+                training_args.early_stopping_patience, training_args.early_stopping_threshold
+            )
+        )
+    if training_args.dataloader_num_workers:
+        # The tokenizer's own threads and forked workers do not go together.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return RerankerTrainer(
+        model,
+        training_args,
+        train_dataset=dataset,
+        data_collator=collator,
+        ranking_sets=_ranking_sets(encoder, data_args, training_args),
+        distil=data_args.knowledge_distillation,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairEncoder:
+    """The encoder of the run's pairs; warns where the model has too few positions for them."""
+    max_length, limit = args.max_length, position_limit(model)
+    if limit is not None and max_length > limit:
+        if args.max_len is not None or max_length != limit:
+            logger.warning(
+                "Pairs of %d tokens were asked for and the model has %d positions: cut at %d.",
+                max_length,
+                limit,
+                limit,
+            )
+        max_length = limit
+    return PairEncoder(
+        tokenizer,
+        max_length=max_length,
+        query_max_length=args.query_max_len,
+        passage_max_length=args.passage_max_len,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+    )
+
+
+def _ranking_sets(
+    encoder: PairEncoder, data_args: DataArguments, training_args: RerankerTrainingArguments
+) -> dict[str, RankingSet]:
+    # Processes that hold a model together make its forwards together, on the same queries.
+    sharded = bool(training_args.fsdp or training_args.deepspeed)
+    sets: dict[str, RankingSet] = {}
+    for name, paths in (
+        ("eval", training_args.eval_data),
+        ("eval_retain", training_args.retain_data),
+    ):
+        if paths:
+            examples = ExampleFiles(paths, negatives_required=True)
+            sets[name] = RankingSet(
+                examples[: training_args.max_eval_queries],
+                encoder,
+                data_args.instructions,
+                process=0 if sharded else training_args.process_index,
+                processes=1 if sharded else training_args.world_size,
+            )
+    return sets
+
+
+def _is_unmeasured(trainer: RerankerTrainer) -> bool:
+    """Whether the model as it is now has no evaluation yet: a late step, or the best one loaded."""
+    measured = [
+        entry["step"]
+        for entry in trainer.state.log_history
+        if any(key.startswith("eval_") for key in entry)
+    ]
+    loaded_best = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint
+    return bool(loaded_best) or trainer.state.global_step not in measured
+
+
+def _checkpoint_to_resume(args: RerankerTrainingArguments) -> str | None:
+    """The checkpoint folder that --resume_from_checkpoint means; `True` means the last one."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() in ("false", "none", ""):
+        return None
+    if str(wanted).lower() in ("true", "last"):
+        last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if last is None:
+            raise ArgumentError(
+                f"resume_from_checkpoint is {wanted} and {args.output_dir} holds no checkpoint - "
+                "only a run that saved one can go on - leave the flag out to start anew"
+            )
+        return str(last)
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise ArgumentError(
+            f"{wanted} is no checkpoint (it has no trainer_state.json) - resuming needs a folder "
+            "that a run saved - name a checkpoint-* folder"
+        )
+    return str(wanted)
+
+
+def _check_output(
+    model_args: ModelArguments, args: RerankerTrainingArguments, *, resuming: bool
+) -> None:
+    output = Path(args.output_dir)
+    if output.exists() and not output.is_dir():
+        raise ArgumentError(f"output_dir {output} is a file - it becomes a folder - use another")
+    if output.resolve() == Path(model_args.model_name_or_path).resolve():
+        raise ArgumentError(
+            f"output_dir {output} is the model itself - the model stays as it is - use another"
+        )
+    if resuming or args.overwrite_output_dir or not output.is_dir():
+        return
+    if any(output.iterdir()):
+        raise ArgumentError(
+            f"output_dir {output} is not empty - a run does not mix with another's files - use a "
+            "new folder, --overwrite_output_dir, or --resume_from_checkpoint True"
+        )
+
+
+def _clear_output(output: Path) -> None:
+    """Removes what an earlier run left; anything else in the folder stays."""
+    for path in output.iterdir() if output.is_dir() else ():
+        if RUN_OUTPUTS.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -1,0 +1,271 @@
+"""transformers.Trainer for rerankers: groups in, one loss a step, ranking metrics at evaluation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from reranker_ft.batch import GroupCollator, TrainingBatch, group_scores
+from reranker_ft.config import RerankerTrainingArguments
+from reranker_ft.groups import Group, GroupBatchSampler, GroupDataset
+from reranker_ft.loss import LOSSES, distillation
+from reranker_ft.ranking import RankingSet, ranking_loss, ranking_metrics, score_spread
+
+logger = logging.getLogger(__name__)
+
+# Scores of a group closer together than this (standard deviation, in logits) rank nothing.
+COLLAPSED_SPREAD = 0.01
+# How near the loss is to that of equal scores, as a share of it.
+COLLAPSED_LOSS_MARGIN = 0.01
+# A fresh head starts out this way too; it leaves within the first logs unless something is wrong.
+COLLAPSED_LOGS = 3
+
+
+class GroupDataLoader(DataLoader[Group]):
+    """A data loader whose batch sampler knows the epoch, and which makes batches ahead of time.
+
+    Args:
+        ahead: Batches made during the step, in a thread, where there are no workers: tokenizing
+            lets the interpreter go.
+        others: What torch's DataLoader takes.
+    """
+
+    def __init__(self, *arguments: Any, ahead: int, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self.ahead = ahead
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        return batches if self.num_workers else _made_ahead(batches, self.ahead)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passes the epoch on to the batch sampler; the Trainer calls this."""
+        if isinstance(self.batch_sampler, GroupBatchSampler):
+            self.batch_sampler.set_epoch(epoch)
+
+
+def _made_ahead(batches: Iterator[Any], count: int) -> Iterator[Any]:
+    """The same batches, `count` of them made in a thread while the caller uses one."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        pending = deque(thread.submit(next, batches, None) for _ in range(count))
+        while (batch := pending.popleft().result()) is not None:
+            pending.append(thread.submit(next, batches, None))
+            yield batch
+
+
+class RerankerTrainer(Trainer):  # type: ignore[misc]
+    """Trains a cross-encoder with one loss over the groups of a step.
+
+    Args:
+        model: Gives one logit a pair.
+        args: The training arguments.
+        train_dataset: Makes the groups.
+        data_collator: Makes batches of them.
+        ranking_sets: What is ranked at evaluation: `eval` (the target) and `eval_retain`.
+        distil: Whether the teacher scores of the batches count.
+        others: What transformers.Trainer takes.
+    """
+
+    control: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: RerankerTrainingArguments,
+        *,
+        train_dataset: GroupDataset,
+        data_collator: GroupCollator,
+        ranking_sets: dict[str, RankingSet] | None = None,
+        distil: bool = False,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            data_collator=data_collator,
+            # The Trainer only asks whether there is one; `evaluate` is ours.
+            eval_dataset=ranking_sets or None,
+            **others,
+        )
+        self.ranking_sets = ranking_sets or {}
+        self.distil = distil
+        # compute_loss divides by the queries of the whole accumulated batch itself.
+        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True  # says the same to older versions
+        self._spread_sum = torch.zeros((), device=args.device)
+        self._spread_count = 0
+
+    def get_train_dataloader(self) -> DataLoader[Group]:
+        """Batches of this process; every example counts once an epoch."""
+        collator: GroupCollator = self.data_collator
+        sampler = GroupBatchSampler(
+            len(self.train_dataset),
+            self._train_batch_size,
+            seed=self.train_dataset.seed,
+            process=self.args.process_index,
+            processes=self.args.world_size,
+            drop_last=self.args.dataloader_drop_last,
+            lend=collator.in_batch_negatives > 0,
+        )
+        workers = self.args.dataloader_num_workers
+        return GroupDataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=collator,
+            ahead=self.args.gradient_accumulation_steps,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[TrainingBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[TrainingBatch], Tensor]:
+        """The batches of one optimizer step, and how many queries they hold on all processes."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        queries = torch.stack([batch["weights"].sum() for batch in batches]).sum().to(device)
+        if self.args.world_size > 1:
+            dist.all_reduce(queries)
+            forwards = [len(batch["micro_batches"]) for batch in batches]
+            most_forwards = torch.tensor(forwards, device=device)
+            dist.all_reduce(most_forwards, dist.ReduceOp.MAX)
+            for batch, own, most in zip(batches, forwards, most_forwards.tolist(), strict=True):
+                batch["idle_forwards"] = most - own
+        return batches, queries
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: TrainingBatch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """This process's part of the mean loss over all queries of the optimizer step."""
+        scores = group_scores(model, inputs)  # (Q, C)
+        present, weights = inputs["present"], inputs["weights"]
+        losses = LOSSES[self.args.loss](scores, present)  # (Q,)
+        if self.distil and inputs["teacher_scores"] is not None:
+            teacher_scores = inputs["teacher_scores"]
+            losses = losses + self.args.distillation_weight * distillation(
+                scores[:, : teacher_scores.shape[1]],
+                teacher_scores,
+                self.args.distillation_temperature,
+            )
+        self._spread_sum += scores.detach().std(dim=1).mean()
+        self._spread_count += 1
+        queries = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        # DDP and FSDP average the gradients over the processes; we need their sum.
+        loss = (losses * weights).sum() / queries * self.args.world_size
+        return (loss, scores) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the spread of the scores within a group since the last log, in logits."""
+        if "loss" in logs and self._spread_count:
+            logs["score_spread"] = (self._spread_sum / self._spread_count).item()
+            self._spread_sum.zero_()
+            self._spread_count = 0
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: TrainingBatch) -> int:
+        """Of forward and backward: 6 for every weight and token (Kaplan et al., 2020)."""
+        tokens = sum(batch["input_ids"].numel() for batch in inputs["micro_batches"])
+        return 6 * tokens * int(self.model.num_parameters(exclude_embeddings=True))
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Ranks the held-out queries: `eval_ndcg@10` (target), `eval_retain_ndcg@10`, and so on.
+
+        Each metric comes with its 95 % interval, `..._low` and `..._high`. `..._loss` is the
+        softmax cross-entropy over all passages of a query; `..._score_spread` the standard
+        deviation of its scores, in logits.
+        """
+        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        metrics: dict[str, float] = {}
+        for name, ranking_set in self.ranking_sets.items():
+            prefix = name.replace("eval", metric_key_prefix, 1)
+            metrics |= {
+                f"{prefix}_{key}": value for key, value in self._rank(model, ranking_set, name)
+            }
+        model.train(was_training)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _rank(
+        self, model: nn.Module, ranking_set: RankingSet, name: str
+    ) -> Iterator[tuple[str, float]]:
+        label = "" if self.args.disable_tqdm or not self.is_world_process_zero() else name
+        with self.autocast_smart_context_manager():
+            scores = ranking_set.scores(
+                model, max_tokens=self.data_collator.micro_batch_tokens, progress=label
+            )
+        relevance = ranking_set.relevance
+        if ranking_set.processes > 1:
+            parts: list[Any] = [None] * ranking_set.processes
+            dist.all_gather_object(parts, (scores, relevance))
+            # Back into the order of the file, so that the bootstrap draws the same queries.
+            scores, relevance = (_interleave([part[i] for part in parts]) for i in (0, 1))
+        for metric, estimate in ranking_metrics(scores, relevance).items():
+            yield metric, estimate.mean
+            yield f"{metric}_low", estimate.low
+            yield f"{metric}_high", estimate.high
+        yield "loss", ranking_loss(scores, relevance)
+        yield "score_spread", score_spread(scores)
+
+
+def _interleave(parts: list[list[Any]]) -> list[Any]:
+    total = sum(map(len, parts))
+    return [parts[i % len(parts)][i // len(parts)] for i in range(total)]
+
+
+class CollapseCallback(TrainerCallback):  # type: ignore[misc]
+    """Says once that the model has collapsed: all scores alike, the loss that of a guess.
+
+    Args:
+        columns: C, passages a query is scored against.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.guess = math.log(columns)
+        self.logs = 0
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if not logs or "score_spread" not in logs or "loss" not in logs:
+            return
+        at_guess = abs(logs["loss"] - self.guess) < COLLAPSED_LOSS_MARGIN * self.guess
+        self.logs = self.logs + 1 if at_guess and logs["score_spread"] < COLLAPSED_SPREAD else 0
+        if self.logs == COLLAPSED_LOGS and state.is_world_process_zero:
+            logger.warning(
+                "The model has collapsed at step %d: the loss is %.3f, ln(%d passages) is %.3f, "
+                "and the scores of a query spread by %.1e - a model ranks by its scores - "
+                "start again with a lower learning rate or a longer warmup.",
+                state.global_step,
+                logs["loss"],
+                round(math.exp(self.guess)),
+                self.guess,
+                logs["score_spread"],
+            )

@@ -1,0 +1,139 @@
+"""Tiny models and tokenizers, built from configs in the test process: no network, no files kept."""
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+MAX_POSITIONS = 64
+WORDS = [
+    *("the", "a", "of", "in", "is", "was", "what", "who", "when", "where", "how", "which"),
+    *("red", "green", "blue", "apple", "river", "stone", "bridge", "garden", "winter", "summer"),
+    *("bird", "horse", "king", "city", "north", "south", "east", "west", "water", "fire", "light"),
+]
+SPECIAL = {
+    "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    # RoBERTa's order: the padding token is id 1, so positions start at 2.
+    "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+}
+
+
+def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer that knows WORDS and spells out all other ASCII text."""
+    family = "bert" if kind == "bert" else "roberta"
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    tokens = [*SPECIAL[family], *characters, *(f"##{c}" for c in characters), *WORDS]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    unknown = "[UNK]" if family == "bert" else "<unk>"
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if family == "bert":
+        first, last, pad, mask = "[CLS]", "[SEP]", "[PAD]", "[MASK]"
+        single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    else:
+        first, last, pad, mask = "<s>", "</s>", "<pad>", "<mask>"
+        single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
+        inputs = ["input_ids", "attention_mask"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single,
+        pair=pair,
+        special_tokens=[(token, vocabulary[token]) for token in (first, last)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=unknown,
+        pad_token=pad,
+        cls_token=first,
+        sep_token=last,
+        mask_token=mask,
+        model_input_names=inputs,
+        model_max_length=MAX_POSITIONS,
+    )
+
+
+def make_model(
+    kind: str = "bert", *, seed: int = 0, dropout: float = 0.0, num_labels: int = 1
+) -> torch.nn.Module:
+    """A two-layer cross-encoder in evaluation mode."""
+    tokenizer = make_tokenizer(kind)
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "num_labels": num_labels,
+        # The usual 0.02 gives scores that hardly differ in a model this small.
+        "initializer_range": 0.2,
+    }
+    if kind == "bert":
+        config = BertConfig(max_position_embeddings=MAX_POSITIONS, **common)
+    else:
+        family = {"roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig}[kind]
+        config = family(max_position_embeddings=MAX_POSITIONS + 2, type_vocab_size=1, **common)
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory):
+    """`model_folders(kind)`: a folder with a tiny reranker; do not write there."""
+    folders: dict[str, Path] = {}
+
+    def folder(kind: str = "bert", *, dropout: float = 0.0) -> Path:
+        key = f"{kind}-{dropout}"
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp(key)
+            make_model(kind, dropout=dropout).save_pretrained(folders[key])
+            make_tokenizer(kind).save_pretrained(folders[key])
+        return folders[key]
+
+    return folder
+
+
+def toy_rows(count: int, *, negatives: int = 5) -> list[dict[str, object]]:
+    """Queries whose positive repeats their two words; lengths differ from passage to passage."""
+    rows = []
+    for i in range(count):
+        first, second = (WORDS[place % len(WORDS)] for place in (i, 7 * i + 3))
+        others = [WORDS[(i + 5 * k) % len(WORDS)] for k in range(1, negatives + 1)]
+        rows.append(
+            {
+                "query": f"what is {first} {second}",
+                "pos": [f"the {first} is {second} " + "water " * (i % 4)],
+                "neg": [
+                    f"{word} number {i} " + "stone " * (k % 3) for k, word in enumerate(others)
+                ],
+            }
+        )
+    return rows
+
+
+@pytest.fixture
+def write_jsonl(tmp_path):
+    """`write_jsonl(rows, name)`: the path of a new data file."""
+
+    def write(rows: list[dict[str, object]], name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,87 @@
+"""The command, its table and its report folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cocktail.errors import CocktailError, OutputError
+from cocktail.search.command import search
+from tests.search.tiny import ranked, write_jsonl
+
+RUN = ["--device", "cpu", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def ran(kitchen, rows, tmp_path_factory) -> tuple[Path, dict]:
+    """A search with everything that can be written; the folder and the JSON."""
+    folder = tmp_path_factory.mktemp("ran")
+    data = write_jsonl(folder / "data.jsonl", rows[:10])
+    retain = write_jsonl(folder / "retain.jsonl", ranked(8, negatives=5, seed=77))
+    done = CliRunner().invoke(
+        search,
+        [kitchen["base"], kitchen["tuned"], "--data", str(data), "--retain", str(retain),
+         "--report", str(folder / "report"), "--output", str(folder / "mixed"), "--json",
+         "--strategy", "ensemble", *RUN],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return folder, json.loads(done.stdout)
+
+
+def test_the_mix_is_written_with_the_weights_that_are_reported(ran) -> None:
+    folder, value = ran
+    recipe = json.loads((folder / "mixed" / "cocktail.json").read_text())["recipe"]
+    assert recipe["weights"] == pytest.approx(value["weights"])
+
+
+def test_the_report_says_what_the_json_says(ran) -> None:
+    folder, value = ran
+    assert json.loads((folder / "report" / "search.json").read_text()) == value
+    text = (folder / "report" / "report.md").read_text()
+    assert value["reason"] in text
+    for candidate in value["candidates"]:
+        assert f"{candidate['in_sample']['loss']:.4f}" in text
+    for point in value["frontier"]["points"]:
+        assert f"{point['retain']['mean']:.4f}" in text
+
+
+def test_the_pictures_are_pictures(ran) -> None:
+    folder, _ = ran
+    for name in ("weights.png", "frontier.png"):
+        assert (folder / "report" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_never_lands_on_something_else(kitchen, data, tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds"):
+        CliRunner().invoke(
+            search, [*kitchen.values(), "--data", str(data), "--report", str(tmp_path)],
+            catch_exceptions=False,
+        )  # fmt: skip
+
+
+def test_models_come_from_the_recipe_file(kitchen, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {"models": [kitchen["base"], kitchen["noise"]], "model_type": "reranker"}
+    Path("cocktail.yaml").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(
+        search, ["--data", str(data), "--strategy", "lm-cocktail", "--json", *RUN],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["models"] == recipe["models"]
+    Path("cocktail.yaml").unlink()
+    with pytest.raises(CocktailError, match="no models given"):
+        CliRunner().invoke(search, ["--data", str(data)], catch_exceptions=False)
+
+
+def test_the_table_shows_the_verdict(kitchen, data) -> None:
+    done = CliRunner().invoke(
+        search, [kitchen["base"], kitchen["noise"], "--data", str(data), "--device", "cpu",
+                 "--strategy", "sweep"], catch_exceptions=False,
+    )  # fmt: skip
+    assert "sweep *" in done.output and "held-out" in done.output
+    assert "forward equivalents" in done.output

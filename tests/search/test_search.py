@@ -1,0 +1,245 @@
+"""Whole searches on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cocktail.errors import CocktailError, NonFiniteError, PlanError, RecipeError
+from cocktail.kinds.examples import ExampleError
+from cocktail.search.mixture import Mixture
+from cocktail.search.objective import MixObjective
+from cocktail.search.run import mix_models_with_data, search_weights
+from tests.search.tiny import FAMILIES, examples, ingredients, ranked
+
+QUIET = {"progress": False, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def found(kitchen: dict[str, str], rows: list[dict]):
+    return search_weights(list(kitchen.values()), "reranker", rows, **QUIET)
+
+
+def test_noise_gets_next_to_nothing(found) -> None:
+    """Cross-entropy alone would mix it in, because it shrinks over-confident scores."""
+    assert found.weights[2] < 0.02
+    assert found.candidate("gradient").weights[2] < 0.05
+    assert found.candidate("lm-cocktail").weights[2] > 0.25
+
+
+def test_what_is_reported_was_measured_on_the_mix(found, kitchen, rows) -> None:
+    """Every in-sample loss comes out again from a model mixed anew with these weights."""
+    for candidate in found.candidates:
+        assert len(candidate.measured.losses) == len(rows)
+        assert sum(candidate.weights) == pytest.approx(1)
+        assert candidate.held_out is not None
+    options = {"strategy": "ensemble", "neg_number": 7, **QUIET}
+    model = mix_models_with_data(list(kitchen.values()), "reranker", rows, **options)
+    expected = mix_by_hand(kitchen, found.candidate("ensemble").weights)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def mix_by_hand(kitchen: dict[str, str], weights) -> dict[str, torch.Tensor]:
+    states = [load_file(Path(folder) / "model.safetensors") for folder in kitchen.values()]
+    return {
+        name: sum(w * state[name] for w, state in zip(weights, states, strict=True))
+        for name in states[0]
+    }
+
+
+def test_the_candidates_beat_what_they_should(found) -> None:
+    loss = {c.name: c.held_out.loss for c in found.candidates}
+    assert loss[found.verdict.chosen] < loss["lm-cocktail"]
+    assert loss[found.verdict.chosen] < loss["uniform"]
+
+
+def test_same_seed_same_result_in_any_order_of_examples(found, kitchen, rows) -> None:
+    again = search_weights(list(kitchen.values()), "reranker", rows[::-1], **QUIET)
+    assert again.weights == found.weights
+    for one, other in zip(found.candidates, again.candidates, strict=True):
+        if one.name != "lm-cocktail":  # its rule is defined by the order of the data
+            assert one.weights == other.weights
+            np.testing.assert_array_equal(one.measured.losses, other.measured.losses[::-1])
+
+
+def test_order_of_ingredients_changes_nothing(found, kitchen, rows) -> None:
+    names = list(kitchen.values())
+    moved = search_weights([names[i] for i in (2, 0, 1)], "reranker", rows, base=1, **QUIET)
+    for name in ("ensemble", "gradient", "screened"):
+        one, other = found.candidate(name).weights, moved.candidate(name).weights
+        np.testing.assert_allclose(one, [other[1], other[2], other[0]], atol=2e-3)
+
+
+def test_shuffled_labels_make_the_selection_abstain(kitchen, rows) -> None:
+    for seed in range(2):
+        shuffled = []
+        for i, row in enumerate(rows[:12]):
+            texts = row["pos"] + row["neg"]
+            random.Random(100 * seed + i).shuffle(texts)
+            shuffled.append({**row, "pos": texts[:1], "neg": texts[1:]})
+        result = search_weights(list(kitchen.values()), "reranker", shuffled, **QUIET)
+        assert result.verdict.chosen == "screened"
+
+
+def test_retain_keeps_the_limit_and_traces_the_frontier(kitchen, rows) -> None:
+    retain = ranked(12, negatives=5, seed=77)
+    names = [kitchen["base"], kitchen["noise"]]
+    result = search_weights(names, "reranker", rows, strategy="lm-cocktail", temperature=50.0,
+                            retain_data=retain, max_drop=0.01, **QUIET)  # fmt: skip
+    frontier = result.frontier
+    assert frontier is not None and frontier.missed_by == 0
+    chosen, base = frontier.points[frontier.chosen], frontier.points[0]
+    assert base.role == "base"
+    assert frontier.limit == pytest.approx(base.retain.mean + 0.01)
+    assert chosen.retain.mean <= frontier.limit
+    assert {point.role for point in frontier.points} >= {"base", "step", "ingredient"}
+    assert result.weights == chosen.weights
+    assert result.weights != result.candidate("lm-cocktail").weights
+    impossible = search_weights(names, "reranker", rows, strategy="lm-cocktail",
+                                retain_data=retain, max_drop=-9.0, **QUIET)  # fmt: skip
+    assert impossible.frontier is not None and impossible.frontier.missed_by > 0
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "sweep", "blackbox", "ensemble", "gradient"])
+def test_every_strategy_gives_what_was_asked_for(kitchen, rows, strategy: str) -> None:
+    names = [kitchen["base"], kitchen["noise"]]
+    result = search_weights(names, "reranker", rows[:8], strategy=strategy, **QUIET)
+    assert result.verdict.chosen == strategy
+    assert result.chosen.measured.loss <= result.candidate("uniform").measured.loss + 1e-9
+    assert result.forwards <= 60
+    assert len(result.curve) == (11 if strategy == "sweep" else 0)
+
+
+@pytest.mark.parametrize("family", ["bert-encoder", "tied-llama", "t5"])
+def test_auto_runs_on_every_kind(family: str, tmp_path: Path) -> None:
+    models = ingredients(family, tmp_path)
+    result = search_weights(models, FAMILIES[family][0], examples(family), **QUIET)
+    assert sum(result.weights) == pytest.approx(1)
+    assert {c.name for c in result.candidates} >= {"base", "uniform", "ensemble", "gradient"}
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_budget_is_kept_and_said(kitchen, rows) -> None:
+    result = search_weights(list(kitchen.values()), "reranker", rows, budget=7, **QUIET)
+    assert result.forwards <= 7
+    assert any("--budget" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("evaluations", [0, 2, 5])
+def test_ctrl_c_reports_the_best_so_far(kitchen, rows, monkeypatch, evaluations: int) -> None:
+    run, count = Mixture.rows, 0
+
+    def interrupted(self, *args, **kwargs):
+        nonlocal count
+        count += 1
+        if count > evaluations:
+            raise KeyboardInterrupt
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(Mixture, "rows", interrupted)
+    names = [kitchen["base"], kitchen["noise"]]
+    if evaluations < 5:  # both ingredients and their average
+        with pytest.raises(KeyboardInterrupt):
+            search_weights(names, "reranker", rows, strategy="lm-cocktail", **QUIET)
+        return
+    result = search_weights(names, "reranker", rows, **QUIET)
+    assert result.interrupted
+    assert result.chosen.measured.loss == min(c.measured.loss for c in result.candidates)
+
+
+def test_one_model_is_in_memory(kitchen, rows, monkeypatch) -> None:
+    """The ingredients are streamed into one model; transformers builds no other."""
+    built = []
+    original = Mixture.__post_init__
+    monkeypatch.setattr(Mixture, "__post_init__", lambda self: built.append(original(self)))
+    search_weights(list(kitchen.values()), "reranker", rows[:4], strategy="ensemble", **QUIET)
+    assert len(built) == 1
+
+
+def test_refilling_equals_mixing(kitchen, rows) -> None:
+    from cocktail.search.options import SearchOptions
+    from cocktail.search.prepare import prepare, search_plan
+
+    bench = prepare(search_plan(list(kitchen.values()), None), rows, None, SearchOptions())
+    weights = np.array([0.2, 0.5, 0.3])
+    MixObjective(bench.mixture, bench.task).value(np.array([0.6, 0.4, 0.0]))
+    bench.mixture.fill(weights)
+    expected = mix_by_hand(kitchen, weights)
+    for name, tensor in bench.mixture.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def refused(error: type[CocktailError], words: str, *args, **kwargs) -> None:
+    with pytest.raises(error, match=words) as caught:
+        search_weights(*args, **QUIET, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_refusals_are_one_line(kitchen, rows, tmp_path) -> None:
+    names = list(kitchen.values())
+    refused(ExampleError, "no examples given", names, "reranker", [])
+    refused(ExampleError, "example 1: lacks 'query'", names, "reranker", [{"input": "a"}])
+    refused(ExampleError, "has 7 negatives .* 99 were", names, "reranker", rows, neg_number=99)
+    refused(PlanError, "1 model given", names[:1], "reranker", rows)
+    refused(RecipeError, "base is 'elsewhere'", names, "reranker", rows, base="elsewhere",
+            retain_data=rows)  # fmt: skip
+    refused(RecipeError, "strategy is 'magic'", names, "reranker", rows, strategy="magic")
+    refused(RecipeError, "temperature is 0", names, "reranker", rows, temperature=0)
+    refused(RecipeError, "3 models given to sweep", names, "reranker", rows, strategy="sweep")
+    refused(RecipeError, "only an encoder pools", names, "reranker", rows, pooling="cls")
+    other = ingredients("roberta-reranker", tmp_path / "r", count=1)
+    with pytest.raises(PlanError):
+        search_weights([names[0], *other], "reranker", rows, **QUIET)
+
+
+def test_a_loss_that_is_not_finite_names_ingredient_and_example(kitchen, rows, tmp_path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in Path(kitchen["base"]).iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    state = load_file(broken / "model.safetensors")
+    state["classifier.weight"] = torch.full_like(state["classifier.weight"], 3e38)
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    refused(NonFiniteError, r"broken has the loss (nan|inf) on example \d+",
+            [kitchen["base"], str(broken)], "reranker", rows)  # fmt: skip
+
+
+_SCRIPT = """
+import json, sys
+from cocktail.search.processes import Processes
+from cocktail.search.run import search_weights
+processes = Processes()
+result = search_weights(sys.argv[2:], "reranker", sys.argv[1], strategy="gradient",
+                        progress=False, device="cpu", processes=processes)
+if processes.is_first:
+    print(json.dumps(result.to_dict()))
+processes.leave()
+"""
+
+
+def test_two_processes_find_what_one_finds(kitchen, data, tmp_path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(_SCRIPT)
+    names = [kitchen["base"], kitchen["tuned"]]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--standalone", str(script), str(data), *names]  # fmt: skip
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    split = json.loads(run.stdout[run.stdout.index("{") :])
+    alone = search_weights(names, "reranker", data, strategy="gradient", **QUIET)
+    np.testing.assert_allclose(split["weights"], alone.weights, atol=1e-4)
+    assert split["cost"]["forward_equivalents"] == pytest.approx(alone.forwards, rel=1e-3)

@@ -1,0 +1,118 @@
+"""The choice between candidates, from their held-out losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cocktail.search.frontier import choose_point
+from cocktail.search.objective import Measurement
+from cocktail.search.result import FrontierPoint
+from cocktail.search.selection import Candidate, Interval, choose, paired_interval, screened
+
+
+def candidate(name: str, weights: tuple[float, ...], losses: np.ndarray) -> Candidate:
+    measured = Measurement(losses, 1.0, 0.0, None)
+    return Candidate(name, weights, measured, measured)
+
+
+def pair(gain: float, noise: float, count: int = 20) -> list[Candidate]:
+    random = np.random.default_rng(0)
+    base = random.normal(2, 1, count)
+    other = base - gain + noise * random.normal(0, 1, count)
+    return [
+        candidate("screened", (0.5, 0.5), base),
+        candidate("ensemble", (0.8, 0.2), other),
+    ]
+
+
+def test_a_clear_gain_is_taken() -> None:
+    verdict = choose(pair(gain=0.3, noise=0.2), seed=0)
+    assert (verdict.chosen, verdict.abstained) == ("ensemble", False)
+    assert verdict.difference is not None and verdict.difference.high < 0
+
+
+def test_a_gain_within_the_noise_keeps_the_prior_and_says_so() -> None:
+    verdict = choose(pair(gain=0.1, noise=0.8), seed=0)
+    assert (verdict.chosen, verdict.leader, verdict.abstained) == ("screened", "ensemble", True)
+    assert "cannot tell them apart" in verdict.reason
+
+
+def test_pairs_are_compared_not_means() -> None:
+    """Examples differ by far more than the candidates do; the pairing removes that."""
+    candidates = pair(gain=0.05, noise=0.01)
+    spread = candidates[0].measured.losses.std()
+    assert spread > 10 * 0.05
+    assert not choose(candidates, seed=0).abstained
+
+
+def test_two_examples_decide_nothing() -> None:
+    assert choose(pair(gain=5, noise=0, count=2), seed=0).abstained
+
+
+def test_false_alarms_are_as_rare_as_the_interval_says() -> None:
+    """Under no difference the other is taken about one time in twenty, not more."""
+    random = np.random.default_rng(1)
+    alarms = 0
+    for _ in range(300):
+        losses = random.normal(0, 1, (2, 12))
+        candidates = [
+            candidate("screened", (0.5, 0.5), losses[0]),
+            candidate("ensemble", (0.8, 0.2), losses[1]),
+        ]
+        alarms += choose(candidates, seed=0).chosen == "ensemble"
+    assert 3 <= alarms <= 30
+
+
+def test_screening_drops_only_what_is_surely_worse() -> None:
+    random = np.random.default_rng(0)
+    base = random.normal(2, 0.5, 12)
+    noise = base + 1 + random.normal(0, 0.3, 12)
+    near = base + random.normal(0, 0.3, 12)
+    np.testing.assert_allclose(screened([base, near, noise], seed=0), [0.5, 0.5, 0])
+
+
+def test_interval_is_that_of_a_t_test_for_many_values() -> None:
+    values = np.random.default_rng(0).normal(0.3, 1, 400)
+    found = paired_interval(values, seed=0)
+    half = 1.645 * values.std(ddof=1) / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.01)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.01)
+
+
+def points(retains: list[float], targets: list[float]) -> list[FrontierPoint]:
+    names = ["base", *(f"p{i}" for i in range(1, len(retains)))]
+    return [
+        FrontierPoint(
+            name, (1.0, 0.0), Interval(t, t, t), Interval(r, r, r), "base" if not i else "step"
+        )
+        for i, (name, r, t) in enumerate(zip(names, retains, targets, strict=True))
+    ]
+
+
+def test_the_wanted_point_stays_where_the_limit_allows_it() -> None:
+    made = points([1.0, 1.1, 1.3], [2.0, 1.5, 1.0])
+    found = choose_point(made, "p2", measure="loss", more_is_better=False, max_drop=0.3)
+    assert (made[found.chosen].name, found.missed_by) == ("p2", 0.0)
+
+
+def test_the_best_within_the_limit_is_taken_else() -> None:
+    made = points([1.0, 1.1, 1.3], [2.0, 1.5, 1.0])
+    found = choose_point(made, "p2", measure="loss", more_is_better=False, max_drop=0.2)
+    assert made[found.chosen].name == "p1"
+    assert set(found.neighbours) == {0, 2}
+
+
+def test_a_metric_must_not_fall() -> None:
+    made = points([0.9, 0.85, 0.5], [0.6, 0.7, 0.8])
+    found = choose_point(made, "p2", measure="ndcg@10", more_is_better=True, max_drop=0.05)
+    assert made[found.chosen].name == "p1"
+    assert found.limit == pytest.approx(0.85)
+
+
+def test_an_unsatisfiable_limit_says_by_how_much_it_is_missed() -> None:
+    made = points([1.0, 1.1], [2.0, 1.5])
+    found = choose_point(made, "p1", measure="loss", more_is_better=False, max_drop=-0.2)
+    assert made[found.chosen].name == "base"
+    assert found.missed_by == pytest.approx(0.2)
