@@ -1,0 +1,137 @@
+"""What a merge method is: a function of one tensor's ingredients, and a record of what it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from keyword import iskeyword
+from typing import Any, Literal
+
+import torch
+
+from cocktail.errors import RecipeError, listed
+
+MergeFunction = Callable[..., torch.Tensor]
+"""``fn(tensors, base, weights, *, generator, **options) -> tensor``.
+
+``tensors`` are the K models besides the base in recipe order, ``base`` is the base or ``None``, all
+fp32 (or fp64) and of one shape; for an elementwise method flat blocks of it. They are the
+function's own and may be overwritten. ``weights`` are K numbers. ``generator`` is seeded from the
+recipe's seed and the tensor's name. A per-model option is a tuple of K values.
+"""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a method, as mergekit names it.
+
+    Attributes:
+        default: its type is the option's type: bool, int, float or text; ``None`` for a number
+            that must be given.
+        low: what a number may not be below; ``high`` likewise above.
+        per_model: one value for each model besides the base.
+        choices: what a text may be.
+    """
+
+    name: str
+    default: bool | int | float | str | None
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    per_model: bool = False
+    choices: tuple[str, ...] = ()
+
+    def check(self, value: Any) -> Any:
+        """Return the value in the option's type.
+
+        Raises:
+            RecipeError: it has another type, or is out of range.
+        """
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise RecipeError(f"{self.name} is {value!r} - it is true or false - correct it")
+            return value
+        if isinstance(self.default, str):
+            if value not in self.choices:
+                raise RecipeError(
+                    f"{self.name} is {value!r} - it is one of {listed(self.choices)} - correct it"
+                )
+            return value
+        try:
+            # YAML 1.1 reads 1e-3 as text.
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(self.default, int) and number != round(number, 0):
+            number = math.nan
+        if not self.low <= number <= self.high:
+            kind = "a whole number" if isinstance(self.default, int) else "a number"
+            raise RecipeError(
+                f"{self.name} is {value!r} - it is {kind}{self.range_text()} - correct it"
+            )
+        return int(number) if isinstance(self.default, int) else number
+
+    def range_text(self) -> str:
+        """`` from 0 to 1``; empty where every number will do."""
+        low = "" if self.low == -math.inf else f" from {self.low:g}"
+        return low + ("" if self.high == math.inf else f" to {self.high:g}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to combine the tensors of several models into one.
+
+    Attributes:
+        title: its usual name.
+        paper: where it comes from, a URL.
+        base: ``required``; ``optional`` (the method works on differences from it where there is
+            one); or ``ingredient`` (a base is one of the models like any other).
+        weighted: takes a weight for each model.
+        elementwise: an element of the result depends on the same element of the ingredients alone,
+            so that the method may be run block by block.
+        linear: in the weights, so that it may be differentiated.
+        models: fewest and most models besides the base; ``None`` for no limit.
+    """
+
+    name: str
+    title: str
+    paper: str
+    function: MergeFunction
+    base: Literal["required", "optional", "ingredient"] = "required"
+    weighted: bool = True
+    elementwise: bool = False
+    linear: bool = False
+    models: tuple[int, int | None] = (1, None)
+    options: tuple[Option, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().split("\n")[0]
+
+    def option(self, name: str) -> Option:
+        """The option of this name; a KeyError where there is none."""
+        for option in self.options:
+            if option.name == name:
+                return option
+        raise KeyError(name)
+
+    def merge(
+        self,
+        tensors: Sequence[torch.Tensor],
+        base: torch.Tensor | None,
+        weights: Sequence[float],
+        *,
+        generator: torch.Generator | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> torch.Tensor:
+        """Run the function with the defaults of all options that are not given."""
+        filled: dict[str, Any] = {
+            option.name: (option.default,) * len(tensors) if option.per_model else option.default
+            for option in self.options
+        }
+        filled |= options or {}
+        # `lambda` is a word of Python: functions take it as lambda_.
+        named = {f"{name}_" if iskeyword(name) else name: filled[name] for name in filled}
+        return self.function(list(tensors), base, list(weights), generator=generator, **named)
