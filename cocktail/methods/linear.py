@@ -6,8 +6,11 @@ theta = sum_i w_i theta_i. https://arxiv.org/abs/2311.13534, https://arxiv.org/a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+
+from cocktail.errors import RecipeError
 
 
 def accumulate(
@@ -37,3 +40,30 @@ def accumulate(
         if position:
             out.add_(term)
     return out
+
+
+def linear(
+    tensors: Sequence[torch.Tensor],
+    base: torch.Tensor | None,
+    weights: Sequence[float],
+    *,
+    normalize: bool,
+    **_: Any,
+) -> torch.Tensor:
+    """Averages the models by their weights.
+
+    theta = sum_i w_i theta_i, with ``normalize`` divided by sum_i w_i.
+    https://arxiv.org/abs/2203.05482
+
+    Raises:
+        RecipeError: the weights sum to zero and are to be normalised.
+    """
+    total = sum(weights)
+    if normalize and abs(total) < 1e-8:
+        raise RecipeError(
+            f"the weights sum to {total:g} - linear divides by their sum - give others, or "
+            "normalize: false"
+        )
+    out = tensors[0]
+    accumulate(tensors, weights, out=out, term=torch.empty_like(out))
+    return out.div_(total) if normalize else out

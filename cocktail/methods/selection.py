@@ -1,0 +1,116 @@
+"""Keep the elements of certain ranks by magnitude, without sorting the tensor.
+
+The threshold is exact: a sample gives a narrow bracket around it, one pass counts what lies below
+the bracket and gathers what lies inside, and only the few gathered elements are selected from.
+Where the bracket misses the threshold, all elements are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cocktail.methods.blocks import BLOCK, blocks_of
+
+_SAMPLE = 1 << 16
+_SMALL = 1 << 18
+# The rank of the wanted quantile within the sample has a standard deviation of at most half the
+# root of the sample's size; six of them miss once in a billion tensors.
+_MARGIN = 3 * math.isqrt(_SAMPLE)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An element in the order of magnitudes: the value, and how many are smaller and equal."""
+
+    value: float
+    below: int
+    equal: int
+
+
+def magnitude_cut(values: torch.Tensor, rank: int) -> Cut:
+    """Find the magnitude that stands at a rank, 0 for the smallest.
+
+    Args:
+        values: shape (n,), n > rank, without NaN.
+    """
+    low, high = _bracket(values, rank)
+    below, gathered = _gather(values, low, high)
+    if not below <= rank < below + len(gathered):
+        below, gathered = _gather(values, 0.0, math.inf)
+    place = rank - below
+    gathered.partition(place)
+    value = gathered[place]
+    smaller = int(np.count_nonzero(gathered[:place] < value))
+    equal = int(np.count_nonzero(gathered == value))
+    return Cut(float(value), below + smaller, equal)
+
+
+def _bracket(values: torch.Tensor, rank: int) -> tuple[float, float]:
+    """Two magnitudes that most likely have the wanted one between them."""
+    if len(values) <= _SMALL:
+        return 0.0, math.inf
+    # Positions drawn with a fixed seed, not evenly spaced ones: those would see a single column of
+    # some matrices. The result does not depend on them.
+    places = np.random.Generator(np.random.PCG64(0)).integers(0, len(values), _SAMPLE)
+    sample = np.abs(values.numpy()[places])
+    sample.sort()
+    middle = rank * _SAMPLE // len(values)
+    low = sample[middle - _MARGIN] if middle >= _MARGIN else 0.0
+    high = sample[middle + _MARGIN] if middle + _MARGIN < _SAMPLE else math.inf
+    return float(low), float(high)
+
+
+def _gather(values: torch.Tensor, low: float, high: float) -> tuple[int, np.ndarray]:
+    """Count the magnitudes below ``low`` and copy those from ``low`` to ``high``."""
+    scratch = np.empty(BLOCK, values.numpy().dtype)
+    below = 0
+    gathered = []
+    for (block,) in blocks_of([values]):
+        magnitudes = np.abs(block.numpy(), out=scratch[: len(block)])
+        rest = magnitudes >= low
+        below += len(block) - int(np.count_nonzero(rest))
+        rest &= magnitudes <= high
+        gathered.append(magnitudes[rest])
+    return below, np.concatenate(gathered)
+
+
+def keep_ranks(values: torch.Tensor, low: int, high: int) -> None:
+    """Set to zero all elements whose rank by magnitude is not in ``low:high``.
+
+    Of equal magnitudes the first counts as the largest, so that the number kept is exact.
+
+    Args:
+        values: shape (n,), without NaN; changed in place.
+    """
+    count = len(values)
+    if low >= high:
+        values.zero_()
+        return
+    bottom = magnitude_cut(values, low) if low > 0 else None
+    top = magnitude_cut(values, high - 1) if high < count else None
+    # Of the elements that equal a cut, in their order: which are kept.
+    kept: dict[float, tuple[int, int]] = {}
+    if bottom is not None:
+        kept[bottom.value] = (0, bottom.below + bottom.equal - low)
+    if top is not None:
+        start = top.below + top.equal - high
+        kept[top.value] = (start, kept.get(top.value, (0, top.equal))[1])
+    seen = dict.fromkeys(kept, 0)
+    lowest = -1.0 if bottom is None else bottom.value
+    highest = math.inf if top is None else top.value
+    scratch = torch.empty(BLOCK, dtype=values.dtype)
+    for (block,) in blocks_of([values]):
+        magnitudes = torch.abs(block, out=scratch[: len(block)])
+        keep = magnitudes > lowest
+        if top is not None:
+            keep &= magnitudes < highest
+        for value, (start, stop) in kept.items():
+            places = (magnitudes == value).nonzero().view(-1)
+            first = max(0, start - seen[value])
+            keep[places[first : max(first, stop - seen[value])]] = True
+            seen[value] += len(places)
+        block.masked_fill_(keep.logical_not_(), 0.0)
