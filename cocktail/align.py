@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,11 +25,18 @@ _OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor that goes into an output tensor, and with which weight."""
+    """A tensor that goes into an output tensor, and with which weight (1 until the plan says)."""
 
     info: TensorInfo
     weight: float
     ingredient: int
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """Weights divided by their sum, equal ones where that is zero."""
+    total = math.fsum(weights)
+    count = len(weights)
+    return [weight / total for weight in weights] if total else [1 / count] * count
 
 
 @dataclass
@@ -53,7 +61,7 @@ def align_parts(ingredients: Sequence[Checkpoint], recipe: Recipe) -> Alignment:
         The sources of every output tensor; ``problems`` says what has no match, differs in shape,
         or is an integer tensor with different values.
     """
-    result = Alignment()
+    result = Alignment(donor=recipe.base_index or 0)
     for path in dict.fromkeys(path for checkpoint in ingredients for path in checkpoint.parts):
         parts = [
             checkpoint.parts.get(path) or Part(path, None, {}, {}) for checkpoint in ingredients
@@ -174,8 +182,7 @@ class _Matcher:
             if name not in partial:
                 self._match_common(name)
             elif name in kept:
-                info = self.tables[kept[name]][name]
-                self.result.sources[self.path, name] = (Source(info, 1.0, kept[name]),)
+                self._match_kept(name, kept[name])
 
     def _reference(self, ingredient: int) -> str:
         return self.ingredients[ingredient].reference
@@ -196,8 +203,25 @@ class _Matcher:
             self._match_exact(name, key, infos)
             return
         self.result.sources[self.path, name] = tuple(
-            Source(info, weight, i)
-            for i, (info, weight) in enumerate(zip(infos, self.recipe.weights, strict=True))
+            Source(info, 1.0, i) for i, info in enumerate(infos)
+        )
+
+    def _match_kept(self, name: str, owners: list[int]) -> None:
+        """A head that some ingredients lack: copied, or averaged in the proportions of the owners'
+        weights."""
+        given = self.recipe.weights if self.recipe.is_weighted_sum else ()
+        own = shares([given[i] if given else 1.0 for i in owners])
+        infos = [self.tables[i][name] for i in owners]
+        if len(owners) > 1 and any(
+            info.shape != infos[0].shape or info.dtype not in FLOATING for info in infos
+        ):
+            self.result.problems.append(
+                f"{tensor_key(self.path, name)} differs in shape or is no floating-point tensor in "
+                f"{listed([self._reference(i) for i in owners])} - a head is averaged over models "
+                "that have the same - leave it out (--head drop), or one of them"
+            )
+        self.result.sources[self.path, name] = tuple(
+            Source(info, weight, i) for info, weight, i in zip(infos, own, owners, strict=True)
         )
 
     def _match_exact(self, name: str, key: str, infos: list[TensorInfo]) -> None:
@@ -212,8 +236,8 @@ class _Matcher:
                 return
         self.result.sources[self.path, name] = (Source(infos[0], 1.0, 0),)
 
-    def _settle_partial(self, partial: list[str]) -> dict[str, int]:
-        """Decide about tensors that some ingredients lack; returns those to copy, and from whom."""
+    def _settle_partial(self, partial: list[str]) -> dict[str, list[int]]:
+        """Decide about tensors that some ingredients lack; returns those to keep, and of whom."""
         groups: dict[str, list[str]] = {}
         missing: list[str] = []
         dropped: list[str] = []
@@ -237,11 +261,11 @@ class _Matcher:
                     f"({listed(lacking)}) - ingredients must have the same tensors - mix "
                     "checkpoints of one base"
                 )
-        kept: dict[str, int] = {}
+        kept: dict[str, list[int]] = {}
         for stem, names in groups.items():
-            owner = self._settle_head(stem, names)
-            if owner is not None:
-                kept |= dict.fromkeys(names, owner)
+            owners = self._settle_head(stem, names)
+            if owners:
+                kept |= dict.fromkeys(names, owners)
         return kept
 
     def _is_computed(self, name: str) -> bool:
@@ -268,27 +292,35 @@ class _Matcher:
                 return stem
         return None
 
-    def _settle_head(self, stem: str, names: list[str]) -> int | None:
+    def _settle_head(self, stem: str, names: list[str]) -> list[int]:
+        """The ingredients that a head is taken from; none where it is left out or refused."""
         owners = [i for i, table in enumerate(self.tables) if any(n in table for n in names)]
         who = listed([self._reference(i) for i in owners])
         what = f"the head {stem!r} ({len(names)} tensors)"
-        if self.recipe.head == "drop":
+        rule = self.recipe.head
+        if rule == "drop":
             self.result.notes.append(f"{what} of {who} left out")
-            return None
-        if self.recipe.head == "copy" and len(owners) == 1:
-            self.result.notes.append(f"{what} copied whole from {who}")
+            return []
+        if rule == "mix" and any(n not in self.tables[i] for n in names for i in owners):
+            self.result.problems.append(
+                f"{who} have different tensors under {what} - a head is averaged over models that "
+                "have the same - leave it out (--head drop), or one of them"
+            )
+        elif rule == "mix" or (rule == "copy" and len(owners) == 1):
+            how = "averaged over" if len(owners) > 1 else "copied whole from"
+            self.result.notes.append(f"{what} {how} {who}")
             if self.path == MAIN:
                 self.result.donor = owners[0]
-            return owners[0]
-        if self.recipe.head == "copy":
+            return owners
+        elif rule == "copy":
             self.result.problems.append(
                 f"only {who} have {what} - a head is copied from the only ingredient that has it - "
-                "leave it out (--head drop), or the others"
+                "average it over those that do (--head mix), or leave it out (--head drop)"
             )
-            return None
-        self.result.problems.append(
-            f"only {who} has {what} - a head that is mixed must be in every ingredient, and a "
-            "fresh one is random - take it whole with --head copy, or leave it out with "
-            "--head drop"
-        )
-        return None
+        else:
+            self.result.problems.append(
+                f"only {who} has {what} - a head that is mixed must be in every ingredient, and a "
+                "fresh one is random - take it whole with --head copy, or leave it out with "
+                "--head drop"
+            )
+        return []

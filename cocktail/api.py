@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,15 @@ from cocktail.card import (
     provenance,
     token_width,
 )
-from cocktail.errors import PlanError
+from cocktail.errors import PlanError, RecipeError
 from cocktail.loading import ModelInMemory
 from cocktail.mix import Digests, stream
-from cocktail.plan import DEFAULT_SHARD_BYTES, MixedTensor, Plan, build_plan
+from cocktail.output import MixedTensor
+from cocktail.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
 from cocktail.pooling import write_modules
 from cocktail.progress import byte_progress
 from cocktail.recipe import Recipe, make_recipe
-from cocktail.write import StagedModel, output_problems
+from cocktail.write import StagedModel, output_problems, temporary_parts
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,7 @@ def checked_plan(
     *,
     max_shard_size: int | str = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
+    made: Mapping[str, Path] | None = None,
 ) -> Plan:
     """Build the plan and check the output path, with all problems of both in one error.
 
@@ -63,14 +66,14 @@ def checked_plan(
     problems: list[str] = []
     plan = None
     try:
-        plan = build_plan(recipe, max_shard_size=max_shard_size)
+        plan = build_plan(recipe, max_shard_size=max_shard_size, made=made)
     except PlanError as error:
         problems += error.problems
     if output is not None:
         folders = (
-            {checkpoint.reference: checkpoint.folder for checkpoint in plan.ingredients}
+            {name: folder for c in plan.ingredients for name, folder in c.origins.items()}
             if plan
-            else {name: Path(name) for name in recipe.models if Path(name).is_dir()}
+            else {name: Path(name) for name in recipe.ingredients if Path(name).is_dir()}
         )
         needed = plan.output_bytes if plan else 0
         problems += output_problems(output, folders, needed, overwrite=overwrite)
@@ -123,6 +126,44 @@ def mix_to_folder(
     return MixReport(plan, output, digest, seconds, model)
 
 
+def mix_recipe(
+    recipe: Recipe,
+    output: Path,
+    *,
+    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    sync: bool = True,
+    threads: int | None = None,
+    progress: bool = True,
+) -> MixReport:
+    """Run a recipe, and before it the steps that it builds on.
+
+    The results of the steps are models in a temporary folder beside the output; they are removed in
+    the end.
+
+    Raises:
+        PlanError: with every reason why one of them cannot be mixed or written.
+        CocktailError: as :func:`mix_to_folder`.
+    """
+    made: dict[str, Path] = {}
+    with ExitStack() as stack:
+        if recipe.steps:
+            parts = stack.enter_context(temporary_parts(output))
+        for step in recipe.steps:
+            if step.name is None or step.name in made:
+                raise RecipeError(
+                    f"a recipe before the last is called {step.name!r} - later ones use its result "
+                    "by a name of its own - give it one (name:)"
+                )
+            plan = checked_plan(step, parts / step.name, made=made)
+            made[step.name] = parts / step.name
+            mix_to_folder(plan, made[step.name], sync=False, threads=threads, progress=progress)
+        plan = checked_plan(
+            recipe, output, max_shard_size=max_shard_size, overwrite=overwrite, made=made
+        )
+        return mix_to_folder(plan, output, sync=sync, threads=threads, progress=progress)
+
+
 def _write_rest(staged: StagedModel, digests: Digests) -> str:
     plan = staged.plan
     staged.write_companions()
@@ -150,8 +191,12 @@ def mix_models(
     pooling: str | None = None,
     sync: bool = True,
     threads: int | None = None,
+    merge_method: str = "linear",
+    base_model: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> PreTrainedModel:
-    """Average the weights of models of one architecture: theta = sum_i w_i theta_i.
+    """Mix the weights of models of one architecture; by default theta = sum_i w_i theta_i.
 
     LM-Cocktail, https://arxiv.org/abs/2311.13534, section 3.
 
@@ -167,10 +212,15 @@ def mix_models(
         trust_remote_code: run code that comes with the first model, to build it.
         progress: show a bar on stderr.
         normalize: divide the weights by their sum first.
-        head: for a head that only one ingredient has: ``error``, ``copy`` it whole, ``drop`` it.
+        head: for a head that only some ingredients have: ``error``, ``copy`` it whole from the only
+            one, ``mix`` it over those that have it, ``drop`` it.
         pooling: make a sentence-transformers folder with this pooling if the first is none.
         sync: flush the output to disk before it takes its name.
         threads: of the engine; the result does not depend on it.
+        merge_method: how the weights are combined; ``docs/methods.md`` explains each.
+        base_model: what the models were fine-tuned from, for methods that need it.
+        parameters: of the method, such as ``{"density": 0.3}``.
+        seed: of methods that draw at random.
 
     Returns:
         The mixed model in eval mode, on the CPU.
@@ -181,7 +231,8 @@ def mix_models(
     """
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
-        pooling=pooling, normalize=normalize,
+        pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,
+        parameters=parameters, seed=seed,
     )  # fmt: skip
     output = None if output_path is None else Path(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)

@@ -20,15 +20,17 @@ from cocktail.plan import Plan
 from cocktail.version import __version__
 
 PROVENANCE_FILE = "cocktail.json"
+_HOW = {
+    "linear": "The weighted average of the weights of these models, as in "
+    "[LM-Cocktail](https://arxiv.org/abs/2311.13534)."
+}
 _FRONT_MATTER = re.compile(r"\A---\n(?P<yaml>.*?)\n---\n", re.DOTALL)
 
 
 def provenance(plan: Plan, digests: Digests) -> dict[str, Any]:
     """The content of ``cocktail.json``: the recipe, what went in, what came out."""
     ingredients = []
-    for checkpoint, weight, read in zip(
-        plan.ingredients, plan.recipe.weights, digests.inputs, strict=True
-    ):
+    for i, (checkpoint, read) in enumerate(zip(plan.ingredients, digests.inputs, strict=True)):
         names = [
             tensor_key(path, info.name)
             for path, part in checkpoint.parts.items()
@@ -38,16 +40,20 @@ def provenance(plan: Plan, digests: Digests) -> dict[str, Any]:
         counted = {name: read[name] for name in names if name in read}
         entry: dict[str, Any] = {
             "model": checkpoint.reference,
-            "weight": weight,
+            "weight": plan.recipe.weight_of(i),
             "digest": join_tensors(counted) if counted else None,
             "left_out": [name for name in names if name not in counted] if counted else [],
         }
+        if checkpoint.adaption is not None:
+            # Later the adapter's config may name another base.
+            entry["opened"] = checkpoint.pinned
         if checkpoint.commit is not None:
             entry |= {"commit": checkpoint.commit, "sha256": hub_digests(checkpoint.folder)}
         ingredients.append(entry)
     output = join_tensors(digests.outputs)
     return {
         "recipe": plan.recipe.to_dict(),
+        **({"steps": [step.to_dict() for step in plan.recipe.steps]} if plan.recipe.steps else {}),
         "model_type": plan.kind.name,
         "ingredients": ingredients,
         "output": {"digest": output, "bytes": plan.output_bytes, "dtype": torch_name(plan.dtype)},
@@ -71,18 +77,17 @@ def model_card(plan: Plan) -> str:
     front["pipeline_tag"] = plan.kind.pipeline_tag
     front["tags"] = ["merge", "lm-cocktail", plan.kind.name]
     rows = "\n".join(
-        f"| {checkpoint.reference} | {weight:.6g} |"
-        for checkpoint, weight in zip(plan.ingredients, plan.recipe.weights, strict=True)
+        f"| {checkpoint.reference} | {shown_weight(plan.recipe.weight_of(i))} |"
+        for i, checkpoint in enumerate(plan.ingredients)
     )
-    recipe = yaml.safe_dump(plan.recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    method = plan.recipe.method
     return f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
 
 # {plan.kind.name} mixed from {len(plan.ingredients)} models
 
-The weighted average of the weights of these models, as in
-[LM-Cocktail](https://arxiv.org/abs/2311.13534). Config and tokenizer come from
-{plan.donor.reference}.
+{_HOW.get(method.name, f"Merged by [{method.title}]({method.paper}).")} Config and tokenizer come
+from {plan.donor.reference}.
 
 | model | weight |
 |---|---|
@@ -92,14 +97,20 @@ Made by [cocktail-mix](https://pypi.org/project/cocktail-mix/) {__version__}; to
 save this as `cocktail.yaml` and run `cocktail mix --output DIR`:
 
 ```yaml
-{recipe}```
+{plan.recipe.to_yaml()}```
 """
+
+
+def shown_weight(weight: Any) -> str:
+    """A weight for a table: ``0.5``, ``base``, ``[0, 1]``, or ``-``."""
+    if isinstance(weight, float):
+        return f"{weight:.4g}"
+    return "-" if weight is None else str(weight)
 
 
 def file_metadata(plan: Plan) -> dict[str, str]:
     """What goes into the metadata of every safetensors file."""
-    recipe = yaml.safe_dump(plan.recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    return {"format": "pt", "cocktail": recipe}
+    return {"format": "pt", "cocktail": plan.recipe.to_yaml()}
 
 
 def read_provenance(folder: Path) -> Mapping[str, Any]:
@@ -128,6 +139,8 @@ def read_provenance(folder: Path) -> Mapping[str, Any]:
 
 def _hub_name(checkpoint: Checkpoint) -> str | None:
     """The Hub id of an ingredient; for a local fine-tune, the id its own card names as base."""
+    if checkpoint.adaption is not None:
+        return _hub_name(checkpoint.adaption.base)
     if checkpoint.commit is not None:
         identifier = parse_identifier(checkpoint.reference)
         return identifier[0] if identifier else None

@@ -12,7 +12,8 @@ import torch
 from cocktail.checkpoint import MAIN
 from cocktail.dtypes import torch_dtype
 from cocktail.errors import PlanError, listed
-from cocktail.plan import MixedTensor, Plan
+from cocktail.output import MixedTensor
+from cocktail.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,105 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cocktail.align import Alignment, Source, align_parts
-from cocktail.checkpoint import MAIN, Checkpoint, resolve, tensor_key
+from cocktail.align import Alignment, align_parts
+from cocktail.checkpoint import MAIN, Checkpoint, resolve
 from cocktail.companions import companion_files, left_behind
 from cocktail.configs import config_problems, is_quantised, is_tied
 from cocktail.dtypes import FLOATING, ITEM_SIZE, widest
 from cocktail.errors import CheckpointError, PlanError, RecipeError
-from cocktail.headers import build_header
 from cocktail.kinds import Kind, detect_kind, kind_named, kind_problem
+from cocktail.output import Merge, MixedTensor, OutputFile
 from cocktail.pooling import pooling_problems
 from cocktail.reading import BLOCK
 from cocktail.recipe import Recipe
+from cocktail.schedule import layer_depths, unmatched_filters
 from cocktail.vocabularies import vocabulary_problems
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 RUNTIME_BYTES = 260_000_000  # an interpreter with torch loaded, measured; the rest is computed
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class MixedTensor:
-    """One tensor of the output.
-
-    Attributes:
-        part: where it belongs, ``MAIN`` for the model itself.
-        name: in the file it is written to.
-        dtype: safetensors code it is written in.
-        sources: what it is made of: all K ingredients in recipe order, or the one it is copied
-            from.
-    """
-
-    part: str
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    sources: tuple[Source, ...]
-
-    def reweighted(self, weights: Sequence[float]) -> MixedTensor:
-        """The same tensor of the same K ingredients with other weights; copies stay copies."""
-        if len(self.sources) == 1:
-            return self
-        sources = tuple(
-            replace(source, weight=weight)
-            for source, weight in zip(self.sources, weights, strict=True)
-        )
-        return replace(self, sources=sources)
-
-    @property
-    def key(self) -> str:
-        return tensor_key(self.part, self.name)
-
-    @property
-    def numel(self) -> int:
-        return self.sources[0].info.numel
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * ITEM_SIZE[self.dtype]
-
-    @cached_property
-    def active(self) -> tuple[Source, ...]:
-        """The sources that are read; zero times a tensor adds nothing, not even a signed zero."""
-        return tuple(source for source in self.sources if source.weight != 0)
-
-    @cached_property
-    def is_copy(self) -> bool:
-        """The bytes of one ingredient as they are."""
-        return (
-            len(self.active) == 1
-            and self.active[0].weight == 1
-            and self.active[0].info.dtype == self.dtype
-        )
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """A file of weights in the output.
-
-    Attributes:
-        path: relative to the output folder.
-        tensors: in the order of their data.
-        is_safetensors: otherwise a ``torch.save`` of a small state dict.
-    """
-
-    path: str
-    tensors: tuple[MixedTensor, ...]
-    is_safetensors: bool
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    def header(self, metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
-        """The first bytes of the file and each tensor's offset; see ``build_header``."""
-        return build_header([(t.name, t.dtype, t.shape) for t in self.tensors], metadata)
 
 
 @dataclass(frozen=True)
@@ -150,9 +72,14 @@ class Plan:
         return max(counts, key=lambda code: counts[code])
 
     def peak_memory(self, threads: int) -> int:
-        """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors."""
+        """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors, and
+        the tensors that a method needs whole: at most K + 3 times the largest, in fp32."""
         side = sum(file.nbytes for file in self.files if not file.is_safetensors)
-        return RUNTIME_BYTES + threads * 4 * BLOCK * 8 + side
+        deltas = {s.info.delta for t in self.tensors for s in t.active if s.info.delta is not None}
+        side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
+        whole = max((t.numel * (len(t.active) + 2) for t in self.tensors if t.is_whole), default=0)
+        blocks = 4 + max((len(t.active) for t in self.tensors if t.merge), default=0)
+        return RUNTIME_BYTES + threads * blocks * BLOCK * 8 + side + whole * 4
 
     def reweighted(self, weights: Sequence[float]) -> Plan:
         """The same plan with other weights, checked like the first; nothing is read again.
@@ -183,11 +110,17 @@ class Plan:
         }
 
 
-def build_plan(recipe: Recipe, *, max_shard_size: int | str = DEFAULT_SHARD_BYTES) -> Plan:
+def build_plan(
+    recipe: Recipe,
+    *,
+    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
+    made: Mapping[str, Path] | None = None,
+) -> Plan:
     """Read every ingredient's headers and config, and lay out the output.
 
     Args:
         max_shard_size: bytes of the largest output file, or text such as ``"5GB"``.
+        made: the results of earlier recipes by their names.
 
     Raises:
         PlanError: with every reason why these ingredients cannot be mixed.
@@ -199,16 +132,14 @@ def build_plan(recipe: Recipe, *, max_shard_size: int | str = DEFAULT_SHARD_BYTE
     except RecipeError as error:
         problems.append(str(error))
     ingredients = []
-    for reference in recipe.models:
+    for reference in recipe.ingredients:
         try:
-            ingredients.append(resolve(reference))
+            folder = (made or {}).get(reference, reference)
+            ingredients.append(replace(resolve(folder), reference=reference))
         except CheckpointError as error:
             problems.append(str(error))
-    if len(ingredients) < max(2, len(recipe.models)):
+    if len(ingredients) < max(2, len(recipe.ingredients)):
         raise PlanError(list(dict.fromkeys(problems)))
-    if len(recipe.weights) != len(recipe.models):
-        # Any weights will do to find what else is wrong, for the same message.
-        recipe = replace(recipe, weights=(1.0,) * len(recipe.models))
     aligned = align_parts(ingredients, recipe)
     donor = ingredients[aligned.donor]
     kind = _kind(recipe.model_type, donor, problems)
@@ -217,8 +148,13 @@ def build_plan(recipe: Recipe, *, max_shard_size: int | str = DEFAULT_SHARD_BYTE
     problems += aligned.problems or _head_problems(kind, aligned, donor)
     if problems or kind is None:
         raise PlanError(list(dict.fromkeys(problems)))
-    files = _lay_out(ingredients, aligned, recipe.dtype, shard_bytes)
-    notes = (*aligned.notes, *left_behind(donor))
+    files = _lay_out(ingredients, aligned, recipe, shard_bytes)
+    adaptions = [c.adaption for c in ingredients if c.adaption is not None]
+    notes = (
+        *aligned.notes,
+        *(note for adaption in adaptions for note in adaption.notes),
+        *left_behind(donor),
+    )
     return Plan(
         recipe, kind, tuple(ingredients), donor, files, tuple(companion_files(donor)), notes
     )
@@ -305,15 +241,12 @@ def _head_problems(kind: Kind | None, aligned: Alignment, donor: Checkpoint) -> 
 
 
 def _lay_out(
-    ingredients: Sequence[Checkpoint], aligned: Alignment, dtype: str | None, shard_bytes: int
+    ingredients: Sequence[Checkpoint], aligned: Alignment, recipe: Recipe, shard_bytes: int
 ) -> tuple[OutputFile, ...]:
     files: list[OutputFile] = []
     by_part: dict[str, list[MixedTensor]] = {}
-    for (path, name), sources in aligned.sources.items():
-        codes = {source.info.dtype for source in sources}
-        code = dtype or widest(codes) if codes <= FLOATING else next(iter(codes))
-        shape = sources[0].info.shape
-        by_part.setdefault(path, []).append(MixedTensor(path, name, code, shape, sources))
+    for tensor in _mixed_tensors(aligned, recipe):
+        by_part.setdefault(tensor.part, []).append(tensor)
     for path, tensors in by_part.items():
         part = next(c.parts[path] for c in ingredients if path in c.parts)
         if part.file is not None:
@@ -327,6 +260,48 @@ def _lay_out(
             file = (PurePosixPath(part.folder) / f"model{suffix}.safetensors").as_posix()
             files.append(OutputFile(file, tuple(shard), is_safetensors=True))
     return tuple(files)
+
+
+def _mixed_tensors(aligned: Alignment, recipe: Recipe) -> list[MixedTensor]:
+    """Give every tensor its weights, or its method with its options.
+
+    Raises:
+        PlanError: a tensor has no weight, or a filter fits none.
+    """
+    names = [name for _, name in aligned.sources]
+    depths = layer_depths(names)
+    problems = [
+        f"{key} has a filter {text!r} that stands in no tensor's name - a filter is part of one - "
+        "list the names with `cocktail inspect --tensors`"
+        for given in (recipe.parameters, *recipe.model_parameters)
+        for key, setting in given.items()
+        for text in unmatched_filters(setting, names)
+    ]
+    tensors = []
+    for (path, name), sources in aligned.sources.items():
+        merge = None
+        shape = sources[0].info.shape
+        codes = {source.info.dtype for source in sources}
+        code = recipe.dtype or widest(codes) if codes <= FLOATING else next(iter(codes))
+        if len(sources) == len(recipe.ingredients):
+            try:
+                weights, options = recipe.for_tensor(name, depths)
+            except RecipeError as error:
+                problems.append(str(error))
+                continue
+            if not recipe.is_weighted_sum:
+                base = None if recipe.base_index is None else sources[recipe.base_index]
+                base = None if recipe.method.base == "ingredient" else base
+                merge = Merge(recipe.method, options, base, recipe.seed)
+            weights = weights or (1.0,) * len(recipe.merged)
+            sources = tuple(
+                replace(sources[i], weight=weight)
+                for i, weight in zip(recipe.merged, weights, strict=True)
+            )
+        tensors.append(MixedTensor(path, name, code, shape, sources, merge))
+    if problems:
+        raise PlanError(list(dict.fromkeys(problems)))
+    return tensors
 
 
 def _cut(tensors: Sequence[MixedTensor], shard_bytes: int) -> list[list[MixedTensor]]:

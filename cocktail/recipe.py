@@ -1,23 +1,32 @@
-"""The recipe: everything that a mix depends on, as a dataclass and as YAML."""
+"""The recipe: everything that a mix depends on. Its YAML is read by ``cocktail.recipe_file``."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
 from cocktail.dtypes import parse_dtype, torch_name
-from cocktail.errors import RecipeError
+from cocktail.errors import RecipeError, listed
+from cocktail.methods.method import Method, Option
+from cocktail.schedule import checked_setting, known_options, lines_depth, value_at
 
-RECIPE_FILE = "cocktail.yaml"
 WEIGHT_TOLERANCE = 1e-3
-HeadRule = Literal["error", "copy", "drop"]
+HeadRule = Literal["error", "copy", "mix", "drop"]
 PoolingMode = Literal["cls", "mean", "max", "lasttoken"]
+
+WEIGHT = Option("weight", None, "How much of each model; theirs to choose.", per_model=True)
+# LiNeS scales what a fine-tune changed by the depth of the layer: every method with a lambda can.
+LINES = (
+    Option("lines_alpha", 1.0, "LiNeS: lambda is multiplied by this at the first layer."),
+    Option("lines_beta", 0.0, "LiNeS: how much more than that at the last layer."),
+)
 
 
 @dataclass(frozen=True)
@@ -25,16 +34,24 @@ class Recipe:
     """What goes in and how it is mixed.
 
     Attributes:
-        models: K references, each a local folder or a Hub id ``org/name[@revision]``; config and
-            tokenizer come from the first.
-        weights: K mixing weights that sum to 1.
+        models: references, each a local folder or a Hub id ``org/name[@revision]``. Config and
+            tokenizer come from the base if there is one, else from the first.
+        weights: one for each of the models that are merged, or none if the parameters give them.
         model_type: ``reranker``, ``encoder``, ``decoder``, ``encoder-decoder``, or ``None`` to
             read it from the config.
         dtype: safetensors code of the output, or ``None`` to keep the ingredients' own.
-        head: what to do with a head that only one ingredient has: refuse, take it whole from that
-            one, or leave it out.
+        head: what to do with a head that only some ingredients have: refuse, take it whole from the
+            only one, average it over those that have it, or leave it out.
         pooling: make the modules of a sentence-transformers model with this pooling where the
             first ingredient has none.
+        merge_method: name of the method; see ``cocktail methods``.
+        base_model: what the others were fine-tuned from; may stand among the models.
+        parameters: of the method, for all models; each a scalar, a gradient or a list of filters.
+        model_parameters: of each of the models; they go before ``parameters``.
+        tokenizer_source: the ingredient that the tokenizer's files come from, if not the donor.
+        seed: of methods that draw at random.
+        name: what a later recipe calls the result by.
+        steps: earlier recipes whose results are among the models, by their names.
     """
 
     models: tuple[str, ...]
@@ -43,6 +60,59 @@ class Recipe:
     dtype: str | None = None
     head: HeadRule = "error"
     pooling: PoolingMode | None = None
+    merge_method: str = "linear"
+    base_model: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    model_parameters: tuple[Mapping[str, Any], ...] = ()
+    tokenizer_source: str | None = None
+    seed: int = 0
+    name: str | None = None
+    steps: tuple[Recipe, ...] = ()
+
+    @cached_property
+    def method(self) -> Method:
+        """The method of this name.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        from cocktail.methods.registry import method_named  # noqa: PLC0415 - imports torch
+
+        return method_named(self.merge_method)
+
+    @property
+    def ingredients(self) -> tuple[str, ...]:
+        """Every checkpoint that is read: the models, and the base after them if it is not one."""
+        if self.base_model is None or self.base_model in self.models:
+            return self.models
+        return (*self.models, self.base_model)
+
+    @property
+    def base_index(self) -> int | None:
+        """Which of the ingredients is the base."""
+        return None if self.base_model is None else self.ingredients.index(self.base_model)
+
+    @property
+    def merged(self) -> list[int]:
+        """The ingredients that the method combines; the base is not one of them if it has a role
+        of its own."""
+        base = None if self.method.base == "ingredient" else self.base_index
+        return [i for i in range(len(self.ingredients)) if i != base]
+
+    def weight_of(self, ingredient: int) -> Any:
+        """What a table shows as an ingredient's weight: a number, the setting that gives it,
+        ``base``, or ``None`` where the method takes no weights."""
+        if ingredient not in self.merged:
+            return "base"
+        if self.weights:
+            return self.weights[self.merged.index(ingredient)]
+        own = self.model_parameters[ingredient : ingredient + 1]
+        return {**self.parameters, **(own[0] if own else {})}.get("weight")
+
+    @property
+    def is_weighted_sum(self) -> bool:
+        """Whether the mix is sum_i w_i theta_i, which the engine adds up block by block."""
+        return self.merge_method == "linear"
 
     def normalized(self) -> Recipe:
         """The same recipe with the weights divided by their sum.
@@ -61,111 +131,206 @@ class Recipe:
     def problems(self) -> list[str]:
         """What is wrong with the recipe by itself, one line each."""
         found = []
-        if len(self.models) < 2:
-            found.append(
-                f"{len(self.models)} model given - a mix takes at least two - name another"
-            )
-        if len(self.weights) != len(self.models):
-            found.append(
-                f"{len(self.weights)} weights for {len(self.models)} models - each model takes one "
-                "weight, in the same order - make the numbers agree"
-            )
-        broken = [weight for weight in self.weights if not math.isfinite(weight)]
-        total = math.fsum(self.weights) if not broken else math.nan
-        if broken:
-            found.append(f"weights are {list(self.weights)} - they must be finite numbers")
-        elif abs(total - 1) > WEIGHT_TOLERANCE and len(self.weights) == len(self.models):
-            found.append(
-                f"the weights sum to {total:.6g} - the sum must be 1 within {WEIGHT_TOLERANCE:g}, "
-                "else the model's scale changes - correct them, or normalise (--normalize, "
-                "normalize=True)"
-            )
         for name, allowed in (("head", HeadRule), ("pooling", PoolingMode)):
             value = getattr(self, name)
             if value is not None and value not in get_args(allowed):
                 found.append(f"{name} is {value!r} - it is one of {', '.join(get_args(allowed))}")
+        if self.tokenizer_source not in (None, *self.ingredients):
+            found.append(
+                f"tokenizer_source is {self.tokenizer_source!r} - it is one of the models - name "
+                f"one of {listed(self.ingredients)}, or base"
+            )
+        try:
+            found += [*self._model_problems(self.method), *self._weight_problems(self.method)]
+            self.check_parameters()
+        except RecipeError as error:
+            found.append(str(error))
         return found
 
+    def _model_problems(self, method: Method) -> list[str]:
+        if len(self.ingredients) < 2:
+            count = len(self.ingredients)
+            return [f"{count} model given - a mix takes at least two - name another"]
+        if self.base_model is None and method.base == "required":
+            return [
+                f"{method.name} has no base - it works on what fine-tuning changed - name the "
+                "model that the others were fine-tuned from (--base, base_model)"
+            ]
+        if method.base == "ingredient" and self.base_model not in (None, *self.models):
+            return [
+                f"the base {self.base_model} is not among the models - {method.name} has no other "
+                "use for it - name it among them"
+            ]
+        fewest, most = method.models
+        count = len(self.merged)
+        if fewest <= count <= (most or count):
+            return []
+        wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most else f"{fewest}+"
+        beside = " besides the base" if self.base_model and method.base != "ingredient" else ""
+        return [
+            f"{count} models given{beside} - {method.name} takes {wanted} - make the numbers agree"
+        ]
+
+    def _weight_problems(self, method: Method) -> list[str]:
+        count = len(self.merged)
+        if not self.weights:
+            given = [self.parameters, *self.model_parameters]
+            if not method.weighted or any("weight" in parameters for parameters in given):
+                return []
+            return [f"no weights for {count} models - each takes one - give them"]
+        if not method.weighted:
+            return [f"weights given - {method.name} takes none - leave them out"]
+        broken = [weight for weight in self.weights if not math.isfinite(weight)]
+        if broken:
+            return [f"weights are {list(self.weights)} - they must be finite numbers"]
+        if len(self.weights) != count:
+            return [
+                f"{len(self.weights)} weights for {count} models - each model takes one weight, in "
+                "the same order - make the numbers agree"
+            ]
+        total = math.fsum(self.weights)
+        if self.is_weighted_sum and abs(total - 1) > WEIGHT_TOLERANCE:
+            return [
+                f"the weights sum to {total:.6g} - the sum must be 1 within {WEIGHT_TOLERANCE:g}, "
+                "else the model's scale changes - correct them, or normalise (--normalize, "
+                "normalize=True)"
+            ]
+        return []
+
+    def options(self) -> tuple[Option, ...]:
+        """Everything that may stand among the parameters."""
+        method = self.method
+        scaled = any(option.name == "lambda" for option in method.options)
+        weight = (WEIGHT,) if method.weighted else ()
+        return (*weight, *method.options, *(LINES if scaled else ()))
+
+    def check_parameters(self) -> None:
+        """Check names, types and ranges of all parameters.
+
+        Raises:
+            RecipeError: with the first that is wrong.
+        """
+        known = {option.name: option for option in self.options()}
+        for parameters in (self.parameters, *self.model_parameters):
+            known_options(known, parameters, self.merge_method)
+            for name, setting in parameters.items():
+                checked_setting(known[name], setting)
+        if self.weights and any(
+            "weight" in parameters for parameters in (self.parameters, *self.model_parameters)
+        ):
+            raise RecipeError(
+                "weights are given twice, as weights and as parameters - one of them counts - "
+                "leave the others out"
+            )
+
+    def for_tensor(
+        self, name: str, depths: Mapping[str, float]
+    ) -> tuple[tuple[float, ...], dict[str, Any]]:
+        """Weights and options of one tensor.
+
+        Args:
+            depths: of all tensors, see ``cocktail.schedule.layer_depths``.
+
+        Returns:
+            One weight for each merged ingredient, and the method's options; those that differ by
+            model as tuples in the same order.
+
+        Raises:
+            RecipeError: no weight is given for it.
+        """
+        values: dict[str, Any] = {}
+        for option in self.options():
+            if option.per_model:
+                each = [self._value(option, name, depths[name], i) for i in self.merged]
+                values[option.name] = tuple(each)
+            else:
+                values[option.name] = self._value(option, name, depths[name], None)
+        weights = self.weights or values.pop("weight", ())
+        values.pop("weight", None)
+        if "lines_alpha" in values:
+            depth = lines_depth(name, depths)
+            values["lambda"] *= values.pop("lines_alpha") + values.pop("lines_beta") * depth
+        if self.is_weighted_sum:
+            normalize = values.pop("normalize")
+            if normalize and not self.weights:
+                total = math.fsum(weights)
+                if abs(total) < 1e-8:
+                    raise RecipeError(
+                        f"the weights of {name} sum to {total:g} - they are divided by their sum - "
+                        "give others, or normalize: false"
+                    )
+                weights = tuple(weight / total for weight in weights)
+        return weights, values
+
+    def _value(self, option: Option, name: str, depth: float, ingredient: int | None) -> Any:
+        chain = [self.parameters]
+        if ingredient is not None and ingredient < len(self.model_parameters):
+            chain.insert(0, self.model_parameters[ingredient])
+        for parameters in chain:
+            if option.name in parameters:
+                value = value_at(checked_setting(option, parameters[option.name]), name, depth)
+                if value is not None:
+                    return value
+        if option.default is None and not (option is WEIGHT and self.weights):
+            who = "" if ingredient is None else f" of {self.ingredients[ingredient]}"
+            raise RecipeError(
+                f"{name}{who} has no {option.name} - {self.merge_method} needs one for every "
+                "tensor - give it, or add an item without a filter"
+            )
+        return option.default
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without what was left at its default; ``recipe_fields`` reads it back."""
+        """Plain values, without what was left at its default; ``recipe_file`` reads them back."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        defaults = {f.name: f.default for f in fields(self)}
+        defaults = {f.name: f.default for f in fields(self)} | {"parameters": {}, "weights": ()}
         values = {key: value for key, value in values.items() if value != defaults[key]}
-        values |= {"models": list(self.models), "weights": list(self.weights)}
+        values.pop("steps", None)
+        values["models"] = list(self.models)
+        parameters = values.pop("model_parameters", ())
+        if any(parameters):
+            values["models"] = [
+                {"model": model, "parameters": dict(given)} if given else {"model": model}
+                for model, given in zip(self.models, parameters, strict=True)
+            ]
+        if self.weights:
+            values["weights"] = list(self.weights)
         if self.dtype is not None:
             values["dtype"] = torch_name(self.dtype)
         return values
 
-
-_KINDS_OF_VALUE: Mapping[str, tuple[type | tuple[type, ...], str]] = {
-    "models": (list, "a list of folders or Hub ids"),
-    "weights": (list, "a list of numbers"),
-    "model_type": (str, "a name"),
-    "output": (str, "a path"),
-    "dtype": (str, "a name such as bfloat16"),
-    "head": (str, "error, copy or drop"),
-    "pooling": (str, "cls, mean, max or lasttoken"),
-    "normalize": (bool, "true or false"),
-    "max_shard_size": ((str, int), "a size such as 5GB"),
-}
+    def to_yaml(self) -> str:
+        """The recipe as a file, the steps that it builds on before it."""
+        documents = [recipe.to_dict() for recipe in (*self.steps, self)]
+        return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe file into plain values, checked for type; every key may be missing.
-
-    Returns:
-        ``models``, ``weights``, ``model_type``, ``output``, ``dtype``, ``head``, ``pooling``,
-        ``normalize``, ``max_shard_size``, as far as the file has them. Relative paths stay
-        relative to the current folder.
+def recipe_of(settings: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from what ``recipe_file`` read, passing over what is not part of it.
 
     Raises:
-        RecipeError: the file cannot be read, is no YAML map, or has an unknown or misused key.
+        RecipeError: as :func:`make_recipe`.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{path}: is not valid YAML ({reason})") from None
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"{path}: is not a map - a recipe has keys such as models and weights - see docs/mix.md"
-        )
-    for key, value in values.items():
-        if key not in _KINDS_OF_VALUE:
-            near = difflib.get_close_matches(str(key), _KINDS_OF_VALUE, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KINDS_OF_VALUE)}"
-            raise RecipeError(f"{path}: unknown key {key!r} - {hint}")
-        kind, meaning = _KINDS_OF_VALUE[key]
-        if not isinstance(value, kind):
-            raise RecipeError(f"{path}: {key} is {value!r} - it must be {meaning}")
-    if "weights" in values:
-        values["weights"] = [_number(path, weight) for weight in values["weights"]]
-    if "models" in values:
-        values["models"] = [str(model) for model in values["models"]]
-    return values
-
-
-def _number(path: Path, value: object) -> float:
-    # YAML 1.1 reads 1e-3 as text.
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError
-        return float(value)
-    except ValueError:
-        raise RecipeError(f"{path}: weights holds {value!r} - every weight is a number") from None
+    known = signature(make_recipe).parameters
+    given = {key: value for key, value in settings.items() if key in known and value is not None}
+    return make_recipe(**{"models": (), "weights": None, **given})
 
 
 def make_recipe(
     models: Sequence[str | Path],
-    weights: Sequence[float],
+    weights: Sequence[float] | None,
     *,
     model_type: str | None = None,
     dtype: Any = None,
     head: str = "error",
     pooling: str | None = None,
     normalize: bool = False,
+    merge_method: str = "linear",
+    base_model: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    model_parameters: Sequence[Mapping[str, Any]] = (),
+    tokenizer_source: str | None = None,
+    seed: int = 0,
+    name: str | None = None,
 ) -> Recipe:
     """Build a recipe from what a user passed.
 
@@ -173,7 +338,7 @@ def make_recipe(
         RecipeError: a weight is no number, the dtype is unknown, or the sum cannot be normalised.
     """
     try:
-        numbers = tuple(float(weight) for weight in weights)
+        numbers = tuple(float(weight) for weight in weights or ())
     except (TypeError, ValueError):
         raise RecipeError(f"weights are {weights!r} - they must be numbers") from None
     recipe = Recipe(
@@ -183,5 +348,12 @@ def make_recipe(
         parse_dtype(dtype),
         head,  # type: ignore[arg-type]  # checked by problems(), with all others
         pooling,  # type: ignore[arg-type]
+        merge_method,
+        None if base_model is None else str(base_model),
+        dict(parameters or {}),
+        tuple(dict(given) for given in model_parameters),
+        tokenizer_source,
+        seed,
+        name,
     )
     return recipe.normalized() if normalize else recipe

@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,8 @@ import torch
 from cocktail.digests import block_bytes
 from cocktail.dtypes import ITEM_SIZE, torch_dtype, torch_name
 from cocktail.errors import OutputError
-from cocktail.plan import MixedTensor, OutputFile, Plan
+from cocktail.output import MixedTensor, OutputFile
+from cocktail.plan import Plan
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
 _LOCK = ".lock"
@@ -238,6 +240,24 @@ class StagedModel:
         for folder in self.output.parent.iterdir():
             if folder.name.startswith(self._prefix) and folder.is_dir() and not _is_in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def temporary_parts(output: Path) -> Iterator[Path]:
+    """A folder beside the output for models that are only steps on the way; removed at the end.
+
+    A run that is killed leaves it behind; the next mix to the same output clears it.
+    """
+    place = Path(os.path.realpath(output))
+    folder = place.parent / f".{place.name}.cocktail-tmp-parts-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def written_config(plan: Plan) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def search(
 
 def _settings(models: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     """The options, with models, kind and head from ``cocktail.yaml`` where they are left out."""
-    from cocktail.recipe import RECIPE_FILE, read_recipe  # noqa: PLC0415
+    from cocktail.recipe_file import RECIPE_FILE, read_recipe  # noqa: PLC0415
 
     path = Path(RECIPE_FILE)
     recipe = read_recipe(path) if path.is_file() else {}

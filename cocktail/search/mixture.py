@@ -23,7 +23,8 @@ from cocktail.errors import CheckpointError, PlanError, listed
 from cocktail.kinds.task import Batch, Task
 from cocktail.loading import ModelInMemory
 from cocktail.mix import default_threads, stream
-from cocktail.plan import MixedTensor, Plan
+from cocktail.output import MixedTensor
+from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader, block_bounds
 from cocktail.search.processes import Processes
 

@@ -1,0 +1,127 @@
+"""What a mix writes: tensors, each with all that it is made of, and the files that hold them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from cocktail.align import Source, shares
+from cocktail.checkpoint import tensor_key
+from cocktail.dtypes import ITEM_SIZE
+from cocktail.headers import build_header
+from cocktail.methods.method import Method
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How one tensor is made where it is more than a weighted sum.
+
+    Attributes:
+        options: of the method, those that differ by model as tuples.
+        base: what the models are compared with, where the method has one.
+        seed: of the recipe.
+    """
+
+    method: Method
+    options: Mapping[str, Any]
+    base: Source | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class MixedTensor:
+    """One tensor of the output.
+
+    Attributes:
+        part: where it belongs, ``MAIN`` for the model itself.
+        name: in the file it is written to.
+        dtype: safetensors code it is written in.
+        sources: what it is made of: all ingredients in recipe order without the base of ``merge``,
+            or those that have it.
+        merge: the method that combines the sources; ``None`` for their weighted sum.
+    """
+
+    part: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[Source, ...]
+    merge: Merge | None = None
+
+    def reweighted(self, weights: Sequence[float]) -> MixedTensor:
+        """The same weighted sum with other weights (K,); copies stay copies.
+
+        A tensor that only some ingredients have keeps the proportions of theirs.
+        """
+        if len(self.sources) == 1:
+            return self
+        own = [weights[source.ingredient] for source in self.sources]
+        if len(own) < len(weights):
+            own = shares(own)
+        sources = tuple(
+            replace(source, weight=weight) for source, weight in zip(self.sources, own, strict=True)
+        )
+        return replace(self, sources=sources)
+
+    @property
+    def key(self) -> str:
+        return tensor_key(self.part, self.name)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * ITEM_SIZE[self.dtype]
+
+    @cached_property
+    def active(self) -> tuple[Source, ...]:
+        """The sources that are read, the base last.
+
+        In a sum, zero times a tensor adds nothing, not even a signed zero.
+        """
+        if self.merge is None:
+            return tuple(source for source in self.sources if source.weight != 0)
+        return (*self.sources, *([self.merge.base] if self.merge.base else []))
+
+    @cached_property
+    def is_copy(self) -> bool:
+        """The bytes of one ingredient as they are."""
+        return (
+            self.merge is None
+            and len(self.active) == 1
+            and self.active[0].weight == 1
+            and self.active[0].info.read_dtype == self.dtype
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is made in one piece, because no element can do without the others."""
+        return self.merge is not None and not self.merge.method.elementwise
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of weights in the output.
+
+    Attributes:
+        path: relative to the output folder.
+        tensors: in the order of their data.
+        is_safetensors: otherwise a ``torch.save`` of a small state dict.
+    """
+
+    path: str
+    tensors: tuple[MixedTensor, ...]
+    is_safetensors: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def header(self, metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
+        """The first bytes of the file and each tensor's offset; see ``build_header``."""
+        return build_header([(t.name, t.dtype, t.shape) for t in self.tensors], metadata)

@@ -1,0 +1,27 @@
+"""What the commands have in common: options, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
+
+
+def shows_bar(quiet: bool) -> bool:
+    """Whether there is a terminal to draw a progress bar on."""
+    return not quiet and sys.stderr.isatty()
+
+
+def report(value: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
+    """Print a result as JSON or as text."""
+    if as_json:
+        click.echo(json.dumps(value, indent=2))
+    elif not quiet:
+        click.echo(text)

@@ -1,0 +1,143 @@
+"""Recipes as YAML: ours, and mergekit's for what both know."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cocktail.errors import RecipeError, listed
+
+RECIPE_FILE = "cocktail.yaml"
+
+_KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "models": (list, "a list of folders or Hub ids, or of maps with model and parameters"),
+    "weights": (list, "a list of numbers"),
+    "model_type": (str, "a name"),
+    "output": (str, "a path"),
+    "dtype": (str, "a name such as bfloat16"),
+    "out_dtype": (str, "a name such as bfloat16"),
+    "head": (str, "error, copy, mix or drop"),
+    "pooling": (str, "cls, mean, max or lasttoken"),
+    "normalize": (bool, "true or false"),
+    "max_shard_size": ((str, int), "a size such as 5GB"),
+    "merge_method": (str, "a name, see `cocktail methods`"),
+    "base_model": (str, "a folder or a Hub id"),
+    "parameters": (dict, "a map of the method's parameters"),
+    "tokenizer_source": (str, "base, or one of the models"),
+    "seed": (int, "a whole number"),
+    "name": (str, "a name that later documents call the result by"),
+}
+# mergekit's, for which a weighted average of whole models has no meaning or no need.
+_UNSUPPORTED = {
+    "slices": "layers of different models stacked on each other",
+    "modules": "parts of a model merged by different recipes",
+    "tokenizer": "a tokenizer put together token by token",
+    "chat_template": "another chat template",
+    "gate_mode": "a mixture of experts",
+    "experts": "a mixture of experts",
+}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a file that holds one recipe; every key may be missing.
+
+    Returns:
+        Plain values, checked for type, by the names that ``make_recipe`` takes them under;
+        ``output``, ``max_shard_size``, ``normalize`` and ``name`` beside them. Relative paths stay
+        relative to the current folder.
+
+    Raises:
+        RecipeError: the file cannot be read, holds no YAML map or several, or has an unknown or
+            misused key.
+    """
+    recipes = read_recipes(path)
+    if len(recipes) > 1:
+        raise RecipeError(
+            f"{path}: holds {len(recipes)} documents - one recipe is read here - name the file to "
+            "`cocktail mix` to run all of them"
+        )
+    return recipes[0]
+
+
+def read_recipes(path: Path) -> list[dict[str, Any]]:
+    """Read every document of a file; see ``read_recipe``.
+
+    Later documents may use the ``name`` of earlier ones as a model.
+    """
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path}: is not valid YAML ({reason})") from None
+    return [_recipe(path, document) for document in documents or [None] if document != {}] or [{}]
+
+
+def _recipe(path: Path, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{path}: is not a map - a recipe has keys such as models and weights - see docs/mix.md"
+        )
+    for key, value in values.items():
+        _check_key(path, key, _KEYS)
+        kind, meaning = _KEYS[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise RecipeError(f"{path}: {key} is {value!r} - it must be {meaning}")
+    recipe = dict(values)
+    if "weights" in recipe:
+        recipe["weights"] = [_number(path, weight) for weight in recipe["weights"]]
+    if "models" in recipe:
+        models = [_model(path, model) for model in recipe["models"]]
+        recipe["models"] = [name for name, _ in models]
+        if any(parameters for _, parameters in models):
+            recipe["model_parameters"] = [parameters for _, parameters in models]
+    if "out_dtype" in recipe:
+        # We compute in fp32 whatever `dtype` says; what is written is all that is left of it.
+        recipe["dtype"] = recipe.pop("out_dtype")
+    if recipe.get("tokenizer_source") == "base":
+        recipe["tokenizer_source"] = recipe.get("base_model")
+    return recipe
+
+
+def _check_key(path: Path, key: object, known: Mapping[str, Any]) -> None:
+    if key in known:
+        return
+    if key in _UNSUPPORTED:
+        raise RecipeError(
+            f"{path}: {key} ({_UNSUPPORTED[str(key)]}) is not supported - whole models are merged "
+            "tensor by tensor - leave it out, or use mergekit for it"
+        )
+    near = difflib.get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    raise RecipeError(f"{path}: unknown key {key!r} - {hint}")
+
+
+def _model(path: Path, model: Any) -> tuple[str, dict[str, Any]]:
+    """Reference and parameters of an item of ``models``."""
+    if not isinstance(model, dict):
+        return str(model), {}
+    for key in model:
+        _check_key(path, key, {"model": None, "parameters": None})
+    name, parameters = model.get("model"), model.get("parameters") or {}
+    if not isinstance(name, str) or not isinstance(parameters, dict):
+        found = [f"{key}: {value!r}" for key, value in model.items()]
+        raise RecipeError(
+            f"{path}: models holds {listed(found)} - an item is a folder or Hub id, or a map with "
+            "model and parameters - correct it"
+        )
+    return name, parameters
+
+
+def _number(path: Path, value: object) -> float:
+    # YAML 1.1 reads 1e-3 as text.
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        return float(value)
+    except ValueError:
+        raise RecipeError(f"{path}: weights holds {value!r} - every weight is a number") from None

@@ -1,0 +1,204 @@
+"""What one thread of the engine does: a segment block by block, or a tensor in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Condition, Event
+
+import torch
+import xxhash
+
+from cocktail.digests import SEGMENT, block_bytes
+from cocktail.dtypes import torch_dtype
+from cocktail.errors import NonFiniteError
+from cocktail.headers import TensorInfo
+from cocktail.methods.linear import accumulate
+from cocktail.output import Merge, MixedTensor
+from cocktail.reading import TensorReader, block_bounds
+
+Sink = Callable[[MixedTensor, int, torch.Tensor], None]
+"""Takes a tensor of the plan, the first element of a block, and the block: shape (n,), in the
+output's dtype, valid until the call returns. Called from several threads."""
+Progress = Callable[[int], None]
+"""Takes the number of output bytes that have just been handed to the sink."""
+SegmentDigests = list[bytes]
+"""Of a segment of the output, and of the same segment of each source that was read."""
+
+
+class Room:
+    """Lets threads hold tensors as long as these are no more than the largest one together.
+
+    Args:
+        elements: of the largest tensor that is made in one piece.
+    """
+
+    def __init__(self, elements: int) -> None:
+        self._free = elements
+        self._changed = Condition()
+
+    @contextmanager
+    def hold(self, elements: int) -> Iterator[None]:
+        """Wait until there is room for a tensor, and keep it for the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= elements)
+            self._free -= elements
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += elements
+                self._changed.notify_all()
+
+
+class Worker:
+    """One thread's memory, and the loops over blocks.
+
+    Args:
+        block: elements at a time; the result does not depend on it.
+        stopped: set where the mix is given up.
+    """
+
+    def __init__(
+        self,
+        reader: TensorReader,
+        block: int,
+        sink: Sink,
+        progress: Progress | None,
+        stopped: Event,
+    ) -> None:
+        self.reader = reader
+        self.block = block
+        self.sink = sink
+        self.progress = progress
+        self.stopped = stopped
+        # Wide enough for fp64; pages that narrower types do not touch are never allocated.
+        self.raw, self.term, self.sum, self.rounded = (
+            torch.empty(block * 8, dtype=torch.uint8) for _ in range(4)
+        )
+        self.spaces: list[torch.Tensor] = []
+
+    def run_segment(self, tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
+        """Mix elements ``start:stop``, a block of every source at a time."""
+        output = xxhash.xxh3_128()
+        inputs = [xxhash.xxh3_128() for _ in tensor.active]
+        for low, high in block_bounds(stop - start, self.block):
+            if self.stopped.is_set():
+                break
+            mixed = self._mix(tensor, start + low, start + high, inputs)
+            self._hand_over(tensor, start + low, mixed, output)
+        return [[output.digest(), *(hasher.digest() for hasher in inputs)]]
+
+    def run_whole(self, tensor: MixedTensor, merge: Merge) -> list[SegmentDigests]:
+        """Make a tensor in one piece: read all sources, merge, round and hand over."""
+        segments = list(block_bounds(tensor.numel, SEGMENT))
+        digests: list[SegmentDigests] = [[] for _ in segments]
+        tensors = []
+        for source in tensor.active:
+            flat = torch.empty(tensor.numel, dtype=_sum_dtype(tensor))
+            for (start, stop), found in zip(segments, digests, strict=True):
+                hasher = xxhash.xxh3_128()
+                for low, high in block_bounds(stop - start, self.block):
+                    if self.stopped.is_set():
+                        return digests
+                    place = flat[start + low : start + high]
+                    place.copy_(self._read(source.info, start + low, start + high, hasher))
+                found.append(hasher.digest())
+            tensors.append(flat.view(tensor.shape))
+        merged = _merged(tensor, merge, tensors).reshape(-1)
+        for (start, stop), found in zip(segments, digests, strict=True):
+            output = xxhash.xxh3_128()
+            for low, high in block_bounds(stop - start, self.block):
+                block = self._rounded(tensor, merged[start + low : start + high])
+                self._hand_over(tensor, start + low, block, output)
+            found.insert(0, output.digest())
+        return digests
+
+    def _hand_over(
+        self, tensor: MixedTensor, start: int, block: torch.Tensor, hasher: xxhash.xxh3_128
+    ) -> None:
+        hasher.update(block_bytes(block))
+        self.sink(tensor, start, block)
+        if self.progress is not None:
+            self.progress(block.nbytes)
+
+    def _mix(
+        self, tensor: MixedTensor, start: int, stop: int, inputs: Sequence[xxhash.xxh3_128]
+    ) -> torch.Tensor:
+        blocks = (
+            self._read(source.info, start, stop, hasher)
+            for source, hasher in zip(tensor.active, inputs, strict=True)
+        )
+        if tensor.is_copy:
+            mixed = next(blocks)
+            _require_finite(mixed, mixed.dtype, tensor)
+            return mixed
+        dtype, size = _sum_dtype(tensor), stop - start
+        if tensor.merge is not None:
+            places = self._places(len(tensor.active), dtype, size)
+            held = [place.copy_(block) for place, block in zip(places, blocks, strict=True)]
+            return self._rounded(tensor, _merged(tensor, tensor.merge, held))
+        out, term = (space.view(dtype)[:size] for space in (self.sum, self.term))
+        accumulate(blocks, [source.weight for source in tensor.active], out=out, term=term)
+        return self._rounded(tensor, out)
+
+    def _read(
+        self, info: TensorInfo, start: int, stop: int, hasher: xxhash.xxh3_128
+    ) -> torch.Tensor:
+        block = self.reader.read(info, start, stop, self.raw)
+        hasher.update(block_bytes(block))
+        return block
+
+    def _places(self, count: int, dtype: torch.dtype, size: int) -> list[torch.Tensor]:
+        """Memory for a block of each of ``count`` sources."""
+        while len(self.spaces) < count:
+            self.spaces.append(torch.empty(self.block * 8, dtype=torch.uint8))
+        return [space.view(dtype)[:size] for space in self.spaces[:count]]
+
+    def _rounded(self, tensor: MixedTensor, block: torch.Tensor) -> torch.Tensor:
+        """The block in the output's type, checked."""
+        dtype = torch_dtype(tensor.dtype)
+        _require_finite(block, dtype, tensor)
+        if block.dtype == dtype:
+            return block.contiguous()
+        return self.rounded.view(dtype)[: block.numel()].copy_(block)
+
+
+def _merged(tensor: MixedTensor, merge: Merge, held: list[torch.Tensor]) -> torch.Tensor:
+    """Run the method on the sources, the base last among them."""
+    base = held.pop() if merge.base is not None else None
+    # Seeded by recipe and name, so that neither threads nor the order of tensors matter.
+    seed = xxhash.xxh3_64_intdigest(f"{merge.seed} {tensor.key}".encode()) >> 1
+    return merge.method.merge(
+        held,
+        base,
+        [source.weight for source in tensor.sources],
+        generator=torch.Generator().manual_seed(seed),
+        options=merge.options,
+    )
+
+
+def _sum_dtype(tensor: MixedTensor) -> torch.dtype:
+    """fp32, whatever goes in; fp64 only if that is what is written."""
+    return torch.float64 if tensor.dtype == "F64" else torch.float32
+
+
+def _require_finite(block: torch.Tensor, dtype: torch.dtype, tensor: MixedTensor) -> None:
+    """Refuse what is not finite, or would not be once it is rounded to ``dtype``."""
+    if not block.is_floating_point() or block.numel() == 0:
+        return
+    limit = torch.finfo(dtype).max
+    if block.dtype == torch.float32:
+        # One cheap pass: a sum of squares below the limit's square proves every element finite
+        # and in range. Where it proves nothing, look closely.
+        norm = float(torch.dot(block, block))
+        if norm <= min(limit * limit, torch.finfo(torch.float32).max):
+            return
+    if bool(block.isfinite().all()) and bool(block.to(dtype).isfinite().all()):
+        return
+    worst = float(block[~block.isfinite()][0]) if not bool(block.isfinite().all()) else None
+    found = f"holds {worst}" if worst is not None else f"exceeds {limit:g}, the largest {dtype}"
+    raise NonFiniteError(
+        f"{tensor.key} {found} after mixing - a mixed model has finite weights only - look at the "
+        "ingredients with `cocktail inspect`, or write a wider dtype"
+    )
