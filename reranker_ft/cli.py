@@ -39,6 +39,9 @@ class OneLineErrors(click.Group):
                 f"{error.name} is not installed - this command needs it - "
                 f"pip install 'cocktail-mix[{extra}]'"
             ) from error
+        except KeyboardInterrupt:
+            click.echo("reranker-ft: interrupted", err=True)
+            ctx.exit(130)
 
 
 def report(fields: dict[str, Any], text: str, as_json: bool) -> None:
@@ -146,7 +149,7 @@ def evaluate(
         data,
         max_queries=max_queries,
         reranker_options=reranker_options,
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     if plot:
         draw_comparison(results, plot, metric=metric, overwrite=overwrite)
@@ -193,7 +196,7 @@ def score(
         output,
         tsv=tsv or data.endswith(".tsv"),
         overwrite=overwrite,
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     if output != "-":
         text = f"{counted['pairs']} pairs on {counted['lines']} lines scored: {output}"
@@ -233,7 +236,7 @@ def distil(
         input_file,
         output_file,
         overwrite=overwrite,
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     text = f"{counted['pairs']} passages of {counted['lines']} queries scored: {output_file}"
     report({**counted, "output": output_file}, text, as_json)
@@ -277,7 +280,7 @@ def check(
         query_max_length=query_max_len,
         passage_max_length=passage_max_len,
         train_group_size=train_group_size,
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     report(found.to_dict(), describe_check(found), as_json)
     sys.exit(0 if found.trainable else 1)
@@ -384,7 +387,7 @@ def mine(
         candidate_pool=candidate_pool,
         reranker=_guard(reranker, reranker_options),
         overwrite=overwrite,
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     from reranker_ft.describe import describe_mining
 
@@ -409,7 +412,7 @@ def _retriever(embedder: dict[str, Any], shared: dict[str, Any]) -> Any:
 
     name = embedder["embedder_name_or_path"]
     if name is None:
-        return functools.partial(BM25, progress=True)
+        return functools.partial(BM25, progress=sys.stderr.isatty())
     from reranker_ft.encoder import EncoderOptions, load_encoder
     from reranker_ft.groups import Instructions
 
@@ -430,4 +433,4 @@ def _retriever(embedder: dict[str, Any], shared: dict[str, Any]) -> Any:
             cache_dir=shared["cache_dir"],
         ),
     )
-    return functools.partial(EncoderSearch, encoder, progress=True)
+    return functools.partial(EncoderSearch, encoder, progress=sys.stderr.isatty())

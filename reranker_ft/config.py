@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -201,13 +203,26 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
         self.notes: list[str] = []
         self._check_values()
         self._settle_precision()
+        self._settle_device()
         self._settle_evaluation()
         if self.warmup_ratio and not _is_field_of_transformers("warmup_ratio"):
             self.warmup_steps = self.warmup_ratio
+        flags: Any = self
+        if flags.disable_tqdm is None:
+            flags.disable_tqdm = not sys.stderr.isatty()
         try:
-            super().__post_init__()
+            with warnings.catch_warnings():
+                # accelerate tells how many threads it chose; torchrun, if asked, does too.
+                warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+                super().__post_init__()
         except (ValueError, ImportError) as error:
             raise ArgumentError(" ".join(str(error).split())) from None
+        self._check_processes()
+
+    @property
+    def drawing_seed(self) -> int:
+        """What shuffling and drawing are seeded with: data_seed, or seed if that is not given."""
+        return int(self.seed if self.data_seed is None else self.data_seed)
 
     def _check_values(self) -> None:
         if self.loss not in LOSSES:
@@ -236,6 +251,23 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             flags.bf16 = False
             found = "this GPU does not have it" if has_gpu else "there is no GPU"
             self.notes.append(f"--bf16 needs a GPU with bf16 and {found}: training in fp32.")
+
+    def _settle_device(self) -> None:
+        """Says that the CPU is meant where there is nothing else.
+
+        Left unsaid, accelerate takes each of several processes on a CPU for the only one.
+        """
+        if not _has_accelerator():
+            self.use_cpu = True
+
+    def _check_processes(self) -> None:
+        """Refuses processes that would each train alone and write over the others' output."""
+        launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+        if launched != self.world_size:
+            raise ArgumentError(
+                f"{launched} processes were started and {self.world_size} would train together on "
+                f"{self.device} - processes share the work - start one, or add --use_cpu True"
+            )
 
     def _settle_evaluation(self) -> None:
         """Evaluates what was given, when it was not said when."""
@@ -279,6 +311,14 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
 
 def _is_field_of_transformers(name: str) -> bool:
     return any(known.name == name for known in fields(TrainingArguments))
+
+
+def _has_accelerator() -> bool:
+    """Whether there is anything but a CPU to train on."""
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return True
+    accelerator = getattr(torch, "accelerator", None)  # from torch 2.6 on
+    return accelerator is not None and bool(accelerator.is_available())
 
 
 def process_index() -> int:

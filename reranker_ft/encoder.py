@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from reranker_ft.bars import bars_on_terminals_only
 from reranker_ft.collate import default_micro_batch_tokens, to_device, token_batches
 from reranker_ft.groups import Instructions
 from reranker_ft.load import model_errors
@@ -58,7 +59,7 @@ def load_encoder(name_or_path: str, options: EncoderOptions) -> Encoder:
         ModelError: Nothing loads from there.
     """
     stored = options.pooling is None and importlib.util.find_spec("sentence_transformers")
-    with model_errors(name_or_path):
+    with model_errors(name_or_path), bars_on_terminals_only():
         return (StoredPoolingEncoder if stored else PooledEncoder)(name_or_path, options)
 
 

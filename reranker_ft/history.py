@@ -17,21 +17,19 @@ logger = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
 PICTURE_FILE = "history.png"
-DRAWN_METRIC = "ndcg@10"
+DRAWN_METRICS = {
+    "eval_ndcg@10": ("target NDCG@10", "tab:red"),
+    "eval_retain_ndcg@10": ("general NDCG@10", "tab:blue"),
+}
 
 
 class HistoryCallback(TrainerCallback):  # type: ignore[misc]
-    """Keeps `history.json` in the output folder up to date, and draws it at the end."""
+    """Keeps `history.json` in the output folder up to date."""
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Writes after every log, so that a run that is stopped has its history too."""
         if state.is_world_process_zero:
             write_history(Path(args.output_dir) / HISTORY_FILE, state.log_history)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draws the picture where matplotlib is installed."""
-        if state.is_world_process_zero:
-            draw_history(Path(args.output_dir) / PICTURE_FILE, state.log_history)
 
 
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
@@ -54,24 +52,29 @@ def draw_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
     losses.set_xlabel("optimizer steps")
     losses.set_ylabel("training loss")
     losses.set_ylim(bottom=0)
-    ranking = losses.twinx()
-    for prefix, label, color in (
-        ("eval", "target", "tab:red"),
-        ("eval_retain", "general", "tab:blue"),
-    ):
-        name = f"{prefix}_{DRAWN_METRIC}"
-        steps, values = _series(history, name)
-        if not steps:
-            continue
-        ranking.plot(steps, values, marker="o", color=color, label=f"{label} NDCG@10")
-        low, high = _series(history, f"{name}_low")[1], _series(history, f"{name}_high")[1]
-        ranking.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-    ranking.set_ylabel("NDCG@10, with 95 % interval")
-    handles = [*losses.get_lines(), *ranking.get_lines()]
+    handles = list(losses.get_lines())
+    if any(name in entry for entry in history for name in DRAWN_METRICS):
+        handles += _draw_metrics(losses.twinx(), history)
     losses.legend(handles=handles, loc="best")
     figure.savefig(path, dpi=150)
 
 
+def _draw_metrics(axes: Any, history: Sequence[dict[str, Any]]) -> list[Any]:
+    """Draws what was measured, with its interval; returns the lines, for the legend."""
+    for name, (label, color) in DRAWN_METRICS.items():
+        steps, values = _series(history, name)
+        if steps:
+            axes.plot(steps, values, marker="o", color=color, label=label)
+            low, high = _series(history, f"{name}_low")[1], _series(history, f"{name}_high")[1]
+            axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.set_ylabel("NDCG@10, with 95 % interval")
+    return list(axes.get_lines())
+
+
 def _series(history: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    points = {entry["step"]: entry[name] for entry in history if name in entry}
+    points: dict[int, float] = {}
+    for entry in history:
+        if name in entry:
+            # A second value at one step is that of the best model, loaded when training had ended.
+            points.setdefault(entry["step"], entry[name])
     return list(points), list(points.values())

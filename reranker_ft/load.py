@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from reranker_ft.bars import bars_on_terminals_only
 from reranker_ft.errors import ModelError, RerankerError
 
 
@@ -83,7 +84,7 @@ def _load_whole(name: str, options: dict[str, Any], *, saved_elsewhere: tuple[st
     Args:
         saved_elsewhere: Modules whose parameters may be missing, as an adapter brings them.
     """
-    with _no_load_report():
+    with no_load_report():
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name,
             output_loading_info=True,
@@ -107,12 +108,13 @@ def _load_whole(name: str, options: dict[str, Any], *, saved_elsewhere: tuple[st
 
 
 @contextmanager
-def _no_load_report() -> Iterator[None]:
-    """Keeps transformers from advising to train what is refused here anyway."""
+def no_load_report() -> Iterator[None]:
+    """Keeps transformers from reporting fresh weights: the caller says or refuses it in a line."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with bars_on_terminals_only():
+            yield
     finally:
         logging.set_verbosity(before)
 

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     """Trains as the flags say; returns the exit code.
 
     A RerankerError ends as one line on stderr, from the first process only: exit code 2 for
-    arguments, 1 for data and models.
+    arguments, 1 for data and models. So does Ctrl-C, with exit code 130.
     """
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if process_index() == 0 else logging.ERROR
@@ -69,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
         if process_index() == 0:
             sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ArgumentError) else 1
+    except KeyboardInterrupt:
+        if process_index() == 0:
+            sys.stderr.write("reranker-ft: interrupted\n")
+        return 130
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reranker_ft.bars import bars_on_terminals_only
 from reranker_ft.collate import (
     Encodings,
     Pair,
@@ -243,7 +244,7 @@ class Reranker:
         Raises:
             ArgumentError: The path exists and `overwrite` is false.
         """
-        with new_folder(output_path, overwrite=overwrite) as folder:
+        with new_folder(output_path, overwrite=overwrite) as folder, bars_on_terminals_only():
             self.model.save_pretrained(folder)  # type: ignore[operator]
             self.tokenizer.save_pretrained(folder)
 

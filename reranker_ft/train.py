@@ -18,8 +18,8 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging as transformers_logging
 
+from reranker_ft.bars import bars_on_terminals_only
 from reranker_ft.batch import GroupCollator
 from reranker_ft.collate import (
     PairEncoder,
@@ -31,8 +31,8 @@ from reranker_ft.config import DataArguments, ModelArguments, RerankerTrainingAr
 from reranker_ft.data import ExampleFiles
 from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.groups import GroupDataset
-from reranker_ft.history import HISTORY_FILE, PICTURE_FILE, HistoryCallback
-from reranker_ft.load import model_errors
+from reranker_ft.history import HISTORY_FILE, PICTURE_FILE, HistoryCallback, draw_history
+from reranker_ft.load import model_errors, no_load_report
 from reranker_ft.ranking import RankingSet
 from reranker_ft.trainer import CollapseCallback, RerankerTrainer
 
@@ -74,12 +74,15 @@ def run(
         with training_args.main_process_first(local=False):
             if training_args.should_save:
                 _clear_output(Path(training_args.output_dir))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.ranking_sets and _is_unmeasured(trainer):
-        trainer.evaluate()
-    if model_args.use_lora and model_args.save_merged_lora_model:
-        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model()
+    with bars_on_terminals_only():
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.ranking_sets and _is_unmeasured(trainer):
+            trainer.evaluate()
+        if trainer.is_world_process_zero():
+            draw_history(Path(training_args.output_dir) / PICTURE_FILE, trainer.state.log_history)
+        if model_args.use_lora and model_args.save_merged_lora_model:
+            trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        trainer.save_model()
     return trainer
 
 
@@ -87,7 +90,7 @@ def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) ->
     return ExampleFiles(
         data_args.train_data,
         max_per_file=data_args.max_example_num_per_dataset,
-        seed=training_args.data_seed or training_args.seed,
+        seed=training_args.drawing_seed,
         scores_required=data_args.knowledge_distillation,
         negatives_required=data_args.train_group_size > 1,
         progress=not training_args.disable_tqdm and training_args.process_index == 0,
@@ -118,21 +121,15 @@ def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
             "from a reranker or from the encoder"
         )
     config.num_labels = 1
-    # The load report of transformers is replaced by one line of ours.
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with model_errors(name):
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                config=config,
-                dtype="float32",
-                attn_implementation=args.attn_implementation,
-                output_loading_info=True,
-                **common,
-            )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    with model_errors(name), no_load_report():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            config=config,
+            dtype="float32",
+            attn_implementation=args.attn_implementation,
+            output_loading_info=True,
+            **common,
+        )
     _report_fresh_weights(name, model, set(report["missing_keys"]))
     if args.use_lora:
         model = _with_adapters(model, args)
@@ -204,7 +201,7 @@ def _make_trainer(
         examples,
         group_size=data_args.train_group_size,
         instructions=data_args.instructions,
-        seed=training_args.data_seed or training_args.seed,
+        seed=training_args.drawing_seed,
         shuffle_ratio=data_args.shuffle_ratio,
     )
     queries = training_args.train_batch_size * training_args.world_size
