@@ -77,11 +77,14 @@ def value_at(setting: Setting, tensor: str, depth: float) -> Any:
 
 def unmatched_filters(setting: Setting, names: Iterable[str]) -> list[str]:
     """The filters that stand in none of the names: most likely misspelt."""
-    if not isinstance(setting, list) or not isinstance(setting[0], Mapping):
-        return []
     names = list(names)
-    filters = [item["filter"] for item in setting if item["filter"] not in (None, "*")]
-    return [text for text in filters if not any(text in name for name in names)]
+    items = setting if isinstance(setting, list) else [setting]
+    filters = [item.get("filter") for item in items if isinstance(item, Mapping)]
+    return [
+        text
+        for text in filters
+        if text not in (None, "*") and not any(str(text) in name for name in names)
+    ]
 
 
 def layer_depths(names: Iterable[str]) -> dict[str, float]:

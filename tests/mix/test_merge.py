@@ -1,0 +1,232 @@
+"""The engine with merge methods: the same as the function on whole tensors, however it is cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from cocktail.api import checked_plan, mix_recipe, mix_to_folder
+from cocktail.cli import main
+from cocktail.errors import CocktailError, NonFiniteError, PlanError
+from cocktail.mix import stream
+from cocktail.output import MixedTensor
+from cocktail.plan import Plan, build_plan
+from cocktail.recipe import Recipe, make_recipe
+from cocktail.verify import verify
+from tests.mix.conftest import CONFIG, Save, load, weights
+
+Tensors = dict[str, torch.Tensor]
+TIES: dict[str, Any] = {"merge_method": "ties", "parameters": {"density": 0.4}}
+
+
+@pytest.fixture
+def family(save: Save) -> tuple[Path, Path, Path]:
+    """A base and two fine-tunes of it."""
+    base = weights(0)
+    tuned = [
+        {name: tensor + 0.1 * weights(seed)[name] for name, tensor in base.items()}
+        for seed in (1, 2)
+    ]
+    return save("base", base), save("one", tuned[0]), save("two", tuned[1])
+
+
+def recipe_for(family: tuple[Path, Path, Path], **options: Any) -> Recipe:
+    base, *models = family
+    settings: dict[str, Any] = {"merge_method": "task_arithmetic", **options}
+    numbers = settings.pop("weights", (0.6, 0.8))
+    return make_recipe(models, numbers, base_model=base, **settings)
+
+
+def streamed(plan: Plan, **options: Any) -> Tensors:
+    """The mix in memory."""
+    found = {tensor.name: torch.empty(tensor.numel) for tensor in plan.tensors}
+
+    def sink(tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
+        found[tensor.name][start : start + block.numel()] = block
+
+    stream(plan, sink, **options)
+    return {tensor.name: found[tensor.name].view(tensor.shape) for tensor in plan.tensors}
+
+
+@pytest.mark.parametrize("options", [{}, TIES])
+def test_equals_the_function_on_whole_tensors(
+    family: tuple[Path, Path, Path], options: dict[str, Any]
+) -> None:
+    recipe = recipe_for(family, **options)
+    base, one, two = map(load, family)
+    mixed = streamed(build_plan(recipe))
+    for name, tensor in mixed.items():
+        density = {"density": (0.4, 0.4)} if options else {}
+        expected = recipe.method.merge(
+            [one[name].clone(), two[name].clone()], base[name].clone(), [0.6, 0.8], options=density
+        )
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-7)
+        assert not torch.equal(tensor, base[name])
+
+
+@pytest.mark.parametrize("options", [{}, TIES])
+def test_threads_and_blocks_change_nothing(
+    family: tuple[Path, Path, Path], options: dict[str, Any]
+) -> None:
+    plan = build_plan(recipe_for(family, **options))
+    whole = streamed(plan, threads=1)
+    for threads, block in ((1, 3), (3, 7), (2, 1 << 18)):
+        again = streamed(plan, threads=threads, block=block)
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("options", [{}, TIES])
+def test_written_verified_and_run_again_to_the_same_bytes(
+    family: tuple[Path, Path, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    output = tmp_path / "mixed"
+    done = mix_recipe(recipe_for(family, **options), output, progress=False)
+    assert [verdict.state for verdict in verify(output, progress=False)] == ["same"] * 4
+    card = (output / "README.md").read_text()
+    recipe_file = tmp_path / "again.yaml"
+    recipe_file.write_text(card.partition("```yaml\n")[2].partition("```")[0])
+    result = CliRunner().invoke(main, ["mix", str(recipe_file), "-o", str(tmp_path / "again")])
+    assert result.exit_code == 0, result.output
+    files = [folder / "model.safetensors" for folder in (output, tmp_path / "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert json.loads((tmp_path / "again" / "cocktail.json").read_text())["output"]["digest"] == (
+        done.digest
+    )
+
+
+def test_the_base_gives_the_config(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base = family[0]
+    (base / "config.json").write_text(json.dumps(CONFIG | {"hidden_dropout_prob": 0.3}))
+    mix_recipe(recipe_for(family), tmp_path / "mixed", progress=False)
+    assert json.loads((tmp_path / "mixed/config.json").read_text())["hidden_dropout_prob"] == 0.3
+
+
+def test_a_base_among_the_models_takes_no_weight(family: tuple[Path, Path, Path]) -> None:
+    base, one, two = family
+    apart = build_plan(recipe_for(family))
+    among = build_plan(
+        make_recipe(
+            [one, base, two], [0.6, 0.8], merge_method="task_arithmetic", base_model=str(base)
+        )
+    )
+    first, second = streamed(apart), streamed(among)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_may_differ_from_tensor_to_tensor(save: Save) -> None:
+    a, b = weights(0), weights(1)
+    recipe = make_recipe(
+        [save("a", a), save("b", b)],
+        None,
+        parameters={"normalize": False},
+        model_parameters=[
+            {"weight": [{"filter": "word_embeddings", "value": 1}, {"value": 0.25}]},
+            {"weight": [{"filter": "word_embeddings", "value": 0}, {"value": 0.75}]},
+        ],
+    )
+    mixed = streamed(build_plan(recipe))
+    for name, tensor in mixed.items():
+        first, second = (1, 0) if "word_embeddings" in name else (0.25, 0.75)
+        torch.testing.assert_close(tensor, first * a[name] + second * b[name])
+
+
+def test_a_filter_that_fits_nothing_is_refused(family: tuple[Path, Path, Path]) -> None:
+    parameters = {"lambda": [{"filter": "mlpp", "value": 1}, {"value": 0.5}]}
+    with pytest.raises(PlanError, match="'mlpp' that stands in no tensor's name"):
+        build_plan(recipe_for(family, parameters=parameters))
+
+
+def test_the_plan_knows_the_memory_of_whole_tensors(family: tuple[Path, Path, Path]) -> None:
+    blocks, whole = build_plan(recipe_for(family)), build_plan(recipe_for(family, **TIES))
+    assert whole.peak_memory(1) - blocks.peak_memory(1) == (2 + 3) * 40 * 4
+
+
+def test_a_result_that_is_not_finite_names_its_tensor(
+    family: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    plan = checked_plan(
+        recipe_for(family, dtype="float16", parameters={"lambda": 1e6}), tmp_path / "out"
+    )
+    with pytest.raises(NonFiniteError, match=r"exceeds 65504, the largest torch\.float16"):
+        mix_to_folder(plan, tmp_path / "out", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "two"]
+
+
+@pytest.mark.parametrize("owners", [1, 2])
+def test_a_head_of_some_is_averaged_over_those_that_have_it(save: Save, owners: int) -> None:
+    heads = [torch.full((1, 4), float(value)) for value in (1, 3)]
+    tables = [weights(seed) for seed in range(3)]
+    for table, head in zip(tables[:owners], heads, strict=False):
+        table["classifier.weight"] = head
+    models = [save(f"m{i}", table) for i, table in enumerate(tables)]
+    plan = build_plan(make_recipe(models, [0.2, 0.6, 0.2], head="mix"))
+    expected = heads[0] if owners == 1 else 0.25 * heads[0] + 0.75 * heads[1]
+    torch.testing.assert_close(streamed(plan)["classifier.weight"], expected)
+    assert any("'classifier'" in note for note in plan.notes)
+
+
+def test_steps_build_on_each_other(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, one, two = map(str, family)
+    chain: list[dict[str, Any]] = [
+        {"name": "half", "models": [one, two], "weights": [0.5, 0.5]},
+        {"models": ["half", base], "weights": [0.5, 0.5]},
+    ]
+    file = tmp_path / "chain.yaml"
+    file.write_text(yaml.safe_dump_all(chain))
+    arguments = ["mix", str(file), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    expected = {
+        name: 0.5 * (0.5 * a + 0.5 * load(family[2])[name]) + 0.5 * load(family[0])[name]
+        for name, a in load(family[1]).items()
+    }
+    for name, tensor in load(tmp_path / "out").items():
+        torch.testing.assert_close(tensor, expected[name])
+    record = json.loads((tmp_path / "out" / "cocktail.json").read_text())
+    assert record["steps"][0]["name"] == "half"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "base", "chain.yaml", "one", "out", "two",
+    ]  # fmt: skip
+    refused = CliRunner().invoke(main, [*arguments, "--dry-run"])
+    assert refused.exit_code == 1
+    assert "has no dry run" in refused.output
+
+
+def test_a_step_without_a_name_is_refused(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    step = recipe_for(family)
+    last = make_recipe([family[0], family[1]], [0.5, 0.5])
+    object.__setattr__(last, "steps", (step,))
+    with pytest.raises(CocktailError, match="by a name of its own"):
+        mix_recipe(last, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, one, two = map(str, family)
+    arguments = ["mix", one, two, "--base", base, "--method", "ties", "--weights", "1", "1",
+                 "--parameter", "density=0.3", "--output", str(tmp_path / "out")]  # fmt: skip
+    result = CliRunner().invoke(main, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    value = json.loads(result.stdout)
+    assert value["merge_method"] == "ties"
+    assert [item["weight"] for item in value["ingredients"]] == [1, 1, "base"]
+    refused = CliRunner().invoke(main, [*arguments, "--overwrite", "--parameter", "density=2"])
+    assert refused.exit_code == 1
+    assert "density is 2 - it is a number from 0 to 1" in refused.output
+
+
+def test_methods_are_listed_and_explained() -> None:
+    listed = CliRunner().invoke(main, ["methods"])
+    assert "ties" in listed.output
+    one = CliRunner().invoke(main, ["methods", "ties"])
+    assert "2306.01708" in one.output
+    assert "density" in one.output
+    unknown = CliRunner().invoke(main, ["methods", "tyes"])
+    assert unknown.exit_code == 1
+    assert "did you mean ties?" in unknown.output
