@@ -24,7 +24,7 @@ from cocktail.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
 from cocktail.pooling import write_modules
 from cocktail.progress import byte_progress
 from cocktail.recipe import Recipe, make_recipe
-from cocktail.write import StagedModel, output_problems, temporary_parts
+from cocktail.write import StagedModel, disk_bytes, output_problems, temporary_parts
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def checked_plan(
             if plan
             else {name: Path(name) for name in recipe.ingredients if Path(name).is_dir()}
         )
-        needed = plan.output_bytes if plan else 0
+        needed = disk_bytes(plan) if plan else 0
         problems += output_problems(output, folders, needed, overwrite=overwrite)
     if plan is None or problems:
         raise PlanError(problems)
@@ -237,6 +237,7 @@ def mix_models(
     output = None if output_path is None else Path(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
     memory = ModelInMemory(plan)
+    memory.prepare(trust_remote_code=trust_remote_code)
     if output is not None:
         report = mix_to_folder(
             plan, output, sync=sync, threads=threads, progress=progress, memory=memory,

@@ -20,6 +20,7 @@ from cocktail.plan import Plan
 from cocktail.version import __version__
 
 PROVENANCE_FILE = "cocktail.json"
+_INHERITED = ("license", "license_name", "license_link", "language")
 _HOW = {
     "linear": "The weighted average of the weights of these models, as in "
     "[LM-Cocktail](https://arxiv.org/abs/2311.13534)."
@@ -71,7 +72,7 @@ def model_card(plan: Plan) -> str:
         front["base_model"] = list(dict.fromkeys(bases))
         front["base_model_relation"] = "merge"
     inherited = _front_matter(plan.donor.folder / "README.md")
-    front |= {key: inherited[key] for key in ("license", "language") if key in inherited}
+    front |= {key: inherited[key] for key in _INHERITED if key in inherited}
     is_sentence = plan.recipe.pooling or (plan.donor.folder / "modules.json").is_file()
     front["library_name"] = "sentence-transformers" if is_sentence else "transformers"
     front["pipeline_tag"] = plan.kind.pipeline_tag

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Differences in these change nothing about what a weight means: bookkeeping, training-time
-# regularisation, output switches, generation and tokenizer settings (tokenizers are compared
-# by themselves).
+# losses and regularisation, output switches, generation and tokenizer settings (tokenizers are
+# compared by themselves).
 _HARMLESS = frozenset(
     {
         "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
-        "architectures", "auto_map", "bos_token_id", "cls_token_id", "decoder_start_token_id",
-        "dtype", "eos_token_id", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
-        "gradient_checkpointing", "id2label", "initializer_factor", "initializer_range",
-        "label2id", "mask_token_id", "max_length", "min_length", "num_beams", "num_labels",
-        "output_attentions", "output_hidden_states", "pad_token_id", "prefix",
-        "pretraining_tp", "problem_type", "return_dict", "return_dict_in_generate",
-        "sbert_ce_default_activation_function", "sentence_transformers", "sep_token_id",
-        "task_specific_params", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
-        "torchscript", "transformers_version", "transformers.js_config", "unk_token_id",
-        "use_cache",
+        "_num_labels", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens",
+        "bos_token_id", "cls_token_id", "decoder_start_token_id", "deterministic_flash_attn",
+        "diversity_penalty", "do_sample", "dtype", "early_stopping", "eos_token_id",
+        "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing",
+        "id2label", "initializer_factor", "initializer_range", "label2id", "length_penalty",
+        "mask_token_id", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups",
+        "num_beams", "num_labels", "num_return_sequences", "output_attentions",
+        "output_hidden_states", "output_router_logits", "output_scores", "pad_token_id", "prefix",
+        "pretraining_tp", "problem_type", "reference_compile", "remove_invalid_values",
+        "repad_logits_with_grad", "repetition_penalty", "return_dict", "return_dict_in_generate",
+        "router_aux_loss_coef", "sbert_ce_default_activation_function", "sentence_transformers",
+        "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+        "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+        "transformers.js_config", "typical_p", "unk_token_id", "unsloth_fixed", "use_cache",
     }
 )  # fmt: skip
-_WHERE_ABSENT: Mapping[str, Any] = {"position_embedding_type": "absolute", "is_decoder": False}
+_DEFAULT_ROPE = {"rope_type": "default"}
+_WHERE_ABSENT: Mapping[str, Any] = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "rope": _DEFAULT_ROPE,
+}
 
 
 def config_problems(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -37,20 +46,28 @@ def config_problems(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) 
         One line for each key and each ingredient that differs from the first.
     """
     first = _comparable(configs[0])
-    problems = []
-    for name, config in zip(names[1:], configs[1:], strict=True):
-        other = _comparable(config)
-        for key in sorted(first.keys() | other.keys()):
-            ours = first.get(key, _WHERE_ABSENT.get(key))
-            theirs = other.get(key, _WHERE_ABSENT.get(key))
-            if ours is None or theirs is None or ours == theirs:
-                # Absent means a default, which depends on the library's version.
-                continue
-            problems.append(
-                f"{key} is {ours!r} in {names[0]} and {theirs!r} in {name} - ingredients must have "
-                "the same architecture - mix checkpoints that were fine-tuned from one base"
-            )
-    return problems
+    return [
+        f"{key} is {ours!r} in {names[0]} and {theirs!r} in {name} - ingredients must have "
+        "the same architecture - mix checkpoints that were fine-tuned from one base"
+        for name, config in zip(names[1:], configs[1:], strict=True)
+        for key, ours, theirs in _differences(first, _comparable(config))
+    ]
+
+
+def _differences(
+    first: Mapping[str, Any], other: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """The keys, with those above them, that both have with different values."""
+    for key in sorted(first.keys() | other.keys()):
+        ours = first.get(key, _WHERE_ABSENT.get(key))
+        theirs = other.get(key, _WHERE_ABSENT.get(key))
+        if ours is None or theirs is None or ours == theirs:
+            # Absent means a default, which depends on the library's version.
+            continue
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            yield from _differences(ours, theirs, f"{path}{key}.")
+        else:
+            yield path + key, ours, theirs
 
 
 def is_tied(config: Mapping[str, Any]) -> bool | None:
@@ -66,24 +83,35 @@ def is_quantised(config: Mapping[str, Any]) -> bool:
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Drop what does not matter and spell the same fact the same way."""
     result = {
-        key: value
+        key: _comparable(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if key not in _HARMLESS and "dropout" not in key and "drop_" not in key
+        if key not in _HARMLESS
+        and "dropout" not in key
+        and "drop_" not in key
+        and not key.endswith("version")
     }
-    # transformers 5 moved the rotary settings into one entry.
-    rope = dict(result.pop("rope_parameters", None) or {})
-    scaling = dict(result.pop("rope_scaling", None) or {})
-    merged = {**scaling, **rope}
-    if "type" in merged:
-        merged.setdefault("rope_type", merged.pop("type"))
-    if "rope_theta" in merged:
-        result.setdefault("rope_theta", merged.pop("rope_theta"))
-    if merged.get("rope_type", "default") != "default":
-        result["rope"] = merged
+    _spell_rope(result)
     labels = _labels(config)
     if labels is not None:
         result["labels"] = labels
     return result
+
+
+def _spell_rope(config: dict[str, Any]) -> None:
+    """Give the rotary settings one form; transformers 5 moved them into one entry, or one for each
+    type of layer."""
+    entries = [config.pop(key, None) for key in ("rope_scaling", "rope_parameters")]
+    rope = {key: value for entry in entries if entry for key, value in entry.items()}
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        config["rope"] = rope
+        return
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            config.setdefault(key, rope.pop(key))
+    if rope:
+        kind = rope.pop("type", None)
+        kind = rope.get("rope_type", kind)
+        config["rope"] = rope | {"rope_type": "default" if kind in (None, "mrope") else kind}
 
 
 def _labels(config: Mapping[str, Any]) -> list[str] | None:

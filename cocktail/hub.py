@@ -12,7 +12,7 @@ COMPANIONS = (
     "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "README.md", "LICENSE*",
     "NOTICE*",
 )  # fmt: skip
-NESTED_COMPANIONS = ("*/config.json", "*/*.jinja")
+NESTED_COMPANIONS = ("*/config.json", "*/*.jinja", "*/*.py")
 SIDE_TENSORS = ("sparse_linear.pt", "colbert_linear.pt")
 _IDENTIFIER = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -40,21 +40,17 @@ def fetch(repo: str, revision: str | None) -> Path:
         CheckpointError: no such model, no access, or no connection and nothing in the cache.
     """
     from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
     name = repo if revision is None else f"{repo}@{revision}"
     try:
         try:
-            files = HfApi().list_repo_files(repo, revision=revision)
-        except (OfflineModeIsEnabled, ConnectionError, OSError) as error:
-            if isinstance(error, HfHubHTTPError):
-                raise
+            siblings = HfApi().model_info(repo, revision=revision).siblings
+        except (HfHubHTTPError, ValueError):
+            raise
+        except Exception:  # no connection: each HTTP library that the client used has its own types
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        wanted = needed_files(files)
+        wanted = needed_files([sibling.rfilename for sibling in siblings or ()])
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except LocalEntryNotFoundError:
         raise CheckpointError(
@@ -67,6 +63,11 @@ def fetch(repo: str, revision: str | None) -> Path:
             f"{name}: the Hub refused ({reason}) - check the id and the revision, and log in with "
             "`hf auth login` if the model is gated or private"
         ) from None
+    except Exception as error:  # the connection or the disk failed while files were coming
+        raise CheckpointError(
+            f"{name}: downloading stopped ({type(error).__name__}: {error}) - what has arrived is "
+            "kept - run again to fetch the rest"
+        ) from None
 
 
 def needed_files(files: list[str]) -> list[str]:
@@ -76,6 +77,8 @@ def needed_files(files: list[str]) -> list[str]:
         if folder != Path() and f"{folder}/config.json" not in files:
             continue
         names = [file for file in files if Path(file).parent == folder]
+        # The transformer of an older sentence-transformers model has its tokenizer beside it.
+        wanted.update(name for name in names if _is_companion(Path(name).name))
         for pattern in (_SAFETENSORS, _PICKLED):
             weights = [file for file in names if pattern.fullmatch(Path(file).name)]
             if weights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,10 +33,35 @@ class ModelInMemory:
             for tensor in plan.tensors
             if tensor.part == MAIN
         }
+        self._skeleton: PreTrainedModel | None = None
 
     def write_block(self, tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
         if tensor.part == MAIN:
             self.tensors[tensor.name].view(-1)[start : start + block.numel()].copy_(block)
+
+    def prepare(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
+        """Make the model of the plan's kind without weights, so that what cannot be loaded is
+        refused before anything is mixed.
+
+        Args:
+            trust_remote_code: run the custom code of the model that gives the config.
+
+        Raises:
+            PlanError: its config cannot be loaded.
+        """
+        import transformers  # noqa: PLC0415 - seconds to import
+
+        if self._skeleton is None:
+            folder = self.plan.donor.main_folder
+            auto = getattr(transformers, self.plan.kind.auto_class)
+            options = {"trust_remote_code": trust_remote_code}
+            try:
+                config = transformers.AutoConfig.from_pretrained(folder, **options)
+                with torch.device("meta"):
+                    self._skeleton = auto.from_config(config, **options)
+            except (ValueError, OSError, KeyError, ImportError) as error:
+                raise PlanError([self._unbuildable(folder, error, trust_remote_code)]) from None
+        return self._skeleton
 
     def build(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
         """Make the model of the plan's kind around the tensors.
@@ -50,28 +76,15 @@ class ModelInMemory:
             PlanError: the class has weights that the mix does not fill, which would stay random,
                 or its config cannot be loaded.
         """
-        import transformers  # noqa: PLC0415 - seconds to import
+        import transformers  # noqa: PLC0415
 
-        folder = self.plan.donor.main_folder
-        auto = getattr(transformers, self.plan.kind.auto_class)
-        dtype = torch_dtype(self.plan.dtype)
-        try:
-            config = transformers.AutoConfig.from_pretrained(
-                folder, trust_remote_code=trust_remote_code
-            )
-            with torch.device("meta"):
-                skeleton = auto.from_config(config, trust_remote_code=trust_remote_code)
-        except (ValueError, OSError, KeyError, ImportError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise PlanError(
-                [f"{folder}: transformers cannot build a {self.plan.kind.name} of it ({reason})"]
-            ) from None
+        skeleton = self.prepare(trust_remote_code=trust_remote_code)
         with _quiet(transformers):
             model, info = type(skeleton).from_pretrained(
                 None,
-                config=config,
+                config=skeleton.config,
                 state_dict=self.tensors,
-                dtype=dtype,
+                dtype=torch_dtype(self.plan.dtype),
                 output_loading_info=True,
                 **self._without_absent_pooler(type(skeleton)),
             )
@@ -85,6 +98,19 @@ class ModelInMemory:
             )
         built: PreTrainedModel = model.eval()
         return built
+
+    def _unbuildable(self, folder: Path, error: Exception, trusted: bool) -> str:
+        if "auto_map" in self.plan.donor.config and not trusted:
+            return (
+                f"{folder}: the model comes with code of its own - it is run only on request - "
+                "read it, then pass trust_remote_code=True"
+            )
+        reason = str(error).strip().split("\n")[0]
+        kind = self.plan.kind.name
+        return (
+            f"{folder}: transformers cannot build it as {kind} ({reason}) - the mixed model is "
+            "returned as one of its classes - name another model_type, or update transformers"
+        )
 
     def _without_absent_pooler(self, model_class: type) -> dict[str, bool]:
         """Masked language models are saved without the pooler that their base class would add."""

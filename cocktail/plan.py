@@ -235,8 +235,8 @@ def _head_problems(kind: Kind | None, aligned: Alignment, donor: Checkpoint) -> 
     if "auto_map" in donor.config:
         return []  # custom code may call its head anything
     return [
-        f"no ingredient has a head for a {kind.name} ({', '.join(kind.heads)}) - the mix would get "
-        "a random one - fine-tune first, or name the right model_type"
+        f"no ingredient has a head for {kind.name} models ({', '.join(kind.heads)}) - the "
+        "mix would get a random one - fine-tune first, or name the right model_type"
     ]
 
 

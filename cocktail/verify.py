@@ -49,6 +49,11 @@ def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:
         if entry["digest"] is None:
             verdicts.append(Verdict(name, "ingredient", "unknown", "weight 0: it was not read"))
             continue
+        if commit is None and "opened" not in entry and not Path(name).expanduser().is_dir():
+            # Never looked for on the Hub: a model of that name there is another one.
+            detail = f"no folder {name} here; relative paths start at the current folder"
+            verdicts.append(Verdict(name, "ingredient", "unknown", detail))
+            continue
         try:
             ingredient = resolve(f"{name.partition('@')[0]}@{commit}" if commit else name)
         except CheckpointError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -64,16 +65,25 @@ def output_problems(
                 f"the output {output} holds files but no model - only a model is overwritten - "
                 "choose another output, or empty the folder yourself"
             )
-    parent = next(folder for folder in place.parents if folder.exists())
+    return problems + _place_problems(place, needed)
+
+
+def _place_problems(place: Path, needed: int) -> list[str]:
+    """Say why nothing can be made at ``place``."""
+    parent = next((folder for folder in place.parents if folder.exists()), place)
+    if not parent.is_dir():
+        return [f"the output's folder {parent} is a file - choose another output"]
     if not os.access(parent, os.W_OK):
-        problems.append(f"the output's folder {parent} is not writable - choose another output")
+        return [f"the output's folder {parent} is not writable - choose another output"]
     free = shutil.disk_usage(parent).free
-    if free < needed + _SPARE_BYTES:
-        problems.append(
-            f"the mix takes {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free - the "
-            "old output is kept until the new one is whole - free space, or choose another disk"
-        )
-    return problems
+    needed += _SPARE_BYTES
+    if free < needed:
+        return [
+            f"the mix takes {needed / 1e6:,.0f} MB while it is written, {parent} has "
+            f"{free / 1e6:,.0f} MB free - the old output is kept until the new one is whole - free "
+            "space, or choose another disk"
+        ]
+    return []
 
 
 class StagedModel:
@@ -99,9 +109,9 @@ class StagedModel:
         return f".{self.output.name}.cocktail-tmp-"
 
     def __enter__(self) -> StagedModel:
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self._clear_leftovers()
         try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            self._clear_leftovers()
             self.folder.mkdir()
             self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -120,6 +130,9 @@ class StagedModel:
             os.close(self._lock)
         if not self._committed:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            # A companion, the card or the sync met a disk that is full or failed.
+            raise _write_error(Path(error.filename or self.folder), error) from None
 
     def lay_out(self, metadata: Mapping[str, str]) -> None:
         """Write every header and reserve the space, so that a full disk shows at once."""
@@ -172,7 +185,9 @@ class StagedModel:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.plan.donor.folder / relative, target)
         for path, state in self._side.items():
-            torch.save(state, self.folder / path)
+            buffer = io.BytesIO()  # a file would hide what the disk says behind a RuntimeError
+            torch.save(state, buffer)
+            (self.folder / path).write_bytes(buffer.getvalue())
         for folder in {str(Path(file.path).parent) for file in self.plan.files}:
             index = self.plan.index(folder)
             if index is not None:
@@ -194,12 +209,15 @@ class StagedModel:
         Raises:
             OutputError: the output cannot be replaced; the old one is untouched.
         """
-        (self.folder / _LOCK).unlink()
         self._close()
         if self.sync:
-            for path in [*self.folder.rglob("*"), self.folder]:
+            for path in self.folder.rglob("*"):
                 _sync(path)
         try:
+            # As late as can be: without it, other runs cannot tell that this one lives.
+            (self.folder / _LOCK).unlink()
+            if self.sync:
+                _sync(self.folder)
             self._rename()
         except OSError as error:
             raise OutputError(f"{self.output}: cannot be replaced ({error.strerror})") from None
@@ -219,7 +237,7 @@ class StagedModel:
             self.output.rename(aside)
             try:
                 self.folder.rename(self.output)
-            except OSError:
+            except BaseException:
                 aside.rename(self.output)
                 raise
             shutil.rmtree(aside)
@@ -260,6 +278,12 @@ def temporary_parts(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def disk_bytes(plan: Plan) -> int:
+    """What a mix takes on the disk: the weights and the files that are copied beside them."""
+    folder = plan.donor.folder
+    return plan.output_bytes + sum((folder / name).stat().st_size for name in plan.companions)
+
+
 def written_config(plan: Plan) -> dict[str, Any]:
     """The donor's config with the type that is written."""
     config = dict(plan.donor.config)
@@ -276,7 +300,7 @@ def _is_in_use(folder: Path) -> bool:
         descriptor = os.open(folder / _LOCK, os.O_RDWR)
     except OSError:
         # Not locked yet, or about to be renamed.
-        return Path(f"/proc/{folder.name.rpartition('-')[2]}").exists()
+        return _is_alive(folder.name.rpartition("-")[2])
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -285,6 +309,16 @@ def _is_in_use(folder: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True  # another user's
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

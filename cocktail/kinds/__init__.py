@@ -59,8 +59,8 @@ KINDS: Mapping[str, Kind] = {
         Kind(
             "encoder-decoder",
             "AutoModelForSeq2SeqLM",
-            ("ForConditionalGeneration", "ForSeq2SeqLM"),
-            (),
+            ("ForConditionalGeneration", "ForSeq2SeqLM", "MTModel"),
+            ("lm_head",),
             "text-generation",
             ties_embeddings=True,
         ),
@@ -96,12 +96,12 @@ def detect_kind(config: Mapping[str, Any], *, has_modules: bool) -> Kind | None:
         return KINDS["reranker"]
     if has_modules:
         return KINDS["encoder"]
-    for kind in KINDS.values():
-        # GPT2LMHeadModel ends in Model too.
-        if architecture.endswith(kind.architectures) and not (
-            kind.name == "encoder" and architecture.endswith(KINDS["decoder"].architectures)
-        ):
-            return kind
+    # The encoder's come last: GPT2LMHeadModel and MarianMTModel end in Model too.
+    for kind in sorted(KINDS.values(), key=lambda kind: kind.name == "encoder"):
+        if architecture.endswith(kind.architectures):
+            # Models that see images are called ForConditionalGeneration too.
+            is_seq2seq = kind.name == "encoder-decoder"
+            return None if is_seq2seq and not config.get("is_encoder_decoder") else kind
     return None
 
 

@@ -245,6 +245,32 @@ class FakeHub(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_hub_id_without_a_connection(
+    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """Not in offline mode: the connection fails, with whatever the HTTP library raises."""
+    folder = save("a", weights(0))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} if cached else {}
+    hub_cache(tmp_path / "hub", files)
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    name = "org/name" if cached else "org/other"
+    arguments = [sys.executable, "-m", "cocktail", "inspect", name]
+    process = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    if cached:
+        assert process.returncode == 0
+        assert "c" * 40 in process.stdout
+    else:
+        assert process.returncode == 1
+        assert "the Hub's cache does not hold it" in process.stderr
+        assert "Traceback" not in process.stderr
+
+
 FETCH = """
 import json, sys
 from cocktail.checkpoint import resolve
@@ -266,6 +292,9 @@ def test_hub_id_over_the_network(tmp_path: Path, save: Save) -> None:
         "pytorch_model.bin": b"the same weights again",
         "onnx/model.onnx": b"and again",
         "1_Pooling/config.json": b"{ }",
+        "0_Transformer/config.json": b"{  }",
+        "0_Transformer/vocab.txt": b"[PAD]",
+        "data/notes.txt": b"not the model's",
     }
     with ThreadingHTTPServer(("127.0.0.1", 0), FakeHub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -290,6 +319,7 @@ def test_hub_id_over_the_network(tmp_path: Path, save: Save) -> None:
         == hashlib.sha256(FakeHub.files["model.safetensors"]).hexdigest()
     )
     assert set(FakeHub.fetched) == {
-        "model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json"
+        "model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json",
+        "0_Transformer/config.json", "0_Transformer/vocab.txt",
     }  # fmt: skip
     assert "org/absent: the Hub refused" in lines[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -148,6 +150,47 @@ def test_weights_the_class_wants_but_nobody_has_leave_nothing_on_disk(tmp_path: 
     with pytest.raises(CocktailError, match="has weights that no ingredient has"):
         mix_models([tmp_path / "m0", tmp_path / "m1"], "encoder", [0.5, 0.5], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+CUSTOM_CODE = """
+from transformers import BertConfig, BertModel
+class MyConfig(BertConfig):
+    model_type = "mine"
+class MyModel(BertModel):
+    config_class = MyConfig
+"""
+
+
+def test_custom_code_is_copied_and_run_only_when_trusted(tmp_path: Path) -> None:
+    for seed in range(2):
+        folder = tmp_path / f"m{seed}"
+        make(BertModel, BertConfig(**SMALL), seed, folder)
+        (folder / "modeling_mine.py").write_text(CUSTOM_CODE)
+        config = json.loads((folder / "config.json").read_text())
+        names = {"AutoConfig": "modeling_mine.MyConfig", "AutoModel": "modeling_mine.MyModel"}
+        config |= {"model_type": "mine", "architectures": ["MyModel"], "auto_map": names}
+        (folder / "config.json").write_text(json.dumps(config))
+    paths, out = [tmp_path / "m0", tmp_path / "m1"], tmp_path / "out"
+    with pytest.raises(CocktailError, match="trust_remote_code"):
+        mix_models(paths, "encoder", [0.5, 0.5], out, progress=False)
+    assert not out.exists()
+    mixed = mix_models(paths, "encoder", [0.5, 0.5], out, trust_remote_code=True, progress=False)
+    assert type(mixed).__name__ == "MyModel"
+    loaded = AutoModel.from_pretrained(out, trust_remote_code=True)
+    assert equal(loaded, mixed.state_dict())
+
+
+def test_what_cannot_be_built_is_refused_before_anything_is_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(2):
+        folder = tmp_path / f"m{seed}"
+        make(BertModel, BertConfig(**SMALL), seed, folder)
+        config = json.loads((folder / "config.json").read_text()) | {"model_type": "unheard-of"}
+        (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("cocktail.api.stream", lambda *_, **__: pytest.fail("mixed"))
+    with pytest.raises(CocktailError, match="transformers cannot build it as encoder"):
+        mix_models([tmp_path / "m0", tmp_path / "m1"], "encoder", [0.5, 0.5], progress=False)
 
 
 LM_COCKTAIL = """

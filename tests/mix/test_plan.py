@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cocktail.errors import PlanError
+from cocktail.kinds import detect_kind
 from cocktail.plan import Plan, build_plan, parse_size
 from cocktail.recipe import make_recipe
 from tests.mix.conftest import Save, weights
@@ -81,6 +82,9 @@ def test_missing_tensors_are_listed(save: Save) -> None:
         ),
         ("id2label", {"0": "no", "1": "yes"}, {"0": "yes", "1": "no"}),
         ("sliding_window", 4096, 1024),
+        ("rope_scaling", {"type": "yarn", "factor": 4.0}, None),
+        ("rope_parameters", {"full": {"rope_theta": 1e6}}, {"full": {"rope_theta": 1e4}}),
+        ("text_config", {"num_hidden_layers": 2}, {"num_hidden_layers": 3}),
     ],
 )
 def test_configs_that_matter(save: Save, key: str, ours: Any, theirs: Any) -> None:
@@ -97,6 +101,10 @@ def test_configs_that_matter(save: Save, key: str, ours: Any, theirs: Any) -> No
         ({"use_cache": True, "transformers_version": "4"}, {"transformers_version": "5"}),
         ({"id2label": {"0": "LABEL_0"}}, {}),
         ({"position_embedding_type": "absolute"}, {}),
+        ({"text_config": {"dtype": "float32"}}, {"text_config": {"dtype": "bfloat16", "new": 1}}),
+        ({"rope_theta": 1e6}, {"rope_parameters": {"full": {"rope_theta": 1e6}}}),
+        ({"num_beams": 1, "length_penalty": 1.0}, {"num_beams": 4, "length_penalty": 2.0}),
+        ({"unsloth_version": "2024.9"}, {"unsloth_version": "2025.1"}),
     ],
 )
 def test_configs_that_do_not(save: Save, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -158,7 +166,7 @@ def test_no_fresh_head(save: Save) -> None:
     for folder in (a, b):
         config = json.loads((folder / "config.json").read_text()) | RERANKER
         (folder / "config.json").write_text(json.dumps(config))
-    assert "no ingredient has a head for a reranker" in problems(a, b)[0]
+    assert "no ingredient has a head for reranker models" in problems(a, b)[0]
 
 
 def llama(seed: int, *, lm_head: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -192,7 +200,28 @@ def test_a_stored_copy_of_the_tied_embedding_is_left_out(save: Save) -> None:
 
 def test_an_untied_decoder_needs_its_head(save: Save) -> None:
     models = [save(name, llama(0), tie_word_embeddings=False, **DECODER) for name in "ab"]
-    assert "no ingredient has a head for a decoder" in problems(*models)[0]
+    assert "no ingredient has a head for decoder models" in problems(*models)[0]
+
+
+def test_an_untied_encoder_decoder_needs_its_head(save: Save) -> None:
+    config = {"architectures": ["T5ForConditionalGeneration"], "tie_word_embeddings": False}
+    models = [save(name, weights(0), is_encoder_decoder=True, **config) for name in "ab"]
+    assert "no ingredient has a head for encoder-decoder models" in problems(*models)[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "kind"),
+    [
+        ("MarianMTModel", {"is_encoder_decoder": True}, "encoder-decoder"),
+        ("T5ForConditionalGeneration", {"is_encoder_decoder": True}, "encoder-decoder"),
+        ("GPT2LMHeadModel", {}, "decoder"),
+        ("GPT2Model", {}, "encoder"),
+        ("Gemma3ForConditionalGeneration", {}, None),  # sees images; it is no seq2seq model
+    ],
+)
+def test_kinds_by_their_architecture(architecture: str, config: Any, kind: str | None) -> None:
+    found = detect_kind({"architectures": [architecture], **config}, has_modules=False)
+    assert (found.name if found else None) == kind
 
 
 def test_computed_buffers_may_be_missing(save: Save) -> None:

@@ -99,7 +99,14 @@ def test_too_little_disk(
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    assert "0.00 GB free" in output_problem(pair, tmp_path / "out")
+    assert "16 MB while it is written" in output_problem(pair, tmp_path / "out")
+
+
+def test_outputs_that_cannot_be_made(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "file is a file" in output_problem(pair, tmp_path / "file" / "deep" / "out")
+    with pytest.raises(PlanError, match="the output / contains the ingredient"):
+        mix(pair, Path("/"))
 
 
 def test_overwrite_replaces_the_whole_folder(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -150,6 +157,19 @@ def test_a_full_disk_leaves_the_old_output(
         mix(pair, tmp_path / "out", overwrite=True)
     assert content(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
+
+
+@pytest.mark.parametrize("place", ["shutil.copyfile", "cocktail.write._sync"])
+def test_a_disk_that_fills_up_beside_the_weights_is_no_traceback(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(place, full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        mix(pair, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_an_interrupt_leaves_no_litter(
@@ -236,3 +256,17 @@ def test_verify_finds_a_changed_byte(pair: tuple[Path, Path], tmp_path: Path) ->
         file.write_bytes(content)
     pair[0].rename(tmp_path / "moved")
     assert verify(tmp_path / "out", progress=False)[1].state == "unknown"
+
+
+def test_verify_looks_for_no_folder_on_the_hub(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path looks like a Hub id from elsewhere; another model of that name may exist."""
+    monkeypatch.chdir(tmp_path)
+    mix((Path("a"), Path("b")), tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr("cocktail.checkpoint.fetch", lambda *_: pytest.fail("asked the Hub"))
+    verdicts = verify(tmp_path / "out", progress=False)
+    assert [verdict.state for verdict in verdicts] == ["same", "unknown", "unknown"]
+    assert "no folder a here" in verdicts[1].detail
