@@ -13,6 +13,7 @@ from cocktail.configs import is_tied
 from cocktail.dtypes import FLOATING
 from cocktail.errors import listed
 from cocktail.headers import TensorInfo
+from cocktail.hub import SIDE_TENSORS
 from cocktail.recipe import Recipe
 
 # Buffers that older versions of transformers saved and every version computes.
@@ -298,6 +299,15 @@ class _Matcher:
         who = listed([self._reference(i) for i in owners])
         what = f"the head {stem!r} ({len(names)} tensors)"
         rule = self.recipe.head
+        is_module = self.path != MAIN and self.path not in SIDE_TENSORS
+        if rule == "drop" and is_module and self.result.donor in owners:
+            donor = self._reference(self.result.donor)
+            self.result.problems.append(
+                f"{what} cannot be left out: modules.json comes from {donor}, which has it - a "
+                "module that is named must be there - put a model without it first, or take it "
+                "whole with --head copy"
+            )
+            return []
         if rule == "drop":
             self.result.notes.append(f"{what} of {who} left out")
             return []
@@ -309,7 +319,7 @@ class _Matcher:
         elif rule == "mix" or (rule == "copy" and len(owners) == 1):
             how = "averaged over" if len(owners) > 1 else "copied whole from"
             self.result.notes.append(f"{what} {how} {who}")
-            if self.path == MAIN:
+            if self.path == MAIN or (is_module and self.result.donor not in owners):
                 self.result.donor = owners[0]
             return owners
         elif rule == "copy":

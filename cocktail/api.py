@@ -234,7 +234,7 @@ def mix_models(
         pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,
         parameters=parameters, seed=seed,
     )  # fmt: skip
-    output = None if output_path is None else Path(output_path)
+    output = None if output_path is None else Path(output_path).expanduser()
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
     memory = ModelInMemory(plan)
     memory.prepare(trust_remote_code=trust_remote_code)

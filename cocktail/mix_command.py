@@ -31,7 +31,10 @@ class _SpacedWeights(click.Command):
                 continue
             if numbers:
                 joined.append(",".join(numbers))
-            numbers = [] if argument == "--weights" else None
+            name, equals, value = argument.partition("=")
+            numbers = None
+            if name == "--weights":
+                numbers, argument = [value] if equals else [], name
             joined.append(argument)
         if numbers:
             joined.append(",".join(numbers))
@@ -122,8 +125,8 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
 
     A MODEL is a local folder, a Hub id org/name[@revision], or a LoRA adapter. Config and tokenizer
     come from the base, or else from the first. In place of models, one YAML file may stand: a
-    recipe of ours or of mergekit. What is left out is read from cocktail.yaml in the current
-    folder, if there is one.
+    recipe of ours or of mergekit. Where no MODEL is named, what is left out is read from
+    cocktail.yaml in the current folder.
 
     \b
     Examples:
@@ -138,7 +141,7 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
     from cocktail.mix import default_threads
 
     recipe, settings = _recipe(models, given)
-    output = None if settings["output"] is None else Path(settings["output"])
+    output = None if settings["output"] is None else Path(settings["output"]).expanduser()
     if output is None and not given["dry_run"]:
         raise RecipeError("no output given - a mix is written to a folder - pass --output DIR")
     size = settings["max_shard_size"] or "5GB"
@@ -170,12 +173,13 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
 
 def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the steps before it, and its settings, which the command line completes; from
-    the file that is named, or from ``cocktail.yaml`` where there is one."""
+    the file that is named, or from ``cocktail.yaml`` where no model is named."""
     from cocktail.recipe import recipe_of
     from cocktail.recipe_file import RECIPE_FILE, read_recipe, read_recipes
 
     path = Path(RECIPE_FILE)
-    documents: list[dict[str, Any]] = [read_recipe(path)] if path.is_file() else [{}]
+    found = not models and path.is_file()
+    documents: list[dict[str, Any]] = [read_recipe(path)] if found else [{}]
     if len(models) == 1 and Path(models[0]).suffix in (".yaml", ".yml"):
         documents, models = read_recipes(Path(models[0])), ()
     keys = ("models", "weights", "output", "max_shard_size", "dtype")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -22,6 +23,15 @@ def shows_bar(quiet: bool) -> bool:
 def report(value: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:
     """Print a result as JSON or as text."""
     if as_json:
-        click.echo(json.dumps(value, indent=2))
+        click.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
     elif not quiet:
         click.echo(text)
+
+
+def _finite(value: Any) -> Any:
+    """The same value with ``None`` for NaN and infinities, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

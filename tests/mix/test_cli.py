@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from cocktail.cli import main
-from tests.mix.conftest import load, weights
+from tests.mix.conftest import Save, load, weights
 
 
 def run(*arguments: str | Path) -> Result:
@@ -21,7 +21,15 @@ def run(*arguments: str | Path) -> Result:
 
 
 @pytest.mark.parametrize(
-    "spelling", [["--weights", "0.3", "0.7"], ["--weights", "0.3,0.7"], ["--weights=0.3,0.7"]]
+    "spelling",
+    [
+        ["--weights", "0.3", "0.7"],
+        ["--weights", "3e-1", ".7"],
+        ["--weights", "0.3,0.7"],
+        ["--weights", "0.3,", "0.7"],
+        ["--weights=0.3,0.7"],
+        ["--weights=0.3", "0.7"],
+    ],
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_mix(pair: tuple[Path, Path], tmp_path: Path, spelling: list[str], first: bool) -> None:
@@ -50,6 +58,27 @@ def test_mix_takes_the_rest_from_the_recipe(
     assert mixed.dtype == torch.bfloat16
     record = json.loads(Path("mixed/cocktail.json").read_text())
     assert record["recipe"]["weights"] == [0.5, 0.5]
+
+
+def test_models_on_the_command_line_leave_the_recipe_file_alone(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cocktail.yaml").write_text("models: [x, y]\ndtype: bf16\npooling: cls\noutput: other\n")
+    assert run("mix", *pair, "--weights", "0.5", "0.5", "-o", "mixed").exit_code == 0
+    assert load(Path("mixed"))["encoder.layer.0.scale"].dtype == torch.float32
+    assert not Path("mixed/modules.json").exists()
+    assert "no output given" in run("mix", *pair, "--weights", "0.5", "0.5").stderr
+
+
+def test_home_in_a_path(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Path("cocktail.yaml").write_text("models: [~/a, ~/b]\nweights: [1, 0]\noutput: ~/mixed\n")
+    assert run("mix").exit_code == 0
+    assert (tmp_path / "mixed" / "config.json").is_file()
 
 
 def test_the_recipe_in_the_card_runs_again_to_the_same_bytes(
@@ -144,6 +173,19 @@ def test_diff_by_hand(pair: tuple[Path, Path]) -> None:
     same = json.loads(run("diff", pair[0], pair[0], "--json").stdout)
     assert same["distance"] == 0
     assert same["cosine"] == pytest.approx(1)
+
+
+def test_diff_with_a_tensor_of_zeros_is_still_json(save: Save) -> None:
+    """Zero has no direction and no length to compare with; JSON has no NaN and no Infinity."""
+    zero, one = {"x": torch.zeros(3), "y": torch.ones(2)}, {"x": torch.ones(3), "y": torch.ones(2)}
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    output = run("diff", save("zero", zero), save("one", one), "--json").stdout
+    value = json.loads(output, parse_constant=refuse)
+    (row,) = [row for row in value["tensors"] if row["name"] == "x"]
+    assert row["distance"] is None and row["cosine"] is None
 
 
 def test_verify_exits_with_1_for_a_changed_file(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocktail import mix_models
+from cocktail import CocktailError, mix_models
 
 TEXTS = ["A glass of gin.", "Weights are averaged.", "Where does the Danube rise?"]
 
@@ -130,6 +130,29 @@ def test_dense_modules_are_mixed(minilm: Path, tmp_path: Path) -> None:
     mixed = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     first, second = (model[2].linear.weight for model in models)
     assert torch.equal(mixed[2].linear.weight, first * 0.25 + second * 0.75)
+
+
+def test_a_dense_module_that_one_model_has(minilm: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense, Pooling, Transformer
+
+    plain = changed(minilm, tmp_path / "plain")
+    modules = [Transformer(str(minilm)), Pooling(384), Dense(384, 8)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "dense"))
+    paths, half = [plain, tmp_path / "dense"], [0.5, 0.5]
+    options = {"progress": False, "sync": False}
+    with pytest.raises(CocktailError, match="only .*dense has the head '2_Dense'"):
+        mix_models(paths, "encoder", half, tmp_path / "out", **options)
+    mix_models(paths, "encoder", half, tmp_path / "copied", head="copy", **options)
+    copied = SentenceTransformer(str(tmp_path / "copied"), device="cpu")
+    assert torch.equal(copied[2].linear.weight, modules[2].linear.weight)
+    mix_models(paths, "encoder", half, tmp_path / "dropped", head="drop", **options)
+    dropped = SentenceTransformer(str(tmp_path / "dropped"), device="cpu")
+    assert [type(module).__name__ for module in dropped] == ["Transformer", "Pooling", "Normalize"]
+    # The other way round, the folder's modules.json would name a module that is not there.
+    with pytest.raises(CocktailError, match="cannot be left out: modules.json comes from"):
+        mix_models(paths[::-1], "encoder", half, tmp_path / "out", head="drop", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_smollm2_still_knows_the_capital_of_france(tmp_path: Path) -> None:
