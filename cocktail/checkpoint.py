@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cocktail.errors import CheckpointError, listed
@@ -39,15 +40,36 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Adaption:
+    """What an ingredient that is an adapter on its base was opened from.
+
+    Attributes:
+        base: the whole model underneath.
+        adapter: the adapter's reference, with its commit if it comes from the Hub.
+        folder: of the adapter.
+        view: the folder that shows the files of both as those of one model; removed when nothing
+            refers to it any more.
+        notes: what was decided, one line each.
+    """
+
+    base: Checkpoint
+    adapter: str
+    folder: Path
+    view: TemporaryDirectory[str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One ingredient.
 
     Attributes:
         reference: as the user gave it.
-        folder: where it lies on disk.
-        commit: the commit on the Hub, ``None`` for a local folder.
+        folder: where its config, tokenizer and modules lie on disk.
+        commit: the commit on the Hub, ``None`` for a local folder or an adapter.
         config: its ``config.json``.
         parts: the model under ``MAIN``, others under their path.
+        adaption: for an adapter on its base, whose tensors carry the adapter's changes.
     """
 
     reference: str
@@ -55,6 +77,21 @@ class Checkpoint:
     commit: str | None
     config: Mapping[str, Any]
     parts: Mapping[str, Part]
+    adaption: Adaption | None = None
+
+    @property
+    def pinned(self) -> str:
+        """A reference that opens the same files again: with the commits of what is on the Hub."""
+        if self.adaption is not None:
+            return f"{self.adaption.base.pinned}+{self.adaption.adapter}"
+        return with_commit(self.reference, self.commit)
+
+    @property
+    def origins(self) -> Mapping[str, Path]:
+        """The folders that it was read from, by their references."""
+        if self.adaption is None:
+            return {self.reference: self.folder}
+        return {**self.adaption.base.origins, self.adaption.adapter: self.adaption.folder}
 
     @property
     def main_folder(self) -> Path:
@@ -73,40 +110,82 @@ def tensor_key(part: str, name: str) -> str:
     return name if part == MAIN else f"{part}:{name}"
 
 
+def with_commit(reference: str, commit: str | None) -> str:
+    """The reference with the commit in place of its revision."""
+    return reference if commit is None else f"{reference.partition('@')[0]}@{commit}"
+
+
 def resolve(reference: str | Path) -> Checkpoint:
     """Open a checkpoint, from the headers of its files alone.
 
     Args:
         reference: a local folder (one safetensors file, shards with an index, or
-            ``pytorch_model*.bin``), or a Hub id ``org/name[@revision]``.
+            ``pytorch_model*.bin``), a Hub id ``org/name[@revision]``, either of them with a PEFT
+            adapter, or ``BASE+ADAPTER``.
 
     Raises:
         CheckpointError: there is no such folder or model, its files are damaged or contradict
-            each other, or they hold tensors whose place in the model is not known.
+            each other, or they hold tensors whose place in the model is not known; the adapter is
+            of a type that cannot be added, or does not fit its base.
     """
+    from cocktail.adapters import is_adapter, open_adapter, split_pair  # noqa: PLC0415 - a cycle
+
     text = str(reference)
-    folder, commit = Path(text).expanduser(), None
-    if not folder.is_dir():
-        identifier = parse_identifier(text)
-        if identifier is None or folder.exists():
-            found = "is a file" if folder.exists() else "does not exist"
-            raise CheckpointError(
-                f"{text}: {found} - a model is a folder with config.json and weights, or a Hub id "
-                "org/name[@revision] - check the path"
-            )
-        folder = fetch(*identifier)
-        commit = folder.name
-    modules = _module_folders(folder)
+    pair = split_pair(text)
+    if pair is not None:
+        return open_adapter(text, *pair)
+    folder, commit = locate(text)
+    if is_adapter(folder):
+        return open_adapter(text, None, text)
+    return open_whole(text, folder, commit)
+
+
+def locate(text: str) -> tuple[Path, str | None]:
+    """Find a local folder, or fetch a model from the Hub.
+
+    Returns:
+        The folder, and the commit if it is the Hub's.
+
+    Raises:
+        CheckpointError: there is no such folder or model, or no access to it.
+    """
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder, None
+    identifier = parse_identifier(text)
+    if identifier is None or folder.exists():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(
+            f"{text}: {found} - a model is a folder with config.json and weights, or a Hub id "
+            "org/name[@revision] - check the path"
+        )
+    folder = fetch(*identifier)
+    return folder, folder.name
+
+
+def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
+    """Open a model that needs no other.
+
+    Args:
+        text: the reference it is known by.
+
+    Raises:
+        CheckpointError: as for :func:`resolve`.
+    """
+    modules = module_folders(folder)
     parts = {MAIN: _weights(folder, modules[0])}
     if not parts[MAIN].tensors:
         raise CheckpointError(_no_weights(folder / modules[0]))
     config = read_json(folder / modules[0] / "config.json")
-    for module in modules[1:]:
-        part = _weights(folder, module)
-        if part.tensors:
-            parts[module] = part
+    parts.update(module_parts(folder, modules))
     parts.update(_side_tensors(folder))
     return Checkpoint(text, folder, commit, config, parts)
+
+
+def module_parts(folder: Path, modules: list[str]) -> dict[str, Part]:
+    """The modules after the first that have weights."""
+    parts = {module: _weights(folder, module) for module in modules[1:]}
+    return {module: part for module, part in parts.items() if part.tensors}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,7 +210,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _module_folders(folder: Path) -> list[str]:
+def module_folders(folder: Path) -> list[str]:
     """The folders of a sentence-transformers model, its transformer first; ``[""]`` for others."""
     path = folder / "modules.json"
     if not path.is_file():
@@ -166,7 +245,7 @@ def _weights(folder: Path, relative: str) -> Part:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = place / f"{single}.index.json"
         if (place / single).is_file():
-            tensors, aliases = _read_file(place / single)
+            tensors, aliases = read_tensor_file(place / single)
         elif index.is_file():
             tensors, aliases = _read_shards(index)
         else:
@@ -184,7 +263,8 @@ def _current_name(name: str) -> str:
     return name
 
 
-def _read_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_tensor_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of one file by name, and the names that share another's memory."""
     if path.suffix == ".safetensors":
         return read_header(path)[0], {}
     pickled = read_pickled(path)
@@ -210,7 +290,7 @@ def _read_shards(index: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     tensors: dict[str, TensorInfo] = {}
     aliases: dict[str, str] = {}
     for name in shards:
-        found, found_aliases = _read_file(index.parent / name)
+        found, found_aliases = read_tensor_file(index.parent / name)
         wrong = [key for key in (*found, *found_aliases) if weight_map.get(key) != name]
         if wrong:
             raise CheckpointError(
@@ -233,7 +313,7 @@ def _side_tensors(folder: Path) -> dict[str, Part]:
     parts = {}
     for path in sorted(folder.iterdir()):
         if path.name in SIDE_TENSORS:
-            tensors, aliases = _read_file(path)
+            tensors, aliases = read_tensor_file(path)
             parts[path.name] = Part("", path.name, tensors, aliases)
         elif path.suffix in (".pt", ".pth", ".bin", ".safetensors") and not path.name.startswith(
             (*_TRAINER_STATE, *_OTHER_FORMATS)
@@ -247,11 +327,6 @@ def _side_tensors(folder: Path) -> dict[str, Part]:
 
 
 def _no_weights(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return (
-            f"{folder}: is a PEFT adapter, not a whole model - whole models are mixed - merge it "
-            "into its base with merge_and_unload() and save that"
-        )
     others = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".gguf", ".h5", ".msgpack")]
     found = f"only {listed(others)}" if others else "no weights"
     return (

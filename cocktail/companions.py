@@ -27,36 +27,45 @@ def companion_files(checkpoint: Checkpoint) -> list[str]:
         Paths relative to the checkpoint's folder, sorted. The model card is not among them: the
         mix gets its own.
     """
-    found = [path.name for path in checkpoint.folder.iterdir() if _is_wanted(path, _AT_TOP)]
-    for folder in _module_folders(checkpoint.folder):
+    return companions_in(checkpoint.folder)
+
+
+def companions_in(folder: Path) -> list[str]:
+    """The same for a folder that need not hold a whole model."""
+    found = [path.name for path in folder.iterdir() if _is_wanted(path, _AT_TOP)]
+    for module in _module_folders(folder):
         found += [
-            path.relative_to(checkpoint.folder).as_posix()
-            for path in (checkpoint.folder / folder).rglob("*")
+            path.relative_to(folder).as_posix()
+            for path in (folder / module).rglob("*")
             if _is_wanted(path, _IN_MODULES)
         ]
-    templates = checkpoint.folder / "additional_chat_templates"
+    templates = folder / "additional_chat_templates"
     if templates.is_dir():
         found += [f"{templates.name}/{path.name}" for path in templates.glob("*.jinja")]
     # Custom code may be a package of its own.
     found += [
-        path.relative_to(checkpoint.folder).as_posix()
-        for package in checkpoint.folder.glob("*/__init__.py")
+        path.relative_to(folder).as_posix()
+        for package in folder.glob("*/__init__.py")
         for path in package.parent.rglob("*.py")
     ]
     return sorted(set(found))
 
 
 def left_behind(checkpoint: Checkpoint) -> list[str]:
-    """One line naming what stands in the folder and does not go into the mix."""
+    """One line naming what stands in its folders and does not go into the mix."""
     taken = {Path(path).parts[0] for path in companion_files(checkpoint)}
     used = {info.file.name for _, info in checkpoint} | {"README.md", "cocktail.json"}
+    hidden = (".", "adapter_") if checkpoint.adaption else "."
     others = sorted(
-        path.name + ("/" if path.is_dir() else "")
-        for path in checkpoint.folder.iterdir()
-        if path.name not in taken
-        and path.name not in used
-        and not path.name.startswith(".")
-        and not path.name.endswith(".index.json")
+        {
+            path.name + ("/" if path.is_dir() else "")
+            for folder in checkpoint.origins.values()
+            for path in folder.iterdir()
+            if path.name not in taken
+            and path.name not in used
+            and not path.name.startswith(hidden)
+            and not path.name.endswith(".index.json")
+        }
     )
     return [f"not part of the mix, left behind: {listed(others, 8)}"] if others else []
 

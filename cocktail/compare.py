@@ -15,6 +15,7 @@ from cocktail.errors import PlanError, listed
 from cocktail.headers import TensorInfo
 from cocktail.kinds import detect_kind
 from cocktail.pooling import pooling_mode
+from cocktail.prefixes import extra_prefix
 from cocktail.reading import BLOCK, TensorReader, block_bounds
 from cocktail.vocabularies import read_vocabulary
 
@@ -75,6 +76,9 @@ def diff(
         CheckpointError: a file cannot be read.
     """
     ours, theirs = dict(_floating(a)), dict(_floating(b))
+    # A model saved under a head carries its class's prefix, the same model alone does not.
+    ours, theirs = _without(extra_prefix(ours, theirs), ours), theirs
+    theirs = _without(extra_prefix(theirs, ours), theirs)
     common = [name for name in ours if name in theirs]
     alike = [name for name in common if ours[name].shape == theirs[name].shape]
     if not alike:
@@ -105,6 +109,10 @@ def diff(
 
 def _floating(checkpoint: Checkpoint) -> list[tuple[str, TensorInfo]]:
     return [(key, info) for key, info in checkpoint if info.dtype in FLOATING]
+
+
+def _without(prefix: str, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    return {name.removeprefix(prefix): info for name, info in tensors.items()}
 
 
 def _sums(
@@ -165,10 +173,13 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
     dtypes: dict[str, int] = {}
     for _, info in checkpoint:
         dtypes[torch_name(info.dtype)] = dtypes.get(torch_name(info.dtype), 0) + info.numel
-    files = sorted({info.file.name for _, info in checkpoint})
+    stored = [
+        i for _, info in checkpoint for i in (info, *(info.delta.stored if info.delta else ()))
+    ]
+    files = sorted({info.file.name for info in stored})
     return {
         "model": checkpoint.reference,
-        "folder": str(checkpoint.folder),
+        "folder": ", ".join(str(folder) for folder in checkpoint.origins.values()),
         "commit": checkpoint.commit,
         "kind": kind.name if kind else None,
         "architecture": listed([str(n) for n in checkpoint.config.get("architectures") or []]),

@@ -8,12 +8,14 @@ They find damage and tell versions apart; they are no defence against forgery.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import xxhash
 
 from cocktail.checkpoint import Checkpoint, tensor_key
+from cocktail.dtypes import ITEM_SIZE
 from cocktail.headers import TensorInfo
 from cocktail.reading import BLOCK, TensorReader, block_bounds
 
@@ -53,24 +55,36 @@ def checkpoint_digest(
     skipped = set(left_out)
     digests = {}
     buffer = torch.empty(BLOCK * 8, dtype=torch.uint8)
-    with TensorReader() as reader:
+    with TensorReader() as reader, one_torch_thread():
         for path, part in checkpoint.parts.items():
             for info in part.tensors.values():
                 name = tensor_key(path, info.name)
                 if name not in skipped:
-                    digests[name] = _tensor_digest(reader, info, buffer, progress)
+                    digests[name] = tensor_digest(reader, info, buffer, progress)
     return join_tensors(digests)
 
 
-def _tensor_digest(
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Multiply an adapter's matrices as a mix does: the last bit may depend on the threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def tensor_digest(
     reader: TensorReader, info: TensorInfo, buffer: torch.Tensor, progress: Callable[[int], None]
 ) -> str:
+    """Read a tensor and compute its digest; see ``checkpoint_digest``."""
     segments = []
     for start, stop in block_bounds(info.numel, SEGMENT):
         hasher = xxhash.xxh3_128()
         for low, high in block_bounds(stop - start, BLOCK):
             block = reader.read(info, start + low, start + high, buffer)
             hasher.update(block_bytes(block))
-            progress(block.nbytes)
+            progress(block.numel() * ITEM_SIZE[info.dtype])
         segments.append(hasher.digest())
     return join_segments(segments)

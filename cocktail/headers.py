@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from cocktail.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     import torch
+
+    from cocktail.lowrank import LowRank
 
 MAX_HEADER_BYTES = 100_000_000  # what the reference implementation accepts
 ALIGNMENT = 8
@@ -34,6 +36,7 @@ class TensorInfo:
         file: the file that holds the data.
         offset: of the first byte, from the start of ``file``.
         mapped: the tensor itself, mapped from a pickled file, which has no flat layout to address.
+        delta: what an adapter adds to the tensor whenever it is read.
     """
 
     name: str
@@ -42,6 +45,7 @@ class TensorInfo:
     file: Path
     offset: int
     mapped: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    delta: LowRank | None = field(default=None, repr=False)
 
     @property
     def numel(self) -> int:
@@ -50,6 +54,28 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         return self.numel * ITEM_SIZE[self.dtype]
+
+    def rows(self, start: int, count: int) -> TensorInfo:
+        """Rows ``start:start + count`` as a tensor of their own.
+
+        Raises:
+            CheckpointError: an adapter changes the tensor.
+        """
+        if self.delta is not None:
+            raise CheckpointError(
+                f"{self.file}: tensor {self.name!r} is changed by an adapter, and its rows must be "
+                "aligned by token - one of the two is possible - merge the adapter into its base "
+                "first, with merge_and_unload()"
+            )
+        shape = (count, *self.shape[1:])
+        skipped = start * math.prod(self.shape[1:]) * ITEM_SIZE[self.dtype]
+        mapped = None if self.mapped is None else self.mapped[start : start + count]
+        return replace(self, shape=shape, offset=self.offset + skipped, mapped=mapped)
+
+    @property
+    def read_dtype(self) -> str:
+        """The type in which blocks are read: with an adapter's change, fp32 or wider."""
+        return self.dtype if self.delta is None or self.dtype == "F64" else "F32"
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:

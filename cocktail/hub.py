@@ -17,6 +17,7 @@ SIDE_TENSORS = ("sparse_linear.pt", "colbert_linear.pt")
 _IDENTIFIER = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -84,6 +85,8 @@ def needed_files(files: list[str]) -> list[str]:
             if weights:
                 wanted.update(weights)
                 break
+    if "adapter_config.json" in files:
+        wanted.update([file for file in ADAPTER_FILES if file in files][:1])
     return sorted(wanted)
 
 

@@ -29,6 +29,7 @@ class TensorReader:
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
+        self._whole: dict[TensorInfo, torch.Tensor] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> TensorReader:
@@ -43,19 +44,23 @@ class TensorReader:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+        self._whole.clear()
 
     def read(self, info: TensorInfo, start: int, stop: int, buffer: torch.Tensor) -> torch.Tensor:
         """Read elements ``start:stop`` of the flattened tensor.
 
         Args:
-            buffer: uint8, at least ``(stop - start)`` elements of ``info.dtype`` long.
+            buffer: uint8, at least ``(stop - start)`` elements of ``info.read_dtype`` long.
 
         Returns:
-            A view of ``buffer``, shape (stop - start,), in the tensor's own dtype.
+            A view of ``buffer``, shape (stop - start,), in ``info.read_dtype``: the tensor's own
+            dtype unless an adapter changes it.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.
         """
+        if info.delta is not None:
+            return info.delta.read(self, info, start, stop, buffer)
         size = ITEM_SIZE[info.dtype]
         raw = buffer[: (stop - start) * size]
         if info.mapped is not None:
@@ -63,6 +68,17 @@ class TensorReader:
             return raw.view(torch_dtype(info.dtype)).copy_(block)
         self._fill(info, info.offset + start * size, raw.numpy().data)
         return raw.view(torch_dtype(info.dtype))
+
+    def whole(self, info: TensorInfo) -> torch.Tensor:
+        """Read a small tensor once and hold it until the reader closes, in its shape and dtype."""
+        import torch  # noqa: PLC0415 - reading headers does without it
+
+        held = self._whole.get(info)
+        if held is None:
+            buffer = torch.empty(info.nbytes, dtype=torch.uint8)
+            held = self.read(info, 0, info.numel, buffer).view(info.shape)
+            self._whole[info] = held
+        return held
 
     def _fill(self, info: TensorInfo, position: int, view: memoryview) -> None:
         descriptor = self._descriptor(info.file)

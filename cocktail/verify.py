@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cocktail.card import read_provenance
-from cocktail.checkpoint import Checkpoint, resolve
+from cocktail.checkpoint import Checkpoint, resolve, with_commit
 from cocktail.digests import checkpoint_digest
 from cocktail.errors import CheckpointError
 from cocktail.progress import byte_progress
@@ -55,7 +55,7 @@ def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:
             verdicts.append(Verdict(name, "ingredient", "unknown", detail))
             continue
         try:
-            ingredient = resolve(f"{name.partition('@')[0]}@{commit}" if commit else name)
+            ingredient = resolve(entry.get("opened") or with_commit(name, commit))
         except CheckpointError as error:
             verdicts.append(Verdict(name, "ingredient", "unknown", str(error)))
             continue
