@@ -138,8 +138,9 @@ def _sums(
 def _measures(gap: float, a: float, b: float, product: float) -> tuple[float, float]:
     """Relative distance and cosine from sums of squares and products."""
     distance = math.sqrt(gap / a) if a > 0 else (math.inf if gap > 0 else 0.0)
-    cosine = product / math.sqrt(a * b) if a > 0 and b > 0 else math.nan
-    return distance, min(1.0, cosine)
+    if not (a > 0 and b > 0):
+        return distance, math.nan
+    return distance, max(-1.0, min(1.0, product / math.sqrt(a * b)))
 
 
 def equal_tensors(a: TensorInfo, b: TensorInfo) -> bool:

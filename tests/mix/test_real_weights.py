@@ -141,7 +141,7 @@ def test_a_dense_module_that_one_model_has(minilm: Path, tmp_path: Path) -> None
     SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "dense"))
     paths, half = [plain, tmp_path / "dense"], [0.5, 0.5]
     options = {"progress": False, "sync": False}
-    with pytest.raises(CocktailError, match="only .*dense has the head '2_Dense'"):
+    with pytest.raises(CocktailError, match=r"only .*dense has the head '2_Dense'"):
         mix_models(paths, "encoder", half, tmp_path / "out", **options)
     mix_models(paths, "encoder", half, tmp_path / "copied", head="copy", **options)
     copied = SentenceTransformer(str(tmp_path / "copied"), device="cpu")
@@ -150,7 +150,7 @@ def test_a_dense_module_that_one_model_has(minilm: Path, tmp_path: Path) -> None
     dropped = SentenceTransformer(str(tmp_path / "dropped"), device="cpu")
     assert [type(module).__name__ for module in dropped] == ["Transformer", "Pooling", "Normalize"]
     # The other way round, the folder's modules.json would name a module that is not there.
-    with pytest.raises(CocktailError, match="cannot be left out: modules.json comes from"):
+    with pytest.raises(CocktailError, match=r"cannot be left out: modules\.json comes from"):
         mix_models(paths[::-1], "encoder", half, tmp_path / "out", head="drop", **options)
     assert not (tmp_path / "out").exists()
 
