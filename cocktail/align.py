@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from cocktail.checkpoint import MAIN, Checkpoint, Part, tensor_key
 from cocktail.compare import equal_tensors
@@ -15,12 +16,16 @@ from cocktail.errors import listed
 from cocktail.headers import TensorInfo
 from cocktail.hub import SIDE_TENSORS
 from cocktail.recipe import Recipe
+from cocktail.vocabularies import Run, Vocabularies
+
+T = TypeVar("T")
 
 # Buffers that older versions of transformers saved and every version computes.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias)$")
 _CAUSAL_MASK = re.compile(r"\.attn(\.attention)?\.bias$")
 _INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
                      "embed_in.weight")  # fmt: skip
+_BY_TOKEN = re.compile(r"embed|wte|(^|\.)shared\.|lm_head|predictions\.(decoder|bias)")
 _OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -46,23 +51,36 @@ class Alignment:
 
     Attributes:
         sources: by part and name, in the order of the first ingredient's files.
+        runs: of tensors whose rows are aligned by token, which rows of the sources make which.
         donor: index of the ingredient that gives config and tokenizer.
     """
 
     sources: dict[tuple[str, str], tuple[Source, ...]] = field(default_factory=dict)
+    runs: dict[tuple[str, str], list[Run]] = field(default_factory=dict)
     donor: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def align_parts(ingredients: Sequence[Checkpoint], recipe: Recipe) -> Alignment:
+def align_parts(
+    ingredients: Sequence[Checkpoint], recipe: Recipe, vocabularies: Vocabularies
+) -> Alignment:
     """Match the tensors of K ingredients by name and check that each match can be averaged.
+
+    Args:
+        vocabularies: how rows are aligned where tokenizers grew.
 
     Returns:
         The sources of every output tensor; ``problems`` says what has no match, differs in shape,
         or is an integer tensor with different values.
     """
     result = Alignment(donor=recipe.base_index or 0)
+    if vocabularies.grew:
+        result.donor = vocabularies.largest
+        result.notes.append(
+            f"tokenizers differ: rows are aligned by token, and the tokenizer is that of "
+            f"{ingredients[result.donor].reference}"
+        )
     for path in dict.fromkeys(path for checkpoint in ingredients for path in checkpoint.parts):
         parts = [
             checkpoint.parts.get(path) or Part(path, None, {}, {}) for checkpoint in ingredients
@@ -73,14 +91,19 @@ def align_parts(ingredients: Sequence[Checkpoint], recipe: Recipe) -> Alignment:
         if path == MAIN:
             prefix, tables = _align_prefixes(tables, ingredients, result)
             _drop_tied_copies(tables, ingredients, result)
-        _Matcher(path, tables, ingredients, recipe, result).match()
+        _Matcher(path, tables, ingredients, recipe, vocabularies, result).match()
         if prefix and not any(name.startswith(prefix) for name in originals[result.donor]):
             # The donor's config describes the model without a head, whose names have no prefix.
-            result.sources = {
-                (part, name.removeprefix(prefix) if part == MAIN else name): sources
-                for (part, name), sources in result.sources.items()
-            }
+            result.sources = _without_prefix(result.sources, prefix)
+            result.runs = _without_prefix(result.runs, prefix)
     return result
+
+
+def _without_prefix(found: Mapping[tuple[str, str], T], prefix: str) -> dict[tuple[str, str], T]:
+    return {
+        (part, name.removeprefix(prefix) if part == MAIN else name): value
+        for (part, name), value in found.items()
+    }
 
 
 def _table(part: Part, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
@@ -167,12 +190,14 @@ class _Matcher:
         tables: Sequence[Mapping[str, TensorInfo]],
         ingredients: Sequence[Checkpoint],
         recipe: Recipe,
+        vocabularies: Vocabularies,
         result: Alignment,
     ) -> None:
         self.path = path
         self.tables = tables
         self.ingredients = ingredients
         self.recipe = recipe
+        self.vocabularies = vocabularies
         self.result = result
 
     def match(self) -> None:
@@ -191,8 +216,10 @@ class _Matcher:
     def _match_common(self, name: str) -> None:
         infos = [table[name] for table in self.tables]
         key = tensor_key(self.path, name)
-        shapes = {info.shape for info in infos}
-        if len(shapes) > 1:
+        runs = self._runs(name, infos)
+        if runs:
+            self.result.runs[self.path, name] = runs
+        elif len({info.shape for info in infos}) > 1:
             found = ", ".join(
                 f"{list(info.shape)} in {self._reference(i)}" for i, info in enumerate(infos)
             )
@@ -206,6 +233,22 @@ class _Matcher:
         self.result.sources[self.path, name] = tuple(
             Source(info, 1.0, i) for i, info in enumerate(infos)
         )
+
+    def _runs(self, name: str, infos: list[TensorInfo]) -> list[Run]:
+        """How the rows of a tensor with one a token are aligned; none where they need not be."""
+        if (
+            not self.vocabularies.grew
+            or self.path != MAIN
+            or not _BY_TOKEN.search(name)
+            or any(info.dtype not in FLOATING for info in infos)
+            or len({info.shape[1:] for info in infos}) > 1
+            or any(
+                not info.shape or info.shape[0] <= max(ids.values())
+                for info, ids in zip(infos, self.vocabularies.tokens, strict=True)
+            )
+        ):
+            return []
+        return self.vocabularies.runs([info.shape[0] for info in infos])
 
     def _match_kept(self, name: str, owners: list[int]) -> None:
         """A head that some ingredients lack: copied, or averaged in the proportions of the owners'

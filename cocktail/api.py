@@ -117,6 +117,9 @@ def mix_to_folder(
 
         with byte_progress(plan.output_bytes, "mixing", shown=progress) as advance:
             digests = stream(plan, both, threads=threads, progress=advance)
+        for tensor in plan.tensors:
+            if tensor.pieces:
+                digests.outputs[tensor.key] = staged.read_digest(tensor)
         mixed = time.perf_counter()
         digest = _write_rest(staged, digests)
         model = None if memory is None else memory.build(trust_remote_code=trust_remote_code)

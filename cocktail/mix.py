@@ -36,8 +36,9 @@ class Digests:
     """Fingerprints of the data that passed, xxh3-128 in hex.
 
     Attributes:
-        outputs: by the tensor's key.
-        inputs: for each ingredient, of the tensors that were read, by their name in its files.
+        outputs: by the tensor's key; without those that were put together from pieces.
+        inputs: for each ingredient, of the tensors that were read whole, by their name in its
+            files.
     """
 
     outputs: dict[str, str]
@@ -76,7 +77,7 @@ def stream(
         NonFiniteError: a mixed tensor holds NaN or infinity.
     """
     jobs = _jobs(plan)
-    room = Room(max((tensor.numel for tensor in plan.tensors if tensor.is_whole), default=0))
+    room = Room(max((tensor.numel for tensor, _, _ in jobs if tensor.is_whole), default=0))
     stopped = Event()
     workers = local()
 
@@ -108,10 +109,10 @@ def stream(
 def _jobs(plan: Plan) -> list[Job]:
     """Segments in the order of the files; before them the tensors that are made whole, the largest
     first, so that no thread is left alone with one at the end."""
-    whole = sorted((t for t in plan.tensors if t.is_whole), key=lambda t: -t.numel)
+    whole = sorted((piece for piece in plan.pieces if piece.is_whole), key=lambda t: -t.numel)
     segments = [
         (tensor, start, stop)
-        for tensor in plan.tensors
+        for tensor in plan.pieces
         if not tensor.is_whole
         for start, stop in block_bounds(tensor.numel, SEGMENT)
     ]
@@ -129,16 +130,15 @@ def _restored_torch_threads() -> Iterator[None]:
 
 def _gather(plan: Plan, jobs: Sequence[Job], digests: Sequence[list[SegmentDigests]]) -> Digests:
     """Join the digests of a tensor's segments, in order, into one for the tensor."""
-    outputs: dict[str, list[bytes]] = {tensor.key: [] for tensor in plan.tensors}
+    outputs: dict[str, list[bytes]] = {}
     inputs: list[dict[str, list[bytes]]] = [{} for _ in plan.ingredients]
-    for tensor in plan.tensors:
-        for source in tensor.active:
-            inputs[source.ingredient][tensor_key(tensor.part, source.info.name)] = []
+    whole = {tensor.key for tensor in plan.tensors if not tensor.pieces}
     for (tensor, _, _), segments in zip(jobs, digests, strict=True):
-        for output, *sources in segments:
-            outputs[tensor.key].append(output)
+        for output, *sources in segments if tensor.key in whole else ():
+            outputs.setdefault(tensor.key, []).append(output)
             for source, digest in zip(tensor.active, sources, strict=True):
-                inputs[source.ingredient][tensor_key(tensor.part, source.info.name)].append(digest)
+                name = tensor_key(tensor.part, source.info.name)
+                inputs[source.ingredient].setdefault(name, []).append(digest)
     return Digests(
         {key: join_segments(parts) for key, parts in outputs.items()},
         tuple({key: join_segments(parts) for key, parts in table.items()} for table in inputs),

@@ -13,6 +13,7 @@ from cocktail.checkpoint import tensor_key
 from cocktail.dtypes import ITEM_SIZE
 from cocktail.headers import build_header
 from cocktail.methods.method import Method
+from cocktail.vocabularies import Run
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class MixedTensor:
         sources: what it is made of: all ingredients in recipe order without the base of ``merge``,
             or those that have it.
         merge: the method that combines the sources; ``None`` for their weighted sum.
+        first: where a piece of a larger tensor starts in it, in elements.
+        pieces: what it is put together from, one after the other, where its rows come from
+            different sources.
     """
 
     part: str
@@ -50,6 +54,45 @@ class MixedTensor:
     shape: tuple[int, ...]
     sources: tuple[Source, ...]
     merge: Merge | None = None
+    first: int = 0
+    pieces: tuple[MixedTensor, ...] = ()
+
+    def in_pieces(self, runs: Sequence[Run], sources: Sequence[Source]) -> MixedTensor:
+        """The same tensor with its rows aligned by token.
+
+        Rows that all ingredients have are made as the whole would be; others are averaged over the
+        models that have them, in the proportions of their weights, or are the base's.
+
+        Args:
+            runs: of rows.
+            sources: of all ingredients.
+        """
+        return replace(self, pieces=tuple(self._piece(run, sources) for run in runs))
+
+    def _piece(self, run: Run, sources: Sequence[Source]) -> MixedTensor:
+        cut = {
+            source.ingredient: replace(source, info=source.info.rows(place, run.count))
+            for source, place in zip(sources, run.rows, strict=True)
+            if place is not None
+        }
+        own = tuple(
+            replace(source, info=cut[source.ingredient].info)
+            for source in self.sources
+            if source.ingredient in cut
+        )
+        merge = self.merge
+        if len(cut) < len(sources):
+            weights = [source.weight if merge is None else 1.0 for source in own]
+            own = tuple(map(_weighted, own or cut.values(), shares(weights) if own else [1.0]))
+            merge = None
+        elif merge is not None and merge.base is not None:
+            base = cut[merge.base.ingredient]
+            merge = replace(merge, base=base)
+        shape = (run.count, *self.shape[1:])
+        return replace(
+            self, shape=shape, sources=own, merge=merge,
+            first=run.start * math.prod(self.shape[1:]),
+        )  # fmt: skip
 
     def reweighted(self, weights: Sequence[float]) -> MixedTensor:
         """The same weighted sum with other weights (K,); copies stay copies.
@@ -58,6 +101,9 @@ class MixedTensor:
         """
         if len(self.sources) == 1:
             return self
+        if self.pieces:
+            pieces = tuple(piece.reweighted(weights) for piece in self.pieces)
+            return replace(self, pieces=pieces)
         own = [weights[source.ingredient] for source in self.sources]
         if len(own) < len(weights):
             own = shares(own)
@@ -102,6 +148,10 @@ class MixedTensor:
     def is_whole(self) -> bool:
         """Whether it is made in one piece, because no element can do without the others."""
         return self.merge is not None and not self.merge.method.elementwise
+
+
+def _weighted(source: Source, weight: float) -> Source:
+    return replace(source, weight=weight)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from cocktail.pooling import pooling_problems
 from cocktail.reading import BLOCK
 from cocktail.recipe import Recipe
 from cocktail.schedule import layer_depths, unmatched_filters
-from cocktail.vocabularies import vocabulary_problems
+from cocktail.vocabularies import Vocabularies, compare_vocabularies
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 RUNTIME_BYTES = 260_000_000  # an interpreter with torch loaded, measured; the rest is computed
@@ -52,12 +52,17 @@ class Plan:
         return [tensor for file in self.files for tensor in file.tensors]
 
     @property
+    def pieces(self) -> list[MixedTensor]:
+        """The tensors, and in place of those that are put together their pieces."""
+        return [piece for tensor in self.tensors for piece in tensor.pieces or (tensor,)]
+
+    @property
     def output_bytes(self) -> int:
         return sum(file.nbytes for file in self.files)
 
     @property
     def input_bytes(self) -> int:
-        return sum(s.info.nbytes for tensor in self.tensors for s in tensor.active)
+        return sum(s.info.nbytes for piece in self.pieces for s in piece.active)
 
     @property
     def parameters(self) -> int:
@@ -77,8 +82,8 @@ class Plan:
         side = sum(file.nbytes for file in self.files if not file.is_safetensors)
         deltas = {s.info.delta for t in self.tensors for s in t.active if s.info.delta is not None}
         side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
-        whole = max((t.numel * (len(t.active) + 2) for t in self.tensors if t.is_whole), default=0)
-        blocks = 4 + max((len(t.active) for t in self.tensors if t.merge), default=0)
+        whole = max((p.numel * (len(p.active) + 2) for p in self.pieces if p.is_whole), default=0)
+        blocks = 4 + max((len(p.active) for p in self.pieces if p.merge), default=0)
         return RUNTIME_BYTES + threads * blocks * BLOCK * 8 + side + whole * 4
 
     def reweighted(self, weights: Sequence[float]) -> Plan:
@@ -140,10 +145,11 @@ def build_plan(
             problems.append(str(error))
     if len(ingredients) < max(2, len(recipe.ingredients)):
         raise PlanError(list(dict.fromkeys(problems)))
-    aligned = align_parts(ingredients, recipe)
+    vocabularies = _vocabularies(ingredients)
+    aligned = align_parts(ingredients, recipe, vocabularies)
     donor = ingredients[aligned.donor]
     kind = _kind(recipe.model_type, donor, problems)
-    problems += _agreement_problems(ingredients, kind)
+    problems += _agreement_problems(ingredients, kind, vocabularies)
     problems += pooling_problems(ingredients, recipe.pooling)
     problems += aligned.problems or _head_problems(kind, aligned, donor)
     if problems or kind is None:
@@ -199,7 +205,16 @@ def _detect(donor: Checkpoint) -> Kind:
     return kind
 
 
-def _agreement_problems(ingredients: Sequence[Checkpoint], kind: Kind | None) -> list[str]:
+def _vocabularies(ingredients: Sequence[Checkpoint]) -> Vocabularies:
+    try:
+        return compare_vocabularies(ingredients)
+    except CheckpointError as error:
+        return Vocabularies(problems=[str(error)])
+
+
+def _agreement_problems(
+    ingredients: Sequence[Checkpoint], kind: Kind | None, vocabularies: Vocabularies
+) -> list[str]:
     names = [checkpoint.reference for checkpoint in ingredients]
     configs = [checkpoint.config for checkpoint in ingredients]
     problems = [
@@ -208,7 +223,9 @@ def _agreement_problems(ingredients: Sequence[Checkpoint], kind: Kind | None) ->
         for name, config in zip(names, configs, strict=True)
         if is_quantised(config)
     ]
-    problems += config_problems(names, configs)
+    # Where rows are aligned by token, each may have as many as it likes.
+    free = ("vocab_size",) if vocabularies.grew else ()
+    problems += config_problems(names, [_without(config, free) for config in configs])
     ties = [is_tied(config) for config in configs]
     if True in ties and False in ties and kind is not None and kind.ties_embeddings:
         problems.append(
@@ -216,11 +233,11 @@ def _agreement_problems(ingredients: Sequence[Checkpoint], kind: Kind | None) ->
             f"{names[ties.index(False)]} does not - the mix can only do one - untie the first "
             "(save it with both), or mix checkpoints that agree"
         )
-    try:
-        problems += vocabulary_problems(ingredients)
-    except CheckpointError as error:
-        problems.append(str(error))
-    return problems
+    return problems + vocabularies.problems
+
+
+def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
 
 
 def _head_problems(kind: Kind | None, aligned: Alignment, donor: Checkpoint) -> list[str]:
@@ -279,29 +296,40 @@ def _mixed_tensors(aligned: Alignment, recipe: Recipe) -> list[MixedTensor]:
     ]
     tensors = []
     for (path, name), sources in aligned.sources.items():
-        merge = None
-        shape = sources[0].info.shape
         codes = {source.info.dtype for source in sources}
         code = recipe.dtype or widest(codes) if codes <= FLOATING else next(iter(codes))
-        if len(sources) == len(recipe.ingredients):
-            try:
-                weights, options = recipe.for_tensor(name, depths)
-            except RecipeError as error:
-                problems.append(str(error))
-                continue
-            if not recipe.is_weighted_sum:
-                base = None if recipe.base_index is None else sources[recipe.base_index]
-                base = None if recipe.method.base == "ingredient" else base
-                merge = Merge(recipe.method, options, base, recipe.seed)
-            weights = weights or (1.0,) * len(recipe.merged)
-            sources = tuple(
-                replace(sources[i], weight=weight)
-                for i, weight in zip(recipe.merged, weights, strict=True)
-            )
-        tensors.append(MixedTensor(path, name, code, shape, sources, merge))
+        runs = aligned.runs.get((path, name), [])
+        shape = sources[aligned.donor if runs else 0].info.shape
+        tensor = MixedTensor(path, name, code, shape, sources)
+        try:
+            if len(sources) == len(recipe.ingredients):
+                tensor = _merged(tensor, recipe, depths)
+        except RecipeError as error:
+            problems.append(str(error))
+            continue
+        tensors.append(tensor.in_pieces(runs, sources) if runs else tensor)
     if problems:
         raise PlanError(list(dict.fromkeys(problems)))
     return tensors
+
+
+def _merged(tensor: MixedTensor, recipe: Recipe, depths: Mapping[str, float]) -> MixedTensor:
+    """The tensor as the recipe makes it of all ingredients.
+
+    Raises:
+        RecipeError: no weight is given for it.
+    """
+    weights, options = recipe.for_tensor(tensor.name, depths)
+    weights = weights or (1.0,) * len(recipe.merged)
+    sources = tuple(
+        replace(tensor.sources[i], weight=weight)
+        for i, weight in zip(recipe.merged, weights, strict=True)
+    )
+    if recipe.is_weighted_sum:
+        return replace(tensor, sources=sources)
+    has_base = recipe.base_index is not None and recipe.method.base != "ingredient"
+    base = tensor.sources[recipe.base_index or 0] if has_base else None
+    return replace(tensor, sources=sources, merge=Merge(recipe.method, options, base, recipe.seed))
 
 
 def _cut(tensors: Sequence[MixedTensor], shard_bytes: int) -> list[list[MixedTensor]]:

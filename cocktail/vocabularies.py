@@ -1,53 +1,144 @@
-"""Compare the tokenizers of the ingredients: a row of the embedding must mean the same token."""
+"""Compare the tokenizers of the ingredients: a row of the embedding must mean the same token.
+
+Fine-tunes may have added tokens. Then the rows are aligned by token: the tokenizer of the mix is
+the one that holds all tokens, and a row that only some ingredients have comes from those.
+"""
 
 from __future__ import annotations
 
 import filecmp
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cocktail.checkpoint import Checkpoint
 from cocktail.errors import CheckpointError, listed
 
 
-def vocabulary_problems(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Say which tokens have different ids in different ingredients.
+@dataclass(frozen=True)
+class Run:
+    """Rows of an output tensor that come from consecutive rows of the same ingredients.
 
-    An ingredient without tokenizer files is passed over: nothing can be said about it.
+    Attributes:
+        start: the first of them.
+        count: how many.
+        rows: by ingredient, where its rows start; ``None`` for one that has none of these tokens.
+    """
 
-    Returns:
-        One line for each ingredient that contradicts the first one that has a tokenizer.
+    start: int
+    count: int
+    rows: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """What the tokenizers of K ingredients have to do with each other.
+
+    Attributes:
+        largest: the ingredient whose tokenizer holds all tokens.
+        tokens: by ingredient, its ids by token, where they are not all alike.
+        problems: one line for each contradiction.
+    """
+
+    largest: int = 0
+    tokens: tuple[Mapping[str, int], ...] = ()
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def grew(self) -> bool:
+        """Whether rows have to be aligned by token."""
+        return bool(self.tokens) and not self.problems
+
+    def runs(self, rows: Sequence[int]) -> list[Run]:
+        """Where each row of a tensor comes from.
+
+        Args:
+            rows: how many the tensor has in each ingredient. Those that stand for no token pad the
+                table, and are aligned by place.
+        """
+        names = {number: token for token, number in self.tokens[self.largest].items()}
+        used = [set(ids.values()) for ids in self.tokens]
+        found: list[Run] = []
+        for row in range(rows[self.largest]):
+            token = names.get(row)
+            places = tuple(
+                ids.get(token)
+                if token is not None
+                else (row if row < rows[i] and row not in used[i] else None)
+                for i, ids in enumerate(self.tokens)
+            )
+            last = found[-1] if found else None
+            if last and places == tuple(
+                None if place is None else place + last.count for place in last.rows
+            ):
+                found[-1] = Run(last.start, last.count + 1, last.rows)
+            else:
+                found.append(Run(row, 1, places))
+        return found
+
+
+def compare_vocabularies(checkpoints: Sequence[Checkpoint]) -> Vocabularies:
+    """Find out which tokens the ingredients share, and which ids these have.
+
+    An ingredient without tokenizer files is taken to have the tokenizer of the first that has one.
 
     Raises:
         CheckpointError: a tokenizer file is damaged.
     """
-    problems: list[str] = []
-    known = [checkpoint for checkpoint in checkpoints if _files(checkpoint.main_folder)]
-    first: Mapping[str, int] | None = None
-    for other in known[1:]:
-        if _same_files(known[0].main_folder, other.main_folder):
-            continue
-        if first is None:
-            first = read_vocabulary(known[0].main_folder)
-        theirs = read_vocabulary(other.main_folder)
-        if not first or not theirs:
-            if not _same_model(known[0].main_folder, other.main_folder):
-                problems.append(
-                    f"the tokenizer files of {known[0].reference} and {other.reference} differ and "
-                    "cannot be compared - the same token must have the same id - save both "
-                    "tokenizers as tokenizer.json"
-                )
-            continue
-        differing = [
-            token for token, number in first.items() if theirs.get(token, number) != number
-        ]
-        if differing:
-            shown = [f"{token!r} is {first[token]} and {theirs[token]}" for token in differing]
+    known = [i for i, checkpoint in enumerate(checkpoints) if _files(checkpoint.main_folder)]
+    if not known:
+        return Vocabularies()
+    first = checkpoints[known[0]]
+    others = [
+        i for i in known[1:] if not _same_files(first.main_folder, checkpoints[i].main_folder)
+    ]
+    if not others:
+        return Vocabularies()
+    ids = [read_vocabulary(first.main_folder)] * len(checkpoints)
+    problems = []
+    for i in others:
+        ids[i] = read_vocabulary(checkpoints[i].main_folder)
+        if not (ids[i] and ids[known[0]]) and not _same_model(
+            first.main_folder, checkpoints[i].main_folder
+        ):
             problems.append(
-                f"the tokenizers of {known[0].reference} and {other.reference} give "
-                f"{len(differing)} tokens different ids ({listed(shown, 3)}) - a row of the "
-                "embedding must mean the same token - mix checkpoints of one tokenizer"
+                f"the tokenizer files of {first.reference} and {checkpoints[i].reference} differ "
+                "and cannot be compared - the same token must have the same id - save both "
+                "tokenizers as tokenizer.json"
+            )
+    if problems or not all(ids) or all(table == ids[0] for table in ids):
+        return Vocabularies(problems=problems)
+    largest = max(range(len(ids)), key=lambda i: len(ids[i]))
+    problems = _contradictions(checkpoints, ids, largest)
+    return Vocabularies(largest, tuple(ids), problems)
+
+
+def _contradictions(
+    checkpoints: Sequence[Checkpoint], ids: Sequence[Mapping[str, int]], largest: int
+) -> list[str]:
+    """Tokens that all ingredients know must have one id; the largest must know all tokens."""
+    problems = []
+    common = set(ids[0]).intersection(*ids[1:])
+    ours = checkpoints[largest].reference
+    for i, checkpoint in enumerate(checkpoints):
+        differing = [token for token in common if ids[i][token] != ids[largest][token]]
+        if differing:
+            shown = [
+                f"{token!r} is {ids[largest][token]} and {ids[i][token]}"
+                for token in sorted(differing, key=ids[largest].__getitem__)
+            ]
+            problems.append(
+                f"the tokenizers of {ours} and {checkpoint.reference} give {len(differing)} tokens "
+                f"different ids ({listed(shown, 3)}) - a row of the embedding must mean the same "
+                "token - mix checkpoints of one tokenizer"
+            )
+        unknown = [repr(token) for token in ids[i] if token not in ids[largest]]
+        if unknown:
+            problems.append(
+                f"{checkpoint.reference} has {len(unknown)} tokens that {ours} lacks "
+                f"({listed(unknown, 3)}) - the mix takes a tokenizer that holds all tokens - add "
+                "them to one of the models first, with resize_token_embeddings()"
             )
     return problems
 

@@ -118,7 +118,7 @@ class Worker:
         self, tensor: MixedTensor, start: int, block: torch.Tensor, hasher: xxhash.xxh3_128
     ) -> None:
         hasher.update(block_bytes(block))
-        self.sink(tensor, start, block)
+        self.sink(tensor, tensor.first + start, block)
         if self.progress is not None:
             self.progress(block.nbytes)
 

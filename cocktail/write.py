@@ -20,11 +20,13 @@ from typing import Any
 
 import torch
 
-from cocktail.digests import block_bytes
+from cocktail.digests import block_bytes, tensor_digest
 from cocktail.dtypes import ITEM_SIZE, torch_dtype, torch_name
 from cocktail.errors import OutputError
+from cocktail.headers import TensorInfo
 from cocktail.output import MixedTensor, OutputFile
 from cocktail.plan import Plan
+from cocktail.reading import BLOCK, TensorReader
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
 _LOCK = ".lock"
@@ -99,6 +101,7 @@ class StagedModel:
         self.sync = sync
         self.folder = self.output.parent / f"{self._prefix}{os.getpid()}"
         self._files: dict[str, tuple[int, int]] = {}  # tensor key -> descriptor, offset
+        self._paths: dict[str, Path] = {}
         self._descriptors: list[int] = []
         self._side: dict[str, dict[str, torch.Tensor]] = {}
         self._lock = -1
@@ -162,6 +165,7 @@ class StagedModel:
         _write_all(path, descriptor, memoryview(header), 0)
         for tensor, offset in zip(file.tensors, offsets, strict=True):
             self._files[tensor.key] = (descriptor, offset)
+            self._paths[tensor.key] = path
 
     def write_block(self, tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
         """Put a block in its place; the sink of ``cocktail.mix.stream``.
@@ -177,6 +181,14 @@ class StagedModel:
         descriptor, offset = place
         data = block_bytes(block)
         _write_all(self.folder, descriptor, data, offset + start * ITEM_SIZE[tensor.dtype])
+
+    def read_digest(self, tensor: MixedTensor) -> str:
+        """The digest of a tensor that was written in pieces, which no pass saw in one order."""
+        offset = self._files[tensor.key][1]
+        info = TensorInfo(tensor.name, tensor.dtype, tensor.shape, self._paths[tensor.key], offset)
+        with TensorReader() as reader:
+            buffer = torch.empty(BLOCK * 8, dtype=torch.uint8)
+            return tensor_digest(reader, info, buffer, lambda _: None)
 
     def write_companions(self) -> None:
         """Write all but the weights and the card: copies, indexes, side tensors, the config."""

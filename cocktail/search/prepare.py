@@ -68,7 +68,20 @@ def search_plan(
         PlanError: the ingredients cannot be mixed; every reason.
     """
     weights = [1.0, *[0.0] * (len(models) - 1)]
-    return build_plan(make_recipe(models, weights, model_type=model_type, head=head, dtype=dtype))
+    recipe = make_recipe(models, weights, model_type=model_type, head=head, dtype=dtype)
+    plan = build_plan(recipe)
+    pieced = [tensor.key for tensor in plan.tensors if tensor.pieces]
+    if pieced or head == "mix":
+        found = (
+            f"the tokenizers differ ({pieced[0]} is aligned by token)" if pieced else "head is mix"
+        )
+        raise PlanError(
+            [
+                f"{found} - a search refills one model with whole tensors of every ingredient - "
+                "mix with fixed weights (cocktail mix)"
+            ]
+        )
+    return plan
 
 
 def prepare(

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from cocktail.api import checked_plan, mix_recipe, mix_to_folder
 from cocktail.cli import main
@@ -230,3 +231,79 @@ def test_methods_are_listed_and_explained() -> None:
     unknown = CliRunner().invoke(main, ["methods", "tyes"])
     assert unknown.exit_code == 1
     assert "did you mean ties?" in unknown.output
+
+
+def with_tokens(folder: Path, *added: str, rows: int | None = None) -> Path:
+    """Give a checkpoint a tokenizer of ten tokens and some more, and rows for all of them."""
+    vocabulary = {f"t{i}": i for i in range(10)}
+    entries = [{"content": token, "id": 10 + i} for i, token in enumerate(added)]
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": vocabulary}, "added_tokens": entries})
+    )
+    tensors = load(folder)
+    name = "embeddings.word_embeddings.weight"
+    extra = (rows or 10 + len(added)) - 10
+    more = torch.randn(extra, 4, generator=torch.Generator().manual_seed(len(str(folder))))
+    tensors[name] = torch.cat([tensors[name], more])
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 10 + extra}))
+    return folder
+
+
+EMBEDDING = "embeddings.word_embeddings.weight"
+
+
+def test_rows_are_aligned_by_token(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, one, two = family
+    with_tokens(base)
+    with_tokens(one, "<x>", "<y>")
+    with_tokens(two, "<y>")
+    recipe = make_recipe([base, one, two], [0.5, 0.3, 0.2])
+    mix_recipe(recipe, tmp_path / "out", progress=False)
+    tables = [load(folder)[EMBEDDING] for folder in (base, one, two)]
+    found = load(tmp_path / "out")[EMBEDDING]
+    assert found.shape == (12, 4)
+    common = 0.5 * tables[0][:10] + 0.3 * tables[1][:10] + 0.2 * tables[2][:10]
+    torch.testing.assert_close(found[:10], common)
+    torch.testing.assert_close(found[10], tables[1][10])  # <x> is known to one of them alone
+    torch.testing.assert_close(found[11], 0.6 * tables[1][11] + 0.4 * tables[2][10])  # <y>
+    assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 12
+    assert (tmp_path / "out/tokenizer.json").read_text() == (one / "tokenizer.json").read_text()
+    assert [verdict.state for verdict in verify(tmp_path / "out", progress=False)] == ["same"] * 4
+
+
+def test_a_method_merges_the_rows_that_the_base_has(family: tuple[Path, Path, Path]) -> None:
+    base, one, two = family
+    for folder, tokens in zip(family, [(), ("<x>",), ("<x>",)], strict=True):
+        with_tokens(folder, *tokens)
+    mixed = streamed(build_plan(recipe_for(family, **TIES)))[EMBEDDING]
+    tables = [load(folder)[EMBEDDING] for folder in (one, two, base)]
+    expected = recipe_for(family, **TIES).method.merge(
+        [tables[0][:10].clone(), tables[1][:10].clone()],
+        tables[2].clone(),
+        [0.6, 0.8],
+        options={"density": (0.4, 0.4)},
+    )
+    torch.testing.assert_close(mixed[:10], expected)
+    torch.testing.assert_close(mixed[10], (tables[0][10] + tables[1][10]) / 2)
+
+
+def test_rows_that_pad_the_table_are_aligned_by_place(family: tuple[Path, Path, Path]) -> None:
+    base, one, _ = family
+    with_tokens(base, rows=16)
+    with_tokens(one, "<x>", rows=16)
+    mixed = streamed(build_plan(make_recipe([base, one], [0.5, 0.5])))[EMBEDDING]
+    first, second = load(base)[EMBEDDING], load(one)[EMBEDDING]
+    torch.testing.assert_close(mixed[10], second[10])
+    torch.testing.assert_close(mixed[11:], (first[11:] + second[11:]) / 2)
+
+
+def test_tokenizers_that_no_one_of_them_covers_are_refused(
+    family: tuple[Path, Path, Path],
+) -> None:
+    base, one, _ = family
+    with_tokens(base, "<x>")
+    with_tokens(one, "<y>")
+    with pytest.raises(PlanError, match=r"has 1 tokens that .* lacks \('<y>'\)"):
+        build_plan(make_recipe([base, one], [0.5, 0.5]))
