@@ -13,6 +13,10 @@ _AT_TOP = (
     "*.json", "vocab*", "merges.txt", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py",
     "LICENSE*", "NOTICE*",
 )  # fmt: skip
+_TOKENIZER = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "*.tiktoken", "chat_template*",
+)  # fmt: skip
 _IN_MODULES = ("*.json", "*.txt", "*.jinja", "*.py", "*.model")
 _NOT_COPIED = (
     "*.index.json", "trainer_state.json", "adapter_config.json", "cocktail.json", "optimizer.json",
@@ -20,18 +24,32 @@ _NOT_COPIED = (
 )  # fmt: skip
 
 
-def companion_files(checkpoint: Checkpoint) -> list[str]:
+def companion_files(donor: Checkpoint, tokenizer: Checkpoint | None = None) -> dict[str, Path]:
     """Config, tokenizer, chat template, custom code, licence and module settings.
 
+    Args:
+        tokenizer: who gives the files of the tokenizer, if not the donor.
+
     Returns:
-        Paths relative to the checkpoint's folder, sorted. The model card is not among them: the
-        mix gets its own.
+        Where each file lies, by its path in the output, sorted. The model card is not among them:
+        the mix gets its own.
     """
-    return companions_in(checkpoint.folder)
+    found = {name: donor.folder / name for name in companions_in(donor.folder)}
+    if tokenizer is not None:
+        place = donor.main_folder.relative_to(donor.folder)
+        found = {name: path for name, path in found.items() if not _is_tokenizers(path)}
+        for path in tokenizer.main_folder.iterdir():
+            if _is_wanted(path, _TOKENIZER):
+                found[(place / path.name).as_posix()] = path
+    return dict(sorted(found.items()))
+
+
+def _is_tokenizers(path: Path) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in _TOKENIZER)
 
 
 def companions_in(folder: Path) -> list[str]:
-    """The same for a folder that need not hold a whole model."""
+    """Paths relative to a folder, which need not hold a whole model."""
     found = [path.name for path in folder.iterdir() if _is_wanted(path, _AT_TOP)]
     for module in _module_folders(folder):
         found += [

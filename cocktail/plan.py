@@ -35,7 +35,7 @@ class Plan:
     Attributes:
         donor: the ingredient that config, tokenizer and other companions come from.
         files: the weights to write.
-        companions: files of the donor to copy, relative to its folder.
+        companions: files to copy, by their path in the output.
         notes: what was decided that a user may want to know, one line each.
     """
 
@@ -44,7 +44,7 @@ class Plan:
     ingredients: tuple[Checkpoint, ...]
     donor: Checkpoint
     files: tuple[OutputFile, ...]
-    companions: tuple[str, ...]
+    companions: Mapping[str, Path]
     notes: tuple[str, ...]
 
     @property
@@ -82,6 +82,7 @@ class Plan:
         side = sum(file.nbytes for file in self.files if not file.is_safetensors)
         deltas = {s.info.delta for t in self.tensors for s in t.active if s.info.delta is not None}
         side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
+        side += threads * max((delta.workspace for delta in deltas), default=0)
         whole = max((p.numel * (len(p.active) + 2) for p in self.pieces if p.is_whole), default=0)
         blocks = 4 + max((len(p.active) for p in self.pieces if p.merge), default=0)
         return RUNTIME_BYTES + threads * blocks * BLOCK * 8 + side + whole * 4
@@ -150,6 +151,11 @@ def build_plan(
     donor = ingredients[aligned.donor]
     kind = _kind(recipe.model_type, donor, problems)
     problems += _agreement_problems(ingredients, kind, vocabularies)
+    if vocabularies.grew and recipe.tokenizer_source not in (None, donor.reference):
+        problems.append(
+            f"tokenizer_source is {recipe.tokenizer_source} and {donor.reference} has more tokens "
+            "- the mix takes the tokenizer that holds all - leave tokenizer_source out"
+        )
     problems += pooling_problems(ingredients, recipe.pooling)
     problems += aligned.problems or _head_problems(kind, aligned, donor)
     if problems or kind is None:
@@ -161,9 +167,10 @@ def build_plan(
         *(note for adaption in adaptions for note in adaption.notes),
         *left_behind(donor),
     )
-    return Plan(
-        recipe, kind, tuple(ingredients), donor, files, tuple(companion_files(donor)), notes
-    )
+    source = recipe.tokenizer_source
+    tokenizer = None if source is None else ingredients[recipe.ingredients.index(source)]
+    companions = companion_files(donor, tokenizer)
+    return Plan(recipe, kind, tuple(ingredients), donor, files, companions, notes)
 
 
 def parse_size(size: int | str) -> int:

@@ -192,10 +192,10 @@ class StagedModel:
 
     def write_companions(self) -> None:
         """Write all but the weights and the card: copies, indexes, side tensors, the config."""
-        for relative in self.plan.companions:
+        for relative, source in self.plan.companions.items():
             target = self.folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.plan.donor.folder / relative, target)
+            shutil.copyfile(source, target)
         for path, state in self._side.items():
             buffer = io.BytesIO()  # a file would hide what the disk says behind a RuntimeError
             torch.save(state, buffer)
@@ -292,8 +292,7 @@ def temporary_parts(output: Path) -> Iterator[Path]:
 
 def disk_bytes(plan: Plan) -> int:
     """What a mix takes on the disk: the weights and the files that are copied beside them."""
-    folder = plan.donor.folder
-    return plan.output_bytes + sum((folder / name).stat().st_size for name in plan.companions)
+    return plan.output_bytes + sum(path.stat().st_size for path in plan.companions.values())
 
 
 def written_config(plan: Plan) -> dict[str, Any]:

@@ -273,6 +273,18 @@ def test_rows_are_aligned_by_token(family: tuple[Path, Path, Path], tmp_path: Pa
     assert [verdict.state for verdict in verify(tmp_path / "out", progress=False)] == ["same"] * 4
 
 
+def test_the_tokenizer_comes_from_where_it_is_asked_for(
+    family: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, one, _ = map(str, family)
+    for folder in (base, one):
+        with_tokens(Path(folder))
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps({"from": folder}))
+    recipe = make_recipe([base, one], [0.5, 0.5], tokenizer_source=one)
+    mix_recipe(recipe, tmp_path / "out", progress=False)
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["from"] == one
+
+
 def test_a_method_merges_the_rows_that_the_base_has(family: tuple[Path, Path, Path]) -> None:
     base, one, two = family
     for folder, tokens in zip(family, [(), ("<x>",), ("<x>",)], strict=True):
