@@ -24,7 +24,13 @@ from cocktail.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
 from cocktail.pooling import write_modules
 from cocktail.progress import byte_progress
 from cocktail.recipe import Recipe, make_recipe
-from cocktail.write import StagedModel, disk_bytes, output_problems, temporary_parts
+from cocktail.write import (
+    StagedModel,
+    disk_bytes,
+    linked_folders,
+    output_problems,
+    temporary_parts,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +77,7 @@ def checked_plan(
         problems += error.problems
     if output is not None:
         folders = (
-            {name: folder for c in plan.ingredients for name, folder in c.origins.items()}
+            {k: v for c in plan.ingredients for k, v in (c.origins | linked_folders(c)).items()}
             if plan
             else {name: Path(name) for name in recipe.ingredients if Path(name).is_dir()}
         )

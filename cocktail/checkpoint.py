@@ -217,7 +217,9 @@ def module_folders(folder: Path) -> list[str]:
         return [""]
     try:
         modules = json.loads(path.read_text(encoding="utf-8"))
-        folders = [str(module["path"]) for module in modules]
+        folders = [module["path"] for module in modules]
+        if not all(isinstance(name, str) for name in folders):
+            raise TypeError("a path is no text")
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise CheckpointError(
             f"{path}: cannot be understood ({type(error).__name__}: {error}) - it lists the "
@@ -327,6 +329,11 @@ def _side_tensors(folder: Path) -> dict[str, Part]:
 
 
 def _no_weights(folder: Path) -> str:
+    if not folder.is_dir():
+        return (
+            f"{folder}: does not exist, and modules.json has the model there - the folder is "
+            "incomplete - copy or download it again"
+        )
     others = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".gguf", ".h5", ".msgpack")]
     found = f"only {listed(others)}" if others else "no weights"
     return (

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from cocktail.checkpoint import MAIN, Checkpoint, tensor_key
 from cocktail.configs import is_tied
 from cocktail.dtypes import FLOATING, torch_name
-from cocktail.errors import PlanError, listed
+from cocktail.errors import PlanError
 from cocktail.headers import TensorInfo
-from cocktail.kinds import detect_kind
+from cocktail.kinds import architecture, detect_kind
 from cocktail.pooling import pooling_mode
 from cocktail.prefixes import extra_prefix
 from cocktail.reading import BLOCK, TensorReader, block_bounds
@@ -183,7 +183,7 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
         "folder": ", ".join(str(folder) for folder in checkpoint.origins.values()),
         "commit": checkpoint.commit,
         "kind": kind.name if kind else None,
-        "architecture": listed([str(n) for n in checkpoint.config.get("architectures") or []]),
+        "architecture": architecture(checkpoint.config),
         "parameters": sum(info.numel for _, info in checkpoint),
         "bytes": sum(info.nbytes for _, info in checkpoint),
         "dtypes": dtypes,

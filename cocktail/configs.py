@@ -101,7 +101,7 @@ def _spell_rope(config: dict[str, Any]) -> None:
     """Give the rotary settings one form; transformers 5 moved them into one entry, or one for each
     type of layer."""
     entries = [config.pop(key, None) for key in ("rope_scaling", "rope_parameters")]
-    rope = {key: value for entry in entries if entry for key, value in entry.items()}
+    rope = {k: v for entry in entries if isinstance(entry, Mapping) for k, v in entry.items()}
     if any(isinstance(value, Mapping) for value in rope.values()):
         config["rope"] = rope
         return

@@ -11,6 +11,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from cocktail.checkpoint import MAIN, Checkpoint
 from cocktail.digests import block_bytes, tensor_digest
 from cocktail.dtypes import ITEM_SIZE, torch_dtype, torch_name
 from cocktail.errors import OutputError
@@ -30,6 +32,7 @@ from cocktail.reading import BLOCK, TensorReader
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
 _LOCK = ".lock"
+_PRETRAINED = re.compile(r"For(MaskedLM|PreTraining)$")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -68,6 +71,15 @@ def output_problems(
                 "choose another output, or empty the folder yourself"
             )
     return problems + _place_problems(place, needed)
+
+
+def linked_folders(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Where links among a checkpoint's weights lead, by a name for messages: sources as well."""
+    return {
+        f"{checkpoint.reference} ({info.file.name} links there)": info.file.resolve().parent
+        for _, info in checkpoint
+        if info.file.is_symlink()
+    }
 
 
 def _place_problems(place: Path, needed: int) -> list[str]:
@@ -296,13 +308,25 @@ def disk_bytes(plan: Plan) -> int:
 
 
 def written_config(plan: Plan) -> dict[str, Any]:
-    """The donor's config with the type that is written."""
+    """The donor's config with the type that is written, and without a head that is not."""
     config = dict(plan.donor.config)
+    if _lost_module(plan):
+        # Named as before, a loader would give it a random one.
+        names = [_PRETRAINED.sub("Model", str(name)) for name in config.get("architectures") or ()]
+        config["architectures"] = names
     name = torch_name(plan.dtype)
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
     if plan.dtype != "F32" or keys[0] in config:
         config |= dict.fromkeys(keys, name)
     return config
+
+
+def _lost_module(plan: Plan) -> bool:
+    """Whether a module at the top of the donor, such as its head, is left out."""
+    if plan.recipe.head != "drop":
+        return False
+    kept = {tensor.name.partition(".")[0] for tensor in plan.tensors if tensor.part == MAIN}
+    return any(name.partition(".")[0] not in kept for name in plan.donor.parts[MAIN].tensors)
 
 
 def _is_in_use(folder: Path) -> bool:

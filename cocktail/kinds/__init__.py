@@ -91,14 +91,14 @@ def detect_kind(config: Mapping[str, Any], *, has_modules: bool) -> Kind | None:
     Returns:
         ``None`` where the config names no architecture that is known here.
     """
-    architecture = _architecture(config)
-    if architecture.endswith(KINDS["reranker"].architectures):
+    name = architecture(config)
+    if name.endswith(KINDS["reranker"].architectures):
         return KINDS["reranker"]
     if has_modules:
         return KINDS["encoder"]
     # The encoder's come last: GPT2LMHeadModel and MarianMTModel end in Model too.
     for kind in sorted(KINDS.values(), key=lambda kind: kind.name == "encoder"):
-        if architecture.endswith(kind.architectures):
+        if name.endswith(kind.architectures):
             # Models that see images are called ForConditionalGeneration too.
             is_seq2seq = kind.name == "encoder-decoder"
             return None if is_seq2seq and not config.get("is_encoder_decoder") else kind
@@ -107,20 +107,19 @@ def detect_kind(config: Mapping[str, Any], *, has_modules: bool) -> Kind | None:
 
 def kind_problem(kind: Kind, config: Mapping[str, Any], reference: str) -> str | None:
     """Why a checkpoint with this config is not of this kind; ``None`` if it is."""
-    architecture = _architecture(config)
-    if not architecture or architecture.endswith(kind.architectures) or kind.name == "encoder":
-        loses_head = kind.name == "encoder" and architecture.endswith(
-            KINDS["reranker"].architectures
-        )
+    name = architecture(config)
+    if not name or name.endswith(kind.architectures) or kind.name == "encoder":
+        loses_head = kind.name == "encoder" and name.endswith(KINDS["reranker"].architectures)
         if not loses_head:
             return None
     return (
-        f"{reference} is a {architecture} - model_type {kind.name!r} loads "
+        f"{reference} is a {name} - model_type {kind.name!r} loads "
         f"{' or '.join('*' + end for end in kind.architectures)}, anything else would lose its "
         "head or start with a random one - name the right model_type, or leave it out"
     )
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def architecture(config: Mapping[str, Any]) -> str:
+    """The first class that a ``config.json`` names, or nothing."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""

@@ -154,6 +154,23 @@ def test_refuses_what_is_no_model(tmp_path: Path, save: Save) -> None:
         resolve(folder)
 
 
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([{"path": True}], "cannot be understood"),
+        ([{"path": "0_Transformer"}], "0_Transformer: does not exist, and modules.json has"),
+        ([{"path": "../other"}], "modules lie inside"),
+        ([], "lists no module"),
+        ({"path": ""}, "cannot be understood"),
+    ],
+)
+def test_refuses_broken_modules(save: Save, modules: object, message: str) -> None:
+    folder = save("a", weights(0))
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=message):
+        resolve(folder)
+
+
 def test_side_tensors_are_taken_or_refused_by_name(save: Save) -> None:
     folder = save("a", weights(0))
     torch.save({"weight": torch.ones(1, 4), "bias": torch.ones(1)}, folder / "sparse_linear.pt")

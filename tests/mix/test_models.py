@@ -118,6 +118,9 @@ def test_a_masked_language_model_as_base(tmp_path: Path) -> None:
     paths = [tmp_path / "base", tmp_path / "tuned"]
     with pytest.raises(CocktailError, match="--head copy, or leave it out with --head drop"):
         mix_models(paths, "encoder", [0.5, 0.5], progress=False)
+    mix_models(paths, "encoder", [0.5, 0.5], tmp_path / "out", head="drop", progress=False)
+    # The config names no class that would start from a random head.
+    assert AutoConfig.from_pretrained(tmp_path / "out").architectures == ["BertModel"]
     mixed = mix_models(paths[::-1], "encoder", [0.5, 0.5], head="drop", progress=False)
     assert isinstance(mixed, BertModel)
     assert equal(

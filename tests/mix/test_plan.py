@@ -216,6 +216,8 @@ def test_an_untied_encoder_decoder_needs_its_head(save: Save) -> None:
         ("T5ForConditionalGeneration", {"is_encoder_decoder": True}, "encoder-decoder"),
         ("GPT2LMHeadModel", {}, "decoder"),
         ("GPT2Model", {}, "encoder"),
+        ("BertForMaskedLM", {}, "encoder"),
+        ("BertForTokenClassification", {}, None),
         ("Gemma3ForConditionalGeneration", {}, None),  # sees images; it is no seq2seq model
     ],
 )

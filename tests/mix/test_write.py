@@ -79,6 +79,13 @@ def test_outputs_that_touch_an_ingredient(pair: tuple[Path, Path], tmp_path: Pat
         mix(pair, tmp_path / "link", overwrite=True)
     with pytest.raises(PlanError, match="contains the ingredient"):
         mix(pair, tmp_path, overwrite=True)
+    # A folder of links: replacing what they lead to would change the ingredient.
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in a.iterdir():
+        (links / path.name).symlink_to(path)
+    found = output_problem((links, b), a, overwrite=True)
+    assert "is the ingredient" in found and "(model.safetensors links there)" in found
 
 
 def test_existing_outputs(pair: tuple[Path, Path], tmp_path: Path) -> None:
