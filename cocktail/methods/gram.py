@@ -6,25 +6,40 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from cocktail.methods.blocks import blocks_of
+from cocktail.methods.blocks import BLOCK
+
+Gram = NDArray[np.float64]
+"""Shape (K, K, rows): the inner products of row r of K tensors in ``[:, :, r]``."""
 
 
-def gram(tensors: Sequence[torch.Tensor]) -> np.ndarray:
-    """All inner products of K tensors, in fp64, each added up in a fixed order.
+def gram(tensors: Sequence[torch.Tensor]) -> Gram:
+    """All inner products of K tensors, row by row, in fp64, each added up in a fixed order.
 
     NumPy's own loops do it: they run on one thread, so that the bits depend on nothing else.
 
     Args:
-        tensors: K, each of shape (n,).
-
-    Returns:
-        Shape (K, K), symmetric.
+        tensors: K, each of shape (rows, n).
     """
-    products = np.zeros((len(tensors), len(tensors)))
-    for parts in blocks_of(tensors):
-        wide = [part.numpy().astype(np.float64) for part in parts]
-        for i, left in enumerate(wide):
-            for j, right in enumerate(wide[: i + 1]):
-                products[i, j] += np.einsum("n,n->", left, right)
-    return np.tril(products) + np.tril(products, -1).T
+    rows, columns = tensors[0].shape
+    products = np.zeros((len(tensors), len(tensors), rows))
+    height = max(1, BLOCK // max(1, columns))
+    for top in range(0, rows, height):
+        for left in range(0, columns, BLOCK):
+            wide = [
+                tensor[top : top + height, left : left + BLOCK].numpy().astype(np.float64, "C")
+                for tensor in tensors
+            ]
+            for i, a in enumerate(wide):
+                for j, b in enumerate(wide[: i + 1]):
+                    products[i, j, top : top + height] += np.einsum("mn,mn->m", a, b)
+    for i in range(len(tensors)):
+        products[:i, i] = products[i, :i]
+    return products
+
+
+def norms_of(products: Gram) -> NDArray[np.float64]:
+    """The lengths of the K tensors, shape (K, rows)."""
+    squares: NDArray[np.float64] = np.einsum("kkr->kr", products)
+    return np.sqrt(squares)

@@ -5,12 +5,14 @@ theta = sum_i w_i theta_i. https://arxiv.org/abs/2311.13534, https://arxiv.org/a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from cocktail.errors import RecipeError
+from cocktail.methods.blocks import BLOCK, blocks_of, flat
 
 
 def accumulate(
@@ -42,6 +44,15 @@ def accumulate(
     return out
 
 
+def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """Add up K weighted tensors of any shape; the result lies in the first."""
+    total = flat(tensors[0])
+    scratch = torch.empty(BLOCK, dtype=total.dtype)
+    for parts in blocks_of([total, *map(flat, tensors[1:])]):
+        accumulate(parts, weights, out=parts[0], term=scratch[: len(parts[0])])
+    return total.view(tensors[0].shape)
+
+
 def linear(
     tensors: Sequence[torch.Tensor],
     base: torch.Tensor | None,
@@ -58,12 +69,20 @@ def linear(
     Raises:
         RecipeError: the weights sum to zero and are to be normalised.
     """
-    total = sum(weights)
-    if normalize and abs(total) < 1e-8:
+    mixed = weighted_sum(tensors, weights)
+    return mixed.div_(sum_to_divide_by(weights, "normalize")) if normalize else mixed
+
+
+def sum_to_divide_by(weights: Sequence[float], option: str) -> float:
+    """The sum of the weights.
+
+    Raises:
+        RecipeError: it is zero; names the option that asked for the division.
+    """
+    total = math.fsum(weights)
+    if abs(total) < 1e-8:
         raise RecipeError(
-            f"the weights sum to {total:g} - linear divides by their sum - give others, or "
-            "normalize: false"
+            f"the weights sum to {total:g} - they are divided by their sum - give others, or set "
+            f"{option} to false"
         )
-    out = tensors[0]
-    accumulate(tensors, weights, out=out, term=torch.empty_like(out))
-    return out.div_(total) if normalize else out
+    return total

@@ -16,9 +16,9 @@ MergeFunction = Callable[..., torch.Tensor]
 """``fn(tensors, base, weights, *, generator, **options) -> tensor``.
 
 ``tensors`` are the K models besides the base in recipe order, ``base`` is the base or ``None``, all
-fp32 (or fp64) and of one shape; for an elementwise method flat blocks of it. They are the
-function's own and may be overwritten. ``weights`` are K numbers. ``generator`` is seeded from the
-recipe's seed and the tensor's name. A per-model option is a tuple of K values.
+fp32 (or fp64) and of one shape, contiguous, on the CPU; for an elementwise method flat blocks of
+it. They are the function's own and may be overwritten. ``weights`` are K numbers. ``generator`` is
+seeded from the recipe's seed and the tensor's name. A per-model option is a tuple of K values.
 """
 
 
@@ -134,4 +134,6 @@ class Method:
         filled |= options or {}
         # `lambda` is a word of Python: functions take it as lambda_.
         named = {f"{name}_" if iskeyword(name) else name: filled[name] for name in filled}
-        return self.function(list(tensors), base, list(weights), generator=generator, **named)
+        own = [tensor.contiguous() for tensor in tensors]
+        base = None if base is None else base.contiguous()
+        return self.function(own, base, list(weights), generator=generator, **named)

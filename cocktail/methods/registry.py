@@ -5,24 +5,53 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from cocktail.errors import RecipeError
-from cocktail.methods.interpolation import slerp
+from cocktail.methods import task_arithmetic as deltas
+from cocktail.methods.arcee_fusion import arcee_fusion
+from cocktail.methods.consensus import consensus
+from cocktail.methods.interpolation import karcher, multislerp, nuslerp, slerp
 from cocktail.methods.linear import linear
-from cocktail.methods.method import Method, Option
-from cocktail.methods.task_arithmetic import task_arithmetic, ties
+from cocktail.methods.method import MergeFunction, Method, Option
+from cocktail.methods.model_stock import model_stock
+from cocktail.methods.nearswap import nearswap
+from cocktail.methods.ram import ram, ramplus_tl
+from cocktail.methods.sce import sce
+from cocktail.methods.spectral import iso_c, tsv_m
 
 _LAMBDA = Option("lambda", 1.0, "Scales what is added to the base.")
+_INT8_MASK = Option("int8_mask", False, "Of mergekit, to save memory; changes nothing here.")
 _DENSITY = Option("density", 1.0, "Share of the differences to keep.", 0, 1, per_model=True)
+_GAMMA = Option("gamma", 0.01, "Share of the largest differences to drop.", 0, 1, per_model=True)
+_EPSILON = Option(
+    "epsilon", 0.15, "Half the range of the probabilities around density.", 0, 0.5, per_model=True
+)
+_CHANGED = Option("epsilon", 1e-5, "Differences up to this count as none.", 0)
+_ARXIV = "https://arxiv.org/abs/"
 
 
 def _normalize(default: bool) -> Option:
     return Option("normalize", default, "Divide by the sum of the weights that take part.")
 
 
+def _of_deltas(
+    name: str,
+    title: str,
+    paper: str,
+    function: MergeFunction,
+    *options: Option,
+    normalize: bool = False,
+    rescale: bool = False,
+) -> Method:
+    """A method that thins out deltas, with the options that all of them have."""
+    scale = Option("rescale", rescale, "Scale what is kept up for what was dropped.")
+    options = (_DENSITY, *options, _normalize(normalize), scale, _LAMBDA, _INT8_MASK)
+    return Method(name, title, _ARXIV + paper, function, options=options)
+
+
 _ALL = (
     Method(
         "linear",
         "Linear",
-        "https://arxiv.org/abs/2203.05482",
+        _ARXIV + "2203.05482",
         linear,
         base="ingredient",
         elementwise=True,
@@ -36,23 +65,157 @@ _ALL = (
         slerp,
         weighted=False,
         models=(1, 1),
-        options=(Option("t", None, "How far along the arc: 0 gives the base.", 0, 1),),
+        options=(Option("t", None, "How far along the arc; 0 is the base.", 0, 1),),
+    ),
+    Method(
+        "nuslerp",
+        "NuSLERP",
+        "https://github.com/arcee-ai/mergekit",
+        nuslerp,
+        base="optional",
+        models=(2, 2),
+        options=(
+            Option("nuslerp_flatten", True, "One angle for the whole tensor."),
+            Option("nuslerp_row_wise", False, "If not flat: angles along the first index."),
+        ),
+    ),
+    Method(
+        "multislerp",
+        "Multi-SLERP",
+        "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+        multislerp,
+        base="optional",
+        options=(
+            Option("normalize_weights", True, "Divide the weights by their sum."),
+            Option("eps", 1e-8, "Added to norms; a mean direction shorter than it is none.", 0),
+        ),
+    ),
+    Method(
+        "karcher",
+        "Karcher Mean",
+        _ARXIV + "2603.04972",
+        karcher,
+        base="ingredient",
+        weighted=False,
+        options=(
+            Option("max_iter", 10, "Most steps.", 0),
+            Option("tol", 1e-5, "Steps, angles and norms below it count as zero.", 0),
+        ),
     ),
     Method(
         "task_arithmetic",
         "Task Arithmetic",
-        "https://arxiv.org/abs/2212.04089",
-        task_arithmetic,
+        _ARXIV + "2212.04089",
+        deltas.task_arithmetic,
         elementwise=True,
         linear=True,
-        options=(_normalize(False), _LAMBDA),
+        options=(_normalize(False), _LAMBDA, _INT8_MASK),
+    ),
+    _of_deltas("ties", "TIES", "2306.01708", deltas.ties, normalize=True),
+    _of_deltas("dare_linear", "Linear DARE", "2311.03099", deltas.dare_linear, rescale=True),
+    _of_deltas("dare_ties", "DARE TIES", "2311.03099", deltas.dare_ties, rescale=True),
+    _of_deltas(
+        "della", "DELLA", "2406.11617", deltas.della, _EPSILON, normalize=True, rescale=True
+    ),
+    _of_deltas(
+        "della_linear", "Linear DELLA", "2406.11617", deltas.della_linear, _EPSILON, rescale=True
+    ),
+    _of_deltas("breadcrumbs", "Model Breadcrumbs", "2312.06795", deltas.breadcrumbs, _GAMMA),
+    _of_deltas(
+        "breadcrumbs_ties",
+        "Model Breadcrumbs with TIES",
+        "2312.06795",
+        deltas.breadcrumbs_ties,
+        _GAMMA,
     ),
     Method(
-        "ties",
-        "TIES",
-        "https://arxiv.org/abs/2306.01708",
-        ties,
-        options=(_DENSITY, _normalize(True), _LAMBDA),
+        "model_stock",
+        "Model Stock",
+        _ARXIV + "2403.19522",
+        model_stock,
+        weighted=False,
+        models=(2, None),
+        options=(Option("filter_wise", False, "Every vector along the last index by itself."),),
+    ),
+    Method(
+        "sce",
+        "SCE",
+        _ARXIV + "2408.07990",
+        sce,
+        weighted=False,
+        options=(
+            Option("select_topk", 1.0, "Share of the elements to keep, by variance.", 0, 1),
+            _INT8_MASK,
+        ),
+    ),
+    Method(
+        "nearswap",
+        "NearSwap",
+        "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+        nearswap,
+        weighted=False,
+        elementwise=True,
+        models=(1, 1),
+        options=(Option("t", None, "Differences up to this are taken over whole.", 0),),
+    ),
+    Method(
+        "arcee_fusion",
+        "Arcee Fusion",
+        "https://www.arcee.ai",
+        arcee_fusion,
+        weighted=False,
+        models=(1, 1),
+    ),
+    Method(
+        "ram",
+        "Reinforced Agent Merging",
+        _ARXIV + "2601.13572",
+        ram,
+        weighted=False,
+        elementwise=True,
+        options=(_CHANGED,),
+    ),
+    Method(
+        "ramplus_tl",
+        "Reinforced Agent Merging Plus (Tensor-Local)",
+        _ARXIV + "2601.13572",
+        ramplus_tl,
+        weighted=False,
+        options=(
+            Option("r", 0.1, "How strongly to amplify."),
+            Option("alpha", 0.2, "Most that the ratio of shared to alone counts.", 0),
+            _CHANGED,
+        ),
+    ),
+    Method(
+        "iso_c",
+        "Iso-C",
+        _ARXIV + "2502.04959",
+        iso_c,
+        weighted=False,
+        options=(_LAMBDA,),
+    ),
+    Method(
+        "tsv_m",
+        "TSV-Merge",
+        _ARXIV + "2412.00081",
+        tsv_m,
+        weighted=False,
+        options=(_LAMBDA,),
+    ),
+    Method(
+        "consensus",
+        "Consensus Task Arithmetic",
+        _ARXIV + "2405.07813",
+        consensus,
+        weighted=False,
+        elementwise=True,
+        models=(2, None),
+        options=(
+            Option("k", 2, "Fewest models that an element must serve.", 0),
+            Option("tall_lambda", 0.4, "How much of the others a model's own must match.", 0),
+            _LAMBDA,
+        ),
     ),
 )
 

@@ -8,10 +8,13 @@ Where the bracket misses the threshold, all elements are.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cocktail.methods.blocks import BLOCK, blocks_of
 
@@ -64,7 +67,7 @@ def _bracket(values: torch.Tensor, rank: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _gather(values: torch.Tensor, low: float, high: float) -> tuple[int, np.ndarray]:
+def _gather(values: torch.Tensor, low: float, high: float) -> tuple[int, NDArray[Any]]:
     """Count the magnitudes below ``low`` and copy those from ``low`` to ``high``."""
     scratch = np.empty(BLOCK, values.numpy().dtype)
     below = 0
@@ -92,25 +95,32 @@ def keep_ranks(values: torch.Tensor, low: int, high: int) -> None:
         return
     bottom = magnitude_cut(values, low) if low > 0 else None
     top = magnitude_cut(values, high - 1) if high < count else None
-    # Of the elements that equal a cut, in their order: which are kept.
-    kept: dict[float, tuple[int, int]] = {}
+    # Whole groups of equal elements first, then what must go of the two groups at the edges.
     if bottom is not None:
-        kept[bottom.value] = (0, bottom.below + bottom.equal - low)
+        _zero_where(values, torch.ge, bottom.value)
+        _zero_equal(values, bottom.value, bottom.below + bottom.equal - low, bottom.equal)
     if top is not None:
-        start = top.below + top.equal - high
-        kept[top.value] = (start, kept.get(top.value, (0, top.equal))[1])
-    seen = dict.fromkeys(kept, 0)
-    lowest = -1.0 if bottom is None else bottom.value
-    highest = math.inf if top is None else top.value
-    scratch = torch.empty(BLOCK, dtype=values.dtype)
+        _zero_where(values, torch.le, top.value)
+        _zero_equal(values, top.value, 0, top.below + top.equal - high)
+
+
+def _zero_where(values: torch.Tensor, keep: Callable[..., torch.Tensor], value: float) -> None:
+    """Set to zero what does not compare with ``value``."""
+    scratch = torch.empty(2, BLOCK, dtype=values.dtype)
     for (block,) in blocks_of([values]):
-        magnitudes = torch.abs(block, out=scratch[: len(block)])
-        keep = magnitudes > lowest
-        if top is not None:
-            keep &= magnitudes < highest
-        for value, (start, stop) in kept.items():
-            places = (magnitudes == value).nonzero().view(-1)
-            first = max(0, start - seen[value])
-            keep[places[first : max(first, stop - seen[value])]] = True
-            seen[value] += len(places)
-        block.masked_fill_(keep.logical_not_(), 0.0)
+        magnitudes, mask = scratch[:, : len(block)]
+        # A product with ones and zeros: masked_fill_ takes eight times as long.
+        block.mul_(keep(torch.abs(block, out=magnitudes), value, out=mask))
+
+
+def _zero_equal(values: torch.Tensor, value: float, start: int, stop: int) -> None:
+    """Of the elements of one magnitude, set those from the ``start``-th to ``stop`` to zero."""
+    seen = 0
+    if value == 0:
+        return
+    for (block,) in blocks_of([values]):
+        if start >= stop or seen >= stop:
+            return
+        places = (block.abs() == value).nonzero().view(-1)
+        block[places[max(0, start - seen) : max(0, stop - seen)]] = 0.0
+        seen += len(places)

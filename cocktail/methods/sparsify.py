@@ -1,15 +1,128 @@
-"""Ways to thin out what a fine-tune changed. Each works on shape (n,) and in place."""
+"""Ways to thin out what a fine-tune changed, in place.
+
+``density`` is the share of the elements that stay: all at 1, none at 0.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cocktail.errors import RecipeError
+from cocktail.methods.blocks import BLOCK, blocks_of
 from cocktail.methods.selection import keep_ranks
+
+_WORDS = 1 << 32
 
 
 def keep_largest(delta: torch.Tensor, density: float) -> None:
-    """Keep the ``density`` of the elements that are largest in magnitude, at least one."""
+    """Keep the elements that are largest in magnitude, at least one.
+
+    Args:
+        delta: shape (n,).
+    """
     if density < 1:
         count = delta.numel()
         kept = max(1, int(density * count)) if density > 0 else 0
         keep_ranks(delta, count - kept, count)
+
+
+def keep_middle(delta: torch.Tensor, density: float, gamma: float) -> None:
+    """Drop the share ``gamma`` of the largest magnitudes, then as many of the smallest as needed.
+
+    Args:
+        delta: shape (n,).
+    """
+    if density < 1:
+        count = delta.numel()
+        kept = int(density * count)
+        low = max(0, count - kept - int(gamma * count))
+        keep_ranks(delta, low, low + kept)
+
+
+def drop_at_random(delta: torch.Tensor, density: float, generator: torch.Generator) -> None:
+    """Keep every element with the probability ``density``.
+
+    Args:
+        delta: shape (n,).
+    """
+    if density >= 1:
+        return
+    limit = np.uint32(min(_WORDS - 1, round(density * _WORDS)))
+    scratch = torch.empty(BLOCK, dtype=delta.dtype)
+    words = _random_words(generator)
+    for (block,) in blocks_of([delta]):
+        keep = scratch[: len(block)]
+        np.less(next(words)[: len(block)], limit, out=keep.numpy())
+        block.mul_(keep)
+
+
+def drop_by_rank(
+    delta: torch.Tensor, density: float, epsilon: float, generator: torch.Generator
+) -> None:
+    """Keep every element with a probability that grows with its rank by magnitude in its row.
+
+    From ``density - epsilon`` for the smallest of a row to ``density + epsilon`` for the largest;
+    of equal magnitudes the first is the smaller.
+
+    Args:
+        delta: shape (rows, n).
+
+    Raises:
+        RecipeError: a probability would not be between 0 and 1.
+    """
+    if density >= 1:
+        return
+    if density <= 0:
+        delta.zero_()
+        return
+    if density + epsilon >= 1 or density - epsilon <= 0:
+        raise RecipeError(
+            f"density is {density:g} and epsilon {epsilon:g} - density - epsilon and density + "
+            "epsilon lie between 0 and 1 - lower epsilon"
+        )
+    rows, columns = delta.shape
+    steps = np.linspace(-epsilon, epsilon, columns) if columns > 1 else np.zeros(columns)
+    limits = np.minimum(np.round((density + steps) * _WORDS), _WORDS - 1).astype(np.uint32)
+    height = max(1, BLOCK // max(1, columns))
+    words = _random_words(generator, height * columns)
+    for top in range(0, rows, height):
+        block = delta[top : top + height]
+        keep = np.empty(block.shape, block.numpy().dtype)
+        drawn = next(words)[: keep.size].reshape(keep.shape) < limits
+        np.put_along_axis(keep, _order(block.numpy()), drawn, axis=1)
+        block.mul_(torch.from_numpy(keep))
+
+
+def _order(block: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The columns of every row from the smallest magnitude to the largest.
+
+    The bits of a positive float, read as an integer, grow with it. With the column below them they
+    make keys that are all different: sorting these takes a fraction of an argsort, and any sort
+    gives the same order.
+    """
+    bits = np.abs(block).astype(np.float32, copy=False).view(np.uint32)
+    keys: NDArray[np.int64] = bits.astype(np.int64) << 32
+    keys |= np.arange(block.shape[1])
+    keys.sort(axis=1)
+    keys &= _WORDS - 1
+    return keys
+
+
+def _random_words(generator: torch.Generator, size: int = BLOCK) -> Iterator[NDArray[np.uint32]]:
+    """Endless arrays of random 32-bit numbers, a fixed sequence for each state of the generator.
+
+    NumPy's bit generators keep their sequence for all versions, and take a fifth of torch's time.
+    """
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    source = np.random.SFC64(seed)
+    while True:
+        yield source.random_raw(size // 2 + 1).astype("<u8", copy=False).view("<u4")
+
+
+def magnitude_sum(delta: torch.Tensor) -> float:
+    """sum |delta|, shape (n,), added up in a fixed order."""
+    return sum(float(np.abs(block.numpy()).sum()) for (block,) in blocks_of([delta]))

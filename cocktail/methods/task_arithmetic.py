@@ -1,8 +1,8 @@
 """Methods that add up what fine-tunes changed: thin out, elect signs, combine.
 
-With delta_i = theta_i - theta_base, a method thins out every delta (``sparsify``), weighs them,
-drops those elements whose sign lost the vote (``elect``), adds up, may divide by the weights that
-took part, scales by lambda and adds the base.
+With delta_i = theta_i - theta_base, a method thins out every delta, weighs them, drops those
+elements whose sign lost the vote, adds up, may divide by the weights that took part, scales by
+lambda and adds the base.
 """
 
 from __future__ import annotations
@@ -12,109 +12,204 @@ from typing import Any
 
 import torch
 
-from cocktail.methods.blocks import BLOCK, blocks_of, flat
-from cocktail.methods.linear import accumulate
-from cocktail.methods.sparsify import keep_largest
+from cocktail.methods.blocks import blocks_of, flat
+from cocktail.methods.election import ElectedSum, WeightedSum
+from cocktail.methods.sparsify import (
+    drop_at_random,
+    drop_by_rank,
+    keep_largest,
+    keep_middle,
+    magnitude_sum,
+)
 
 Sparsifier = Callable[[torch.Tensor, int], None]
-"""Takes the flat delta of a model, to be changed in place, and the model's position."""
+"""Takes the delta of a model, to be changed in place, and the model's position."""
+Tensors = Sequence[torch.Tensor]
+Numbers = Sequence[float]
+
+_TINY = 1e-7  # sums of magnitudes below it are not scaled, as in mergekit
 
 
 def task_arithmetic(
-    tensors: Sequence[torch.Tensor], base: torch.Tensor, weights: Sequence[float], **options: Any
+    tensors: Tensors, base: torch.Tensor, weights: Numbers, **options: Any
 ) -> torch.Tensor:
     """Adds the weighted differences from the base to it.
 
     theta = theta_base + lambda sum_i w_i (theta_i - theta_base); with ``normalize`` the sum is
     divided by sum_i w_i. https://arxiv.org/abs/2212.04089
     """
-    return _merged(tensors, base, weights, None, elect=False, **options)
+    return _merge(tensors, base, weights, None, **options)
 
 
 def ties(
-    tensors: Sequence[torch.Tensor],
-    base: torch.Tensor,
-    weights: Sequence[float],
-    *,
-    density: Sequence[float],
-    **options: Any,
+    tensors: Tensors, base: torch.Tensor, weights: Numbers, *, density: Numbers, **options: Any
 ) -> torch.Tensor:
-    """Keeps each model's largest differences, elects a sign for each element, averages who agrees.
+    """Keeps each model's largest differences, elects a sign per element, averages who agrees.
 
     Trim: of every delta the ``density`` largest in magnitude stay. Elect: the sign of
     sum_i w_i delta_i, plus where it is zero. Merge: theta = theta_base + lambda
-    sum_A w_i delta_i / sum_A w_i, A the models whose weighted delta has that sign.
-    https://arxiv.org/abs/2306.01708
+    sum_A w_i delta_i / sum_A w_i, A the models whose weighted delta has that sign; without
+    ``normalize`` the sum is not divided. https://arxiv.org/abs/2306.01708
     """
 
-    def trim(delta: torch.Tensor, model: int) -> None:
-        keep_largest(delta, density[model])
+    def sparsify(delta: torch.Tensor, model: int) -> None:
+        keep_largest(flat(delta), density[model])
 
-    return _merged(tensors, base, weights, trim, elect=True, **options)
+    return _merge(tensors, base, weights, sparsify, elect=True, **options)
 
 
-def _merged(
-    tensors: Sequence[torch.Tensor],
+def dare_linear(
+    tensors: Tensors, base: torch.Tensor, weights: Numbers, **options: Any
+) -> torch.Tensor:
+    """Drops differences at random, scales the rest up, adds them.
+
+    theta = theta_base + lambda sum_i w_i m_i delta_i / density_i, every element of m_i one with
+    the probability density_i, else zero; without ``rescale`` not divided by the density.
+    https://arxiv.org/abs/2311.03099
+    """
+    return _dare(tensors, base, weights, elect=False, **options)
+
+
+def dare_ties(
+    tensors: Tensors, base: torch.Tensor, weights: Numbers, **options: Any
+) -> torch.Tensor:
+    """Drops differences at random, scales the rest up, adds those of the elected sign.
+
+    The deltas of ``dare_linear``, elected and merged as in ``ties``.
+    https://arxiv.org/abs/2311.03099, https://arxiv.org/abs/2306.01708
+    """
+    return _dare(tensors, base, weights, elect=True, **options)
+
+
+def della_linear(
+    tensors: Tensors, base: torch.Tensor, weights: Numbers, **options: Any
+) -> torch.Tensor:
+    """Drops differences at random, small ones more often, scales the rest up, adds them.
+
+    An element whose magnitude has rank r of n in its row (from 0) stays with the probability
+    density - epsilon + 2 epsilon r / (n - 1). With ``rescale`` the rest of every delta is scaled to
+    the sum of magnitudes that it had. A row is all that the first index holds fixed; a tensor of
+    one dimension is one row. https://arxiv.org/abs/2406.11617
+    """
+    return _della(tensors, base, weights, elect=False, **options)
+
+
+def della(tensors: Tensors, base: torch.Tensor, weights: Numbers, **options: Any) -> torch.Tensor:
+    """Drops differences at random, small ones more often, averages those of the elected sign.
+
+    The deltas of ``della_linear``, elected and merged as in ``ties``.
+    https://arxiv.org/abs/2406.11617
+    """
+    return _della(tensors, base, weights, elect=True, **options)
+
+
+def breadcrumbs(
+    tensors: Tensors, base: torch.Tensor, weights: Numbers, **options: Any
+) -> torch.Tensor:
+    """Drops the largest and the smallest differences, adds the rest.
+
+    Of every delta the share gamma with the largest magnitudes goes, then as many of the smallest
+    as leave the share density; theta = theta_base + lambda sum_i w_i delta_i.
+    https://arxiv.org/abs/2312.06795
+    """
+    return _breadcrumbs(tensors, base, weights, elect=False, **options)
+
+
+def breadcrumbs_ties(
+    tensors: Tensors, base: torch.Tensor, weights: Numbers, **options: Any
+) -> torch.Tensor:
+    """Drops the largest and the smallest differences, adds those of the elected sign.
+
+    The deltas of ``breadcrumbs``, elected and merged as in ``ties``.
+    https://arxiv.org/abs/2312.06795, https://arxiv.org/abs/2306.01708
+    """
+    return _breadcrumbs(tensors, base, weights, elect=True, **options)
+
+
+def _dare(
+    tensors: Tensors,
     base: torch.Tensor,
-    weights: Sequence[float],
+    weights: Numbers,
+    *,
+    generator: torch.Generator,
+    density: Numbers,
+    rescale: bool,
+    **options: Any,
+) -> torch.Tensor:
+    def sparsify(delta: torch.Tensor, model: int) -> None:
+        drop_at_random(flat(delta), density[model], generator)
+        if rescale and density[model] > 0:
+            delta.div_(density[model])
+
+    return _merge(tensors, base, weights, sparsify, rescale=False, **options)
+
+
+def _della(
+    tensors: Tensors,
+    base: torch.Tensor,
+    weights: Numbers,
+    *,
+    generator: torch.Generator,
+    density: Numbers,
+    epsilon: Numbers,
+    **options: Any,
+) -> torch.Tensor:
+    def sparsify(delta: torch.Tensor, model: int) -> None:
+        rows = delta.flatten(1) if delta.dim() > 1 else delta.view(1, -1)
+        drop_by_rank(rows, density[model], epsilon[model], generator)
+
+    return _merge(tensors, base, weights, sparsify, **options)
+
+
+def _breadcrumbs(
+    tensors: Tensors,
+    base: torch.Tensor,
+    weights: Numbers,
+    *,
+    density: Numbers,
+    gamma: Numbers,
+    **options: Any,
+) -> torch.Tensor:
+    def sparsify(delta: torch.Tensor, model: int) -> None:
+        keep_middle(flat(delta), density[model], gamma[model])
+
+    return _merge(tensors, base, weights, sparsify, **options)
+
+
+def _merge(
+    tensors: Tensors,
+    base: torch.Tensor,
+    weights: Numbers,
     sparsify: Sparsifier | None,
     *,
-    elect: bool,
     normalize: bool,
     lambda_: float,
+    elect: bool = False,
+    rescale: bool = False,
     **_: Any,
 ) -> torch.Tensor:
-    """Run the three steps; the result lies in ``base``."""
-    result = flat(base)
-    deltas = [flat(tensor) for tensor in tensors]
-    for model, delta in enumerate(deltas):
-        delta.sub_(result)
+    """Run the three steps; the result lies in ``base``.
+
+    Args:
+        rescale: scale what is left of every delta to the sum of magnitudes that it had.
+    """
+    for model, delta in enumerate(tensors):
+        delta.sub_(base)
         if sparsify is not None:
+            before = magnitude_sum(flat(delta)) if rescale else 0.0
             sparsify(delta, model)
-    combine = _Elected(weights, base.dtype) if elect else _Summed(weights, base.dtype)
-    for block, *parts in blocks_of([result, *deltas]):
-        change, divisor = combine(parts)
+            after = magnitude_sum(flat(delta)) if rescale else 0.0
+            if min(before, after) >= _TINY and before != after:
+                delta.mul_(before / after)
+    combine = (
+        ElectedSum(weights, weights, base.dtype) if elect else WeightedSum(weights, base.dtype)
+    )
+    for block, *deltas in blocks_of([flat(base), *map(flat, tensors)]):
+        change, divisor = combine(deltas)
         if normalize:
-            change.div_(divisor)
+            # Where nobody took part, or the weights cancel, there is nothing to divide by.
+            change.div_(torch.where(divisor.abs() < 1e-8, 1.0, divisor))
         if lambda_ != 1:
             change.mul_(lambda_)
         block.add_(change)
-    return result.view(base.shape)
-
-
-class _Summed:
-    """sum_i w_i delta_i of a block, and the sum of the weights (1 where that is zero)."""
-
-    def __init__(self, weights: Sequence[float], dtype: torch.dtype) -> None:
-        self.weights = weights
-        total = float(torch.tensor(weights, dtype=dtype).sum())
-        self.divisor = torch.tensor(1.0 if abs(total) < 1e-8 else total, dtype=dtype)
-        self.change, self.term = torch.empty(2, BLOCK, dtype=dtype)
-
-    def __call__(self, deltas: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        size = len(deltas[0])
-        out, term = self.change[:size], self.term[:size]
-        return accumulate(deltas, self.weights, out=out, term=term), self.divisor
-
-
-class _Elected:
-    """The same over those models alone whose weighted delta has the sign of the weighted sum."""
-
-    def __init__(self, weights: Sequence[float], dtype: torch.dtype) -> None:
-        self.weights = weights
-        self.summed = _Summed(weights, dtype)
-        self.change, self.divisor, self.vote = torch.empty(3, BLOCK, dtype=dtype)
-
-    def __call__(self, deltas: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        size = len(deltas[0])
-        change, divisor = self.change[:size].zero_(), self.divisor[:size].zero_()
-        total, _ = self.summed(deltas)
-        # Plus or minus one: an element agrees if its product with that is above zero.
-        sign = (total >= 0).to(total.dtype).mul_(2).sub_(1)
-        vote = self.vote[:size]
-        for delta, weight in zip(deltas, self.weights, strict=True):
-            delta.mul_(weight)
-            agrees = torch.mul(delta, sign, out=vote).gt_(0)
-            change.add_(delta.mul_(agrees))
-            divisor.add_(agrees.mul_(weight))
-        return change, divisor.masked_fill_(divisor == 0, 1.0)
+    return base
