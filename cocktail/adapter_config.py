@@ -36,6 +36,7 @@ class LoraConfig:
     Attributes:
         base: folder or Hub id of the model that it was trained on, with its revision.
         modules_to_save: modules that were trained whole and are stored whole.
+        ties_embeddings: where the base ties its embeddings, what was trained of them is tied too.
         model_class: the class that it was trained in, where the config names one.
     """
 
@@ -48,6 +49,7 @@ class LoraConfig:
     is_dora: bool
     fan_in_fan_out: bool
     modules_to_save: tuple[str, ...]
+    ties_embeddings: bool
     task: str | None
     model_class: str | None
 
@@ -116,6 +118,7 @@ def _parse(values: Mapping[str, Any]) -> LoraConfig:
         is_dora=bool(values.get("use_dora")),
         fan_in_fan_out=bool(values.get("fan_in_fan_out")),
         modules_to_save=tuple(map(str, values.get("modules_to_save") or ())),
+        ties_embeddings=bool(values.get("ensure_weight_tying")),
         task=values.get("task_type"),
         model_class=(values.get("auto_mapping") or {}).get("base_model_class"),
     )

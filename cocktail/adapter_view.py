@@ -7,39 +7,45 @@ in, and the config is made to fit a head that the adapter brings.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import weakref
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from cocktail.adapter_config import LoraConfig
 from cocktail.checkpoint import Checkpoint, read_json
-from cocktail.companions import companions_in
+from cocktail.companions import companions_in, is_tokenizers
 from cocktail.errors import CheckpointError, listed
 from cocktail.headers import TensorInfo
 
-_TOKENIZER = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "*.tiktoken",
-)  # fmt: skip
 # The last layer of a head, which has a row for each label.
 _LABEL_LAYERS = ("out_proj", "classifier", "score", "logits_proj")
 _SEQUENCE_CLASS = "ForSequenceClassification"
 
 
-def make_view(
-    base: Checkpoint, adapter: Path, main: str, config: Mapping[str, Any]
-) -> TemporaryDirectory[str]:
+class View:
+    """A temporary folder that is removed when nothing refers to it any more."""
+
+    def __init__(self) -> None:
+        self.folder = Path(mkdtemp(prefix="cocktail-adapter-"))
+        weakref.finalize(self, _remove, self.folder, os.getpid())
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked process has a copy of the view, not a folder of its own
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_view(base: Checkpoint, adapter: Path, main: str, config: Mapping[str, Any]) -> View:
     """Link the companions of both into a temporary folder.
 
     Args:
         main: where in it the model's config and tokenizer belong; with modules of the adapter's
             own, its top.
         config: what ``config.json`` shall say.
-
-    Returns:
-        The folder, which is removed when the result is dropped.
 
     Raises:
         CheckpointError: the temporary folder cannot be made.
@@ -50,21 +56,21 @@ def make_view(
     links = {
         name: source / name for name in companions_in(source) if not has_modules or "/" not in name
     }
-    if any(_is_tokenizer(Path(name).name) for name in own):
+    if any(is_tokenizers(Path(name)) for name in own):
         # A tokenizer is one set of files; of two, neither half would mean the same.
-        links = {name: path for name, path in links.items() if not _is_tokenizer(path.name)}
+        links = {name: path for name, path in links.items() if not is_tokenizers(path)}
     links["README.md"] = base.folder / "README.md"
     for name in own:
         links[name if has_modules or "/" in name else f"{main}/{name}".lstrip("/")] = adapter / name
     links.pop(f"{main}/config.json".lstrip("/"), None)
     try:
-        view = TemporaryDirectory(prefix="cocktail-adapter-")
+        view = View()
         for name, path in links.items():
-            target = Path(view.name) / name
+            target = view.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file():
                 target.symlink_to(path.resolve())
-        target = Path(view.name) / main / "config.json"
+        target = view.folder / main / "config.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -136,7 +142,3 @@ def _count_labels(added: Mapping[str, TensorInfo]) -> int | None:
             if name.endswith(f"{layer}.weight") and len(info.shape) == 2:
                 return info.shape[0]
     return None
-
-
-def _is_tokenizer(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _TOKENIZER)

@@ -7,10 +7,12 @@ the change and are read with it; those that it has trained whole are the adapter
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cocktail.adapter_config import ADAPTER_CONFIG, read_adapter_config
+from cocktail.adapter_config import ADAPTER_CONFIG, LoraConfig, read_adapter_config
 from cocktail.adapter_tensors import JoinedTensors, join_tensors, read_stored
 from cocktail.adapter_view import fitted_config, make_view, own_config
 from cocktail.checkpoint import (
@@ -24,10 +26,12 @@ from cocktail.checkpoint import (
     open_whole,
     with_commit,
 )
-from cocktail.configs import is_quantised, is_tied
+from cocktail.compare import equal_tensors
+from cocktail.configs import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, is_quantised, is_tied
 from cocktail.dtypes import FLOATING
 from cocktail.errors import CheckpointError, listed
 from cocktail.hub import parse_identifier
+from cocktail.kinds import KINDS
 
 _WHOLE_MODEL = ("model.safetensors", "pytorch_model.bin")
 # Heads that a model was pretrained with and that a class with a head of its own has no use for.
@@ -35,7 +39,10 @@ _PRETRAINING_HEAD = re.compile(
     r"(cls|lm_head|embed_out|vocab_transform|vocab_layer_norm|vocab_projector|"
     r"discriminator_predictions|generator_predictions|generator_lm_head)\..+|decoder\.(weight|bias)"
 )
-_OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
+
+
+def _is_output(name: str) -> bool:
+    return name.endswith(OUTPUT_EMBEDDINGS)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -83,14 +90,13 @@ def open_adapter(text: str, base_reference: str | None, reference: str) -> Check
     stored = read_stored(folder)
     base = _open_base(base_reference or lora.base, reference)
     joined = join_tensors(base, stored, lora, reference)
-    _require_own_output(base, joined, reference)
+    _require_untouched_ties(base, joined, lora, reference)
     added = {name: joined.tensors[name] for name in joined.added}
-    source = own_config(base, folder)
-    config = fitted_config(source, lora, added, reference)
-    parts, notes = _parts(base, folder, joined, drop_heads=config != source)
+    config = fitted_config(own_config(base, folder), lora, added, reference)
+    parts, notes = _parts(base, folder, joined, drop_heads=_names_other_class(base, config))
     view = make_view(base, folder, parts[MAIN].folder, config)
     adaption = Adaption(base, with_commit(reference, commit), folder, view, notes)
-    return Checkpoint(text, Path(view.name), None, config, parts, adaption)
+    return Checkpoint(text, view.folder, None, config, parts, adaption)
 
 
 def _open_base(reference: str | None, adapter: str) -> Checkpoint:
@@ -121,13 +127,36 @@ def _open_base(reference: str | None, adapter: str) -> Checkpoint:
     return base
 
 
-def _require_own_output(base: Checkpoint, joined: JoinedTensors, adapter: str) -> None:
-    """Refuse a trained output embedding that the base would tie to its input again."""
-    untied = [name for name in joined.added if name.endswith(_OUTPUT_EMBEDDINGS)]
-    if untied and is_tied(base.config) is not False:
+def _names_other_class(base: Checkpoint, config: Mapping[str, Any]) -> bool:
+    return bool(config.get("architectures") != base.config.get("architectures"))
+
+
+def _require_untouched_ties(
+    base: Checkpoint, joined: JoinedTensors, lora: LoraConfig, adapter: str
+) -> None:
+    """Refuse one trained embedding of two that the base ties: a loader would tie them again."""
+    before = base.parts[MAIN].tensors
+    ties = is_tied(base.config) is not False and not any(map(_is_output, before))
+    architectures = base.config.get("architectures") or ()
+    ends = tuple(
+        end for kind in KINDS.values() if kind.ties_embeddings for end in kind.architectures
+    )
+    if not ties or lora.ties_embeddings or not any(str(a).endswith(ends) for a in architectures):
+        return
+    untied = [
+        name
+        for name, info in joined.tensors.items()
+        if _is_output(name)
+        or (
+            name.endswith(INPUT_EMBEDDINGS)
+            and info.file != before[name].file
+            and not equal_tensors(before[name], replace(info, delta=None))
+        )
+    ]
+    if untied:
         raise CheckpointError(
-            f"{adapter}: brings its own {listed(untied)}, which {base.reference} ties to its input "
-            "embedding - a loader would tie it again - save the base with both, and "
+            f"{adapter}: has trained {listed(untied)} alone, where {base.reference} ties input and "
+            "output embedding - a loader would tie them again - save the base with both, and "
             "tie_word_embeddings false in its config"
         )
 

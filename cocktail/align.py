@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from cocktail.checkpoint import MAIN, Checkpoint, Part, tensor_key
 from cocktail.compare import equal_tensors
-from cocktail.configs import is_tied
+from cocktail.configs import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, is_tied
 from cocktail.dtypes import FLOATING
 from cocktail.errors import listed
 from cocktail.headers import TensorInfo
@@ -23,10 +23,7 @@ T = TypeVar("T")
 # Buffers that older versions of transformers saved and every version computes.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias)$")
 _CAUSAL_MASK = re.compile(r"\.attn(\.attention)?\.bias$")
-_INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
-                     "embed_in.weight")  # fmt: skip
 _BY_TOKEN = re.compile(r"embed|wte|(^|\.)shared\.|lm_head|predictions\.(decoder|bias)")
-_OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +157,14 @@ def _drop_tied_copies(
     tables: list[dict[str, TensorInfo]], ingredients: Sequence[Checkpoint], result: Alignment
 ) -> None:
     """Leave out an output embedding that only some ingredients store and that is their input's."""
-    for name in _OUTPUT_EMBEDDINGS:
+    for name in OUTPUT_EMBEDDINGS:
         owners = [i for i, table in enumerate(tables) if name in table]
         if not owners or len(owners) == len(tables):
             continue
         for i in owners:
             checkpoint, table = ingredients[i], tables[i]
             same = is_tied(checkpoint.config) is not False and any(
-                key.endswith(_INPUT_EMBEDDINGS)
+                key.endswith(INPUT_EMBEDDINGS)
                 and info.shape == table[name].shape
                 and info.dtype == table[name].dtype
                 and equal_tensors(info, table[name])

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cocktail.errors import CheckpointError, listed
 from cocktail.headers import TensorInfo, read_header
 from cocktail.hub import SIDE_TENSORS, fetch, parse_identifier
 from cocktail.pickled import read_pickled
+
+if TYPE_CHECKING:
+    from cocktail.adapter_view import View
 
 MAIN = ""
 """The part of a checkpoint that is the transformers model itself."""
@@ -47,15 +49,14 @@ class Adaption:
         base: the whole model underneath.
         adapter: the adapter's reference, with its commit if it comes from the Hub.
         folder: of the adapter.
-        view: the folder that shows the files of both as those of one model; removed when nothing
-            refers to it any more.
+        view: shows the files of both as those of one model.
         notes: what was decided, one line each.
     """
 
     base: Checkpoint
     adapter: str
     folder: Path
-    view: TemporaryDirectory[str]
+    view: View
     notes: tuple[str, ...]
 
 
@@ -87,7 +88,7 @@ class Checkpoint:
         return with_commit(self.reference, self.commit)
 
     @property
-    def origins(self) -> Mapping[str, Path]:
+    def origins(self) -> dict[str, Path]:
         """The folders that it was read from, by their references."""
         if self.adaption is None:
             return {self.reference: self.folder}

@@ -37,14 +37,15 @@ def companion_files(donor: Checkpoint, tokenizer: Checkpoint | None = None) -> d
     found = {name: donor.folder / name for name in companions_in(donor.folder)}
     if tokenizer is not None:
         place = donor.main_folder.relative_to(donor.folder)
-        found = {name: path for name, path in found.items() if not _is_tokenizers(path)}
+        found = {name: path for name, path in found.items() if not is_tokenizers(path)}
         for path in tokenizer.main_folder.iterdir():
             if _is_wanted(path, _TOKENIZER):
                 found[(place / path.name).as_posix()] = path
     return dict(sorted(found.items()))
 
 
-def _is_tokenizers(path: Path) -> bool:
+def is_tokenizers(path: Path) -> bool:
+    """Whether a file is one of a tokenizer's."""
     return any(fnmatch(path.name, pattern) for pattern in _TOKENIZER)
 
 

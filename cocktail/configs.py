@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+INPUT_EMBEDDINGS = (
+    "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
+    "embed_in.weight",
+)  # fmt: skip
+"""How the names of input embeddings end; ``OUTPUT_EMBEDDINGS`` are tied to them, or not."""
+OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
+
 # Differences in these change nothing about what a weight means: bookkeeping, training-time
 # losses and regularisation, output switches, generation and tokenizer settings (tokenizers are
 # compared by themselves).

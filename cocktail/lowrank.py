@@ -51,6 +51,14 @@ class LowRank:
         """The tensors of the adapter that it is made of; a reader holds them in memory."""
         return tuple(info for info in (self.a, self.b, self.magnitude) if info is not None)
 
+    @property
+    def workspace(self) -> int:
+        """Bytes of a thread that reads the tensor, beside the block: fp64 tiles and a factor."""
+        if self.a is None:
+            return 4 * TILE * 8
+        rank, cols = self.b.shape[1], (self.b.shape[0] if self.transposed else self.a.shape[1])
+        return (rank * cols + 4 * _tile_rows(cols) * cols) * 8
+
     def read(
         self, reader: TensorReader, info: TensorInfo, start: int, stop: int, buffer: torch.Tensor
     ) -> torch.Tensor:

@@ -29,13 +29,19 @@ from cocktail.api import checked_plan, mix_to_folder
 from cocktail.checkpoint import MAIN, resolve
 from cocktail.cli import main
 from cocktail.errors import CheckpointError, PlanError
+from cocktail.hub import needed_files
+from cocktail.lowrank import TILE
 from cocktail.mix import stream
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan, build_plan
+from cocktail.pooling import pooling_mode, write_modules
 from cocktail.recipe import make_recipe
 from cocktail.verify import verify
+from reranker_ft.cli import main as train_main
+from reranker_ft.load import load_cross_encoder
 from tests.mix.conftest import load
-from tests.search.tiny import BERT, SIZES, ranked, tokenizer
+from tests.mix.test_checkpoint import hub_cache
+from tests.search.tiny import BERT, SIZES, ranked, tokenizer, write_jsonl
 
 GPT2 = GPT2Config(
     vocab_size=24, n_positions=32, n_embd=32, n_layer=2, n_head=2, pad_token_id=1,
@@ -487,7 +493,7 @@ def test_its_own_output_embedding_under_a_tied_base_is_refused(train: Train) -> 
     head = {"base_model.model.lm_head.weight": torch.ones(24, 32)}
     save_file(load_file(file) | head, file)
     edit(trained.adapter, modules_to_save=["lm_head"])
-    with pytest.raises(CheckpointError, match=r"its own lm_head\.weight, which .* ties"):
+    with pytest.raises(CheckpointError, match=r"has trained lm_head\.weight alone, where .* ties"):
         resolve(trained.adapter)
 
 
@@ -527,9 +533,6 @@ def test_search_over_a_base_and_its_adapter(train: Train) -> None:
 
 def test_a_lora_reranker_of_the_trainer(tmp_path: Path) -> None:
     """Trained from an encoder without head, mixed with a second one, and loaded for scoring."""
-    from reranker_ft.cli import main as train_main
-    from tests.search.tiny import write_jsonl
-
     torch.manual_seed(1)
     BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path / "base")
     tokenizer("bert").save_pretrained(tmp_path / "base")
@@ -543,4 +546,78 @@ def test_a_lora_reranker_of_the_trainer(tmp_path: Path) -> None:
         run = CliRunner().invoke(train_main, [str(argument) for argument in arguments])
         assert run.exit_code == 0, run.output
     adapters = [str(tmp_path / f"lora{seed}") for seed in (1, 2)]
-    mix(adapters, [0.5, 0.5], tmp_path / "x")
+    found = mix(adapters, [0.5, 0.5], tmp_path / "x")
+    merged = [load_cross_encoder(adapter)[0].state_dict() for adapter in adapters]
+    for name, tensor in found.items():
+        expected = 0.5 * merged[0][name] + 0.5 * merged[1][name]
+        torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-6)
+    assert load_cross_encoder(tmp_path / "x")[0].config.num_labels == 1
+
+
+def test_modules_of_sentence_transformers_beside_an_adapter(train: Train, tmp_path: Path) -> None:
+    trained = train("adapter", encoder)
+    write_modules(Path(trained.adapter), "mean", 32)
+    mix([trained.adapter, trained.adapter], [0.5, 0.5], tmp_path / "x")
+    assert pooling_mode(resolve(tmp_path / "x")) == "mean"
+    assert_close(load(tmp_path / "x"), load(Path(trained.merged)))
+
+
+def test_an_adapter_of_the_bare_model_on_a_base_with_a_head(train: Train) -> None:
+    trained = train(
+        "adapter", masked, load_base=BertModel.from_pretrained, target_modules=["query", "key"]
+    )
+    checkpoint = resolve(trained.adapter)
+    assert checkpoint.config["architectures"] == ["BertForMaskedLM"]
+    assert dict(checkpoint).keys() == dict(resolve(trained.base)).keys()
+    run = CliRunner().invoke(main, ["diff", trained.adapter, trained.merged, "--json"])
+    assert json.loads(run.output)["distance"] < 1e-6
+
+
+@pytest.mark.parametrize("target", ["wte", "c_attn"])
+def test_trained_embeddings_of_a_tied_base(train: Train, tmp_path: Path, target: str) -> None:
+    """Low-rank changes reach both uses, as in PEFT; an embedding trained alone is refused."""
+    trained = train("adapter", gpt2, target_modules=[target])
+    file = Path(trained.adapter, "adapter_model.safetensors")
+    embedding = load_file(f"{trained.base}/model.safetensors")["transformer.wte.weight"]
+    layer = "base_layer." if target == "wte" else ""
+    stored = {f"base_model.model.transformer.wte.{layer}weight": embedding}
+    save_file(load_file(file) | stored, file)
+    assert_close(
+        mix([trained.base, trained.adapter], [0, 1], tmp_path / "x"), load(Path(trained.merged))
+    )
+    embedding[3] += 1
+    save_file(load_file(file) | stored, file)
+    with pytest.raises(CheckpointError, match=r"has trained transformer\.wte\.weight alone"):
+        resolve(trained.adapter)
+
+
+def test_a_pinned_adapter_from_the_hub(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train("adapter")
+    files = {path.name: path.read_bytes() for path in Path(trained.adapter).iterdir()}
+    commit = hub_cache(tmp_path / "hub", files)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    mix([trained.base, f"{trained.base}+org/name@main"], [0.5, 0.5], tmp_path / "x")
+    record = json.loads((tmp_path / "x" / "cocktail.json").read_text())
+    assert record["ingredients"][1]["opened"] == f"{trained.base}+org/name@{commit}"
+    assert [v.state for v in verify(tmp_path / "x", progress=False)] == ["same"] * 3
+    assert resolve("org/name").pinned == f"{trained.base}+org/name@{commit}"
+
+
+def test_what_is_fetched_of_an_adapter() -> None:
+    files = ["adapter_config.json", "adapter_model.bin", "tokenizer.json", "training_args.bin"]
+    assert needed_files(files) == files[:3]
+    files.insert(2, "adapter_model.safetensors")
+    assert needed_files(files) == ["adapter_config.json", *files[2:4]]
+
+
+def test_the_plan_counts_what_is_held(train: Train) -> None:
+    trained = train("adapter")
+    ours = plan_of([trained.base, trained.adapter], [0.5, 0.5])
+    merged = plan_of([trained.base, trained.merged], [0.5, 0.5])
+    held = Path(trained.adapter, "adapter_model.safetensors").stat().st_size
+    extra = ours.peak_memory(2) - merged.peak_memory(2)
+    tiles = 2 * (4 * 4 + 4) * TILE * 8  # at most, for ranks below the width of these layers
+    assert 0.9 * held < extra < held + tiles
