@@ -57,4 +57,4 @@ with torch.no_grad():
 model.save_pretrained(sys.argv[2])
 AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
 END
-fine_tune "$out/base" covid "$data/covidqa/train.jsonl" 2 6e-5
+fine_tune "$out/base" covid "$data/covidqa/train.jsonl" 1 6e-5
