@@ -227,8 +227,8 @@ def collect(plan: Plan, **options: Any) -> tuple[dict[str, torch.Tensor], Any]:
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_blocks_and_threads_change_nothing(train: Train, use_dora: bool) -> None:
-    """Rows of 700 are cut by every block, and tiles by every second."""
-    sizes = {**BERT, "intermediate_size": 700, "vocab_size": 500}
+    """Matrices of several tiles; neither their rows nor their tiles end where a block does."""
+    sizes = {**BERT, "intermediate_size": 2000, "vocab_size": 3000}
 
     def wide() -> PreTrainedModel:
         torch.manual_seed(1)
@@ -241,6 +241,9 @@ def test_blocks_and_threads_change_nothing(train: Train, use_dora: bool) -> None
         found, others = collect(plan, threads=threads, block=block)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert others == digests
+    changed, _ = collect(plan_of([trained.base, trained.adapter], [0, 1]), block=1000)
+    merged = load(Path(trained.merged))
+    assert_close({name: flat.view(merged[name].shape) for name, flat in changed.items()}, merged)
 
 
 def test_verify_reads_base_and_adapter_again(train: Train, tmp_path: Path) -> None:
