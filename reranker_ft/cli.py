@@ -39,6 +39,10 @@ class OneLineErrors(click.Group):
                 f"{error.name} is not installed - this command needs it - "
                 f"pip install 'cocktail-mix[{extra}]'"
             ) from error
+        except BrokenPipeError:
+            raise  # the reader of our output has seen enough: click ends without a word
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("reranker-ft: interrupted", err=True)
             ctx.exit(130)
@@ -109,7 +113,11 @@ def train(context: click.Context, arguments: Sequence[str]) -> None:
 @click.option("--max_queries", type=int, help="Only the first queries of each data set.")
 @click.option("--plot", help="Draw the results into this .png, .svg or .pdf.")
 @click.option(
-    "--metric", default="ndcg@10", show_default=True, help="The metric that --plot draws."
+    "--metric",
+    type=click.Choice(["mrr@10", "ndcg@10", "map", "recall@1", "recall@5", "recall@10"]),
+    default="ndcg@10",
+    show_default=True,
+    help="The metric that --plot draws.",
 )
 @overwrite_option
 @json_option
@@ -248,7 +256,13 @@ def distil(
 @click.option("--max_len", default=512, show_default=True, help="Most tokens of a pair.")
 @click.option("--query_max_len", type=int, help="Most tokens of the query.")
 @click.option("--passage_max_len", type=int, help="Most tokens of the passage.")
-@click.option("--train_group_size", default=8, show_default=True, help="Passages a query.")
+@click.option(
+    "--train_group_size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Passages a query.",
+)
 @json_option
 def check(
     data: Sequence[str],

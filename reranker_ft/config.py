@@ -17,6 +17,21 @@ from reranker_ft.loss import LOSSES
 
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_METRIC = "ndcg@10"
+# Flags of which torch and transformers say too late, or not at all, that they cannot be meant.
+RANGES = {
+    "per_device_train_batch_size": (1, 2**31),
+    "gradient_accumulation_steps": (1, 2**31),
+    "dataloader_num_workers": (0, 2**31),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+    "learning_rate": (0, 1e6),
+    "weight_decay": (0, 1e6),
+    "adam_beta1": (0, 1 - 1e-9),
+    "adam_beta2": (0, 1 - 1e-9),
+    "distillation_weight": (0, 1e6),
+    "max_eval_queries": (1, 2**31),
+    "early_stopping_patience": (1, 2**31),
+}
 METRICS = ("ndcg@10", "mrr@10", "map", "recall@1", "recall@5", "recall@10", "loss")
 
 
@@ -67,6 +82,10 @@ class ModelArguments:
             raise ArgumentError(
                 f"model_type is {self.model_type!r} - models with a sequence classification head "
                 "are trained here - leave the flag out, or use 'encoder'"
+            )
+        if self.lora_rank < 1:
+            raise ArgumentError(
+                f"lora_rank is {self.lora_rank} - it counts dimensions - use 1 or more"
             )
 
 
@@ -229,10 +248,22 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             raise ArgumentError(
                 f"loss is {self.loss!r} - there are {', '.join(LOSSES)} - choose one of them"
             )
-        if self.distillation_temperature <= 0:
+        if not self.distillation_temperature > 0:
             raise ArgumentError(
                 f"distillation_temperature is {self.distillation_temperature} - teacher scores are "
                 "divided by it - use more than 0"
+            )
+        flags: Any = self
+        for name, (least, most) in RANGES.items():
+            value = getattr(flags, name)
+            if value is not None and not least <= value <= most:
+                raise ArgumentError(
+                    f"{name} is {value} - it lies between {least} and {most} - use such a number"
+                )
+        if flags.max_steps <= 0 and not flags.num_train_epochs > 0:
+            raise ArgumentError(
+                f"num_train_epochs is {flags.num_train_epochs} - nothing would be trained - use "
+                "more than 0"
             )
         if not 0 <= self.warmup_ratio < 1:
             raise ArgumentError(
@@ -290,6 +321,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
         flags.eval_on_start = True
         if flags.load_best_model_at_end or self.early_stopping_patience is not None:
             flags.metric_for_best_model = flags.metric_for_best_model or DEFAULT_METRIC
+        if flags.metric_for_best_model:
             self._check_metric(flags.metric_for_best_model)
         # Only the best checkpoint is needed to come back to it, unless the user plans the saving.
         if (flags.load_best_model_at_end, flags.save_strategy, flags.save_steps) == (

@@ -49,7 +49,7 @@ def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
         raise ValueError(
             f"byte {error.start} of the line is not UTF-8 - JSONL is UTF-8 text - convert the file"
         ) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"broken JSON: {error} - every line is one JSON object - fix it") from None
     if not isinstance(fields, dict):
         raise ValueError(
@@ -67,6 +67,9 @@ def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
     if not positives:
         found = "an empty list" if "pos" in fields else "missing"
         raise ValueError(f"`pos` is {found} - a query needs a positive - add one or drop the line")
+    for number, positive in enumerate(positives):
+        if not positive.strip():
+            raise ValueError(f"`pos[{number}]` has no text - a positive is a passage - fix it")
     return Example(
         query=query,
         pos=positives,

@@ -53,6 +53,10 @@ class MiningOptions:
             )
         if self.negatives < 1:
             raise ArgumentError(f"{self.negatives} negatives a query - use 1 or more")
+        if self.seed < 0:
+            raise ArgumentError(f"seed is {self.seed} - seeds are not negative - use 0 or more")
+        if not math.isfinite(self.margin):
+            raise ArgumentError(f"margin is {self.margin} - it is in logits - use a finite number")
 
 
 def parse_ranks(text: str) -> tuple[int, int]:
@@ -123,7 +127,7 @@ def _pool_passage(line: bytes, as_json: bool) -> str:
     try:
         text = line.decode("utf-8").strip()
         fields = json.loads(text) if as_json else {"text": text}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{error} - a pool is UTF-8, JSONL or plain lines - fix it") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise ValueError('no "text" - a line of the pool is {"text": passage} - add it')

@@ -54,6 +54,8 @@ class RankingSet:
         self, model: nn.Module, *, max_tokens: int, progress: str
     ) -> list[npt.NDArray[np.float32]]:
         """The scores of each query's passages, in the order of `relevance`."""
+        if not self.relevance:  # fewer queries than processes
+            return []
         scores = score_encodings(
             model, self.encodings, max_tokens=max_tokens, progress=progress or False
         ).numpy()

@@ -81,7 +81,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
     """The line's fields; {} where there are none to be had, for parse_example to say why."""
     try:
         fields = json.loads(line.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

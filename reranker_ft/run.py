@@ -54,21 +54,34 @@ def parse(
     return model_args, data_args, training_args
 
 
+def _log_to_stderr() -> None:
+    """Shows our notes and warnings, of the first process; other libraries keep their own ways."""
+    package = logging.getLogger("reranker_ft")
+    if not package.hasHandlers():
+        package.setLevel(logging.INFO if process_index() == 0 else logging.ERROR)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Trains as the flags say; returns the exit code.
 
     A RerankerError ends as one line on stderr, from the first process only: exit code 2 for
-    arguments, 1 for data and models. So does Ctrl-C, with exit code 130.
+    arguments, 1 for data, models and what the system refuses (a full disk). So does Ctrl-C, with
+    exit code 130.
     """
-    logging.basicConfig(
-        format="%(message)s", level=logging.INFO if process_index() == 0 else logging.ERROR
-    )
+    _log_to_stderr()
     try:
         run(*parse(argv))
     except RerankerError as error:
         if process_index() == 0:
             sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ArgumentError) else 1
+    except OSError as error:
+        if process_index() == 0:
+            sys.stderr.write(f"error: {error}\n")
+        return 1
     except KeyboardInterrupt:
         if process_index() == 0:
             sys.stderr.write("reranker-ft: interrupted\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import reprlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,11 +171,13 @@ class Reranker:
         Raises:
             ArgumentError: The lengths leave no room for text.
         """
-        max_length = max_length or self.max_length
+        max_length = self.max_length if max_length is None else max_length
+        if query_max_length is None:
+            query_max_length = self.query_max_length
         return PairEncoder(
             self.tokenizer,
             max_length=min(max_length, position_limit(self.model) or max_length),
-            query_max_length=query_max_length or self.query_max_length,
+            query_max_length=query_max_length,
         )
 
     def score_pairs(
@@ -327,11 +329,17 @@ def _replicate(
 
 def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:
     """A list of pairs, whether given as one or as a single pair."""
+    if isinstance(sentence_pairs, str) or not isinstance(sentence_pairs, Iterable):
+        raise ArgumentError(
+            f"{reprlib.repr(sentence_pairs)} is no list of pairs - a pair is [query, passage] - "
+            "pass a list of them"
+        )
     items: list[Any] = list(sentence_pairs)
     if items and isinstance(items[0], str):
         items = [items]
     for number, item in enumerate(items):
-        if isinstance(item, str) or len(item) != 2 or not all(isinstance(t, str) for t in item):
+        pair = () if isinstance(item, str) or not isinstance(item, Iterable) else tuple(item)
+        if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise ArgumentError(
                 f"pair {number} is {reprlib.repr(item)} - a pair is [query, passage], both "
                 "strings - leave out or repair it"

@@ -177,8 +177,17 @@ def _with_adapters(model: Any, args: ModelArguments) -> Any:
         target_modules=args.target_modules or "all-linear",
         modules_to_save=heads,
     )
-    with model_errors(args.model_name_or_path):
+    try:
         return get_peft_model(model, config)
+    except ValueError as error:
+        raise ArgumentError(
+            f"no adapters fit {args.target_modules or 'all linear layers'} of "
+            f"{args.model_name_or_path}: {_one_line(error)}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _make_trainer(
@@ -223,16 +232,21 @@ def _make_trainer(
     if training_args.dataloader_num_workers:
         # The tokenizer's own threads and forked workers do not go together.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return RerankerTrainer(
-        model,
-        training_args,
-        train_dataset=dataset,
-        data_collator=collator,
-        ranking_sets=_ranking_sets(encoder, data_args, training_args),
-        distil=data_args.knowledge_distillation,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
+    ranking_sets = _ranking_sets(encoder, data_args, training_args)
+    try:
+        return RerankerTrainer(
+            model,
+            training_args,
+            train_dataset=dataset,
+            data_collator=collator,
+            ranking_sets=ranking_sets,
+            distil=data_args.knowledge_distillation,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+    except (ValueError, ImportError) as error:
+        # The Trainer checks further combinations of flags: --fsdp with one process, --report_to.
+        raise ArgumentError(_one_line(error)) from error
 
 
 def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairEncoder:

@@ -88,6 +88,8 @@ def test_evaluate(model_folders, write_jsonl, tmp_path):
     refused = run(*common, "--plot", tmp_path / "out.png", code=1)
     assert refused.stderr.strip().splitlines()[-1].startswith("Error:")
     assert "exists" in refused.stderr
+    # Before anything is measured, not after it.
+    assert "'f1' is not one of" in run(*common, "--metric", "f1", code=2).stderr
 
 
 def test_score_reads_and_writes_files_and_streams(model_folders, write_jsonl, tmp_path):

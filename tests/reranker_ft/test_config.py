@@ -95,7 +95,18 @@ def test_half_precision_without_a_gpu_becomes_fp32_with_one_note(flag):
             ),
             "metric_for_best_model is 'retain_map'",
         ),
+        (["--eval_data", "e", "--metric_for_best_model", "f1"], "is 'f1'"),
         (["--optim", "no_such"], "no_such"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps is 0"),
+        (["--dataloader_num_workers", "-1"], "dataloader_num_workers is -1"),
+        (["--learning_rate", "nan"], "learning_rate is nan"),
+        (["--adam_beta1", "1"], "adam_beta1 is 1.0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--data_seed", "4294967296"], "data_seed is 4294967296"),
+        (["--num_train_epochs", "0"], "nothing would be trained"),
+        (["--eval_data", "e", "--max_eval_queries", "0"], "max_eval_queries is 0"),
+        (["--lora_rank", "0"], "lora_rank is 0"),
         (["--fp16", "--bf16", "--logging_steps", "0"], "requires non-zero --logging_steps"),
     ],
 )
@@ -140,3 +151,24 @@ def test_every_flag_of_ours_is_documented():
 def test_a_bad_instruction_format_is_refused():
     with pytest.raises(ArgumentError, match=r"query_instruction_format is '\{\}'"):
         _ = parse([*NEEDED, "--query_instruction_format", "{}"])[1].instructions
+
+
+def test_data_seed_seeds_the_draws_even_if_it_is_0():
+    assert parse([*NEEDED, "--seed", "7"])[2].drawing_seed == 7
+    assert parse([*NEEDED, "--seed", "7", "--data_seed", "0"])[2].drawing_seed == 0
+
+
+def test_bars_are_shown_on_a_terminal_only(monkeypatch):
+    assert parse(NEEDED)[2].disable_tqdm is True
+    assert parse([*NEEDED, "--disable_tqdm", "False"])[2].disable_tqdm is False
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert parse(NEEDED)[2].disable_tqdm is False
+
+
+def test_processes_that_would_not_share_the_work_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(RerankerTrainingArguments, "world_size", 1)
+    monkeypatch.setattr(RerankerTrainingArguments, "_setup_devices", torch.device("mps"))
+    with pytest.raises(ArgumentError, match="2 processes were started and 1 would train together"):
+        parse(NEEDED)

@@ -251,3 +251,11 @@ def test_a_range_that_is_none_is_refused(wrong):
         MiningOptions(ranks=parse_ranks(wrong))
     with pytest.raises(ArgumentError, match="use 1 or more"):
         MiningOptions(negatives=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"), [({"seed": -1}, "seed is -1"), ({"margin": float("nan")}, "margin is nan")]
+)
+def test_options_that_cannot_be_meant_are_refused(wrong, found):
+    with pytest.raises(ArgumentError, match=found):
+        MiningOptions(**wrong)

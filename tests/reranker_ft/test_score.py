@@ -73,11 +73,23 @@ def test_one_pair_is_a_list_of_one_and_nothing_is_nothing(model_folders):
 
 
 @pytest.mark.parametrize(
-    "pairs", [["alone"], [["a", "b", "c"]], [["a", None]], [["a", "b"], "cd"], [["a"]]]
+    "pairs", [["alone"], [["a", "b", "c"]], [["a", None]], [["a", "b"], "cd"], [["a"]], [None]]
 )
 def test_what_is_no_pair_is_refused(model_folders, pairs):
     with pytest.raises(ArgumentError, match=r"pair \d is .* both strings"):
         Reranker(model_folders(), devices="cpu").compute_score(pairs)
+
+
+@pytest.mark.parametrize("pairs", ["ab", None, 3])
+def test_what_is_no_list_is_refused(model_folders, pairs):
+    with pytest.raises(ArgumentError, match="is no list of pairs"):
+        Reranker(model_folders(), devices="cpu").compute_score(pairs)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_length", "query_max_length"])
+def test_a_length_of_nothing_is_not_the_default(model_folders, name):
+    with pytest.raises(ArgumentError, match=f"{name} is 0"):
+        Reranker(model_folders(), devices="cpu").compute_score([("a", "b")], **{name: 0})
 
 
 def test_arguments_of_a_call_go_before_those_of_the_constructor(model_folders):
