@@ -138,6 +138,31 @@ def test_problems_are_lines_on_stderr(pair: tuple[Path, Path], tmp_path: Path) -
     assert run("mix", *pair, "--weights", "x").exit_code == 2
 
 
+def test_every_command_prints_one_json_object_and_nothing_else(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    mix = ("mix", *pair, "--weights", "0.5", "0.5", "-o", out)
+    commands = ((*mix, "--dry-run"), mix, ("inspect", out), ("diff", *pair), ("verify", out))
+    for command in commands:
+        result = run(*command, "--json")
+        assert isinstance(json.loads(result.stdout), dict), command
+        assert result.stderr == ""  # no terminal, no bar
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cocktail.api.stream", interrupt)
+    result = run("mix", *pair, "--weights", "0.5", "0.5", "-o", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr == "cocktail: interrupted; nothing was changed\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_quiet_prints_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
     result = run("mix", *pair, "--weights", "0.5", "0.5", "-o", tmp_path / "out", "--quiet")
     assert result.output == ""

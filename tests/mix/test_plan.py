@@ -169,6 +169,17 @@ def test_no_fresh_head(save: Save) -> None:
     assert "no ingredient has a head for reranker models" in problems(a, b)[0]
 
 
+def test_side_tensors_in_one_only_are_refused_by_name(save: Save) -> None:
+    a, b = save("a", weights(0)), save("b", weights(1))
+    torch.save({"weight": torch.ones(1, 4), "bias": torch.ones(1)}, a / "sparse_linear.pt")
+    (problem,) = problems(a, b)
+    assert "a has the head 'sparse_linear.pt' (2 tensors)" in problem
+    copied = plan(b, a, head="copy")
+    assert [file.path for file in copied.files] == ["model.safetensors", "sparse_linear.pt"]
+    torch.save({"weight": torch.ones(1, 5), "bias": torch.ones(1)}, b / "sparse_linear.pt")
+    assert "sparse_linear.pt:weight has shape [1, 4] in" in problems(a, b)[0]
+
+
 def llama(seed: int, *, lm_head: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     tensors = {f"model.{name}": tensor for name, tensor in weights(seed).items()}
     tensors["model.embed_tokens.weight"] = torch.full((3, 2), float(seed))
