@@ -21,7 +21,7 @@ WEIGHT_TOLERANCE = 1e-3
 HeadRule = Literal["error", "copy", "mix", "drop"]
 PoolingMode = Literal["cls", "mean", "max", "lasttoken"]
 
-WEIGHT = Option("weight", None, "How much of each model; theirs to choose.", per_model=True)
+WEIGHT = Option("weight", None, "How much of each model.", per_model=True)
 # LiNeS scales what a fine-tune changed by the depth of the layer: every method with a lambda can.
 LINES = (
     Option("lines_alpha", 1.0, "LiNeS: lambda is multiplied by this at the first layer."),

@@ -76,9 +76,9 @@ def _option(option: Option) -> dict[str, Any]:
 
 
 def _option_text(option: dict[str, Any]) -> str:
-    default = "" if option["default"] is None else f"[{option['default']}]"
-    facts = [option["range"], "one for each model" if option["per_model"] else "", default]
-    text = " ".join([option["help"], *(f"{fact}" for fact in facts if fact)])
+    facts = [option["range"], "one for each model" if option["per_model"] else ""]
+    default = "must be given" if option["default"] is None else f"{option['default']} if left out"
+    text = f"{option['help']} ({', '.join(filter(None, [*facts, default]))})"
     return textwrap.fill(text, 78, subsequent_indent=" " * 21)
 
 
