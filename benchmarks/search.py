@@ -49,11 +49,12 @@ class Test:
             neg_number=args.neg_number, max_input_length=args.max_input_length
         )
         self.bench = prepare(search_plan(args.models, args.model_type), rows, None, self.options)
+        self.digits = args.digits
         self.known: dict[bytes, tuple[float, float]] = {}
 
     def __call__(self, weights: Sequence[float]) -> tuple[float, float]:
         """Mean loss and mean metric (NaN where the kind has none)."""
-        point = np.round(np.array(weights), 4)
+        point = np.round(np.array(weights), self.digits)
         point /= point.sum()
         if point.tobytes() not in self.known:
             mixture: Mixture = self.bench.mixture
@@ -73,7 +74,7 @@ def main() -> None:
         for draw in range(args.draws):
             rows = random.Random(1000 * size + draw).sample(pool, size)
             if args.shuffle:
-                rows = [shuffled(row, draw) for row in rows]
+                rows = shuffled(rows, draw)
             result = search_weights(
                 args.models, args.model_type, rows, neg_number=args.neg_number,
                 max_input_length=args.max_input_length, progress=False, seed=draw,
@@ -94,6 +95,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test-queries", type=int, default=200)
     parser.add_argument("--neg-number", type=int, default=7)
     parser.add_argument("--max-input-length", type=int, default=256)
+    parser.add_argument(
+        "--digits", type=int, default=4, help="of weights that are tested; fewer are run once"
+    )
     parser.add_argument("--shuffle", action="store_true", help="random labels in the examples")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, help="also write everything here")
@@ -108,11 +112,18 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def shuffled(row: dict, seed: int) -> dict:
-    """The same passages with a random one for the positive."""
-    texts = [row["pos"][0], *row["neg"]]
-    random.Random(f"{seed} {row['query']}").shuffle(texts)
-    return {**row, "pos": texts[:1], "neg": texts[1:]}
+def shuffled(rows: list[dict], seed: int) -> list[dict]:
+    """The same passages with a random one for the positive; the same outputs for other inputs."""
+    draw = random.Random(seed)
+    if "output" in rows[0]:
+        outputs = draw.sample([row["output"] for row in rows], len(rows))
+        return [{**row, "output": output} for row, output in zip(rows, outputs, strict=True)]
+    dealt = []
+    for row in rows:
+        texts = [row["pos"][0], *row["neg"]]
+        draw.shuffle(texts)
+        dealt.append({**row, "pos": texts[:1], "neg": texts[1:]})
+    return dealt
 
 
 def measured(result: SearchResult, test: Test, temperatures: Sequence[float]) -> dict:
@@ -148,18 +159,21 @@ def summary(result: SearchResult) -> str:
 def report(draws: dict[int, list[dict]], args: argparse.Namespace) -> None:
     """One table for each n, and the search's cost."""
     for size, found in draws.items():
-        print(f"\n### n = {size}, {len(found)} draws, {args.test_queries} test queries\n")
-        rows = [["choice", "mean weights", "test loss", "test metric", "optimism",
-                 "loss against LM-Cocktail", "win/tie/loss"]]  # fmt: skip
-        for name in COLUMNS:
-            rows.append(row_of(name, found))
-        print(table(rows))
+        print(f"\n### n = {size}, {len(found)} draws, {args.test_queries} test examples\n")
+        measures = ["loss"]
+        if not np.isnan(found[0]["columns"]["base"]["metric"]):
+            measures.append("metric")
+        head = ["choice", "mean weights", "optimism"]
+        for each in measures:
+            head += [f"test {each}", f"{each} against LM-Cocktail", "win/tie/loss"]
+        print(table([head, *(row_of(name, found, measures) for name in COLUMNS)]))
         seconds = np.mean([draw["seconds"] for draw in found])
         forwards = np.mean([draw["forwards"] for draw in found])
         kept = sum(draw["abstained"] for draw in found)
+        behind, _ = against("auto", "oracle T", found, "loss")
         print(
             f"\nauto: {forwards:.1f} forward equivalents, {seconds:.0f} s a search; the prior was "
-            f"kept in {kept} of {len(found)} draws"
+            f"kept in {kept} of {len(found)} draws; test loss against the oracle T: {behind}"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\nPeak memory of the whole benchmark {peak:.0f} MiB. Models: {', '.join(args.models)}")
@@ -167,23 +181,30 @@ def report(draws: dict[int, list[dict]], args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(draws, indent=2))
 
 
-def row_of(name: str, found: list[dict]) -> list[str]:
+def row_of(name: str, found: list[dict], measures: Sequence[str]) -> list[str]:
     mine = [draw["columns"][name] for draw in found]
-    peer = np.array([draw["columns"]["lm-cocktail"]["loss"] for draw in found])
-    loss = np.array([column["loss"] for column in mine])
-    gain = paired_interval(loss - peer, seed=0)
-    wins = [int((loss < peer - 1e-4).sum()), 0, int((loss > peer + 1e-4).sum())]
-    wins[1] = len(found) - wins[0] - wins[2]
     weights = np.mean([column["weights"] for column in mine], axis=0)
-    return [
+    row = [
         name,
         " ".join(f"{weight:.2f}" for weight in weights),
-        f"{loss.mean():.4f}",
-        f"{np.mean([column['metric'] for column in mine]):.4f}",
         f"{np.mean([column['optimism'] for column in mine]):+.3f}",
-        f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
-        "/".join(map(str, wins)),
     ]
+    for measure_name in measures:
+        mean = np.mean([column[measure_name] for column in mine])
+        row += [f"{mean:.4f}", *against(name, "lm-cocktail", found, measure_name)]
+    return row
+
+
+def against(name: str, peer: str, found: list[dict], measure_name: str) -> tuple[str, str]:
+    """The mean difference on the test examples with its interval over draws; win/tie/loss."""
+    mine, other = (
+        np.array([draw["columns"][side][measure_name] for draw in found]) for side in (name, peer)
+    )
+    gain = paired_interval(mine - other, seed=0)
+    better = (mine - other) * (-1 if measure_name == "loss" else 1)
+    wins, losses = int((better > 1e-4).sum()), int((better < -1e-4).sum())
+    ties = len(found) - wins - losses
+    return f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]", f"{wins}/{ties}/{losses}"
 
 
 if __name__ == "__main__":

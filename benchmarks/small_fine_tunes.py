@@ -32,6 +32,7 @@ from cocktail.kinds.examples import read_ranked, read_written
 
 SMOLLM2 = Path(__file__).parents[1] / "examples/smollm2.py"
 WARM_UP = 0.1  # of the steps
+LONGEST = 40  # words of a sentence
 TRAINED = 300  # lines of XQuAD that the decoder is trained on; the others are to draw from
 
 
@@ -74,8 +75,7 @@ def make_decoders(data: Path, out: Path) -> None:
     if not base.exists():
         subprocess.run([sys.executable, SMOLLM2, base], check=True)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = [asked(row) for row in read(data / "xquad_en/train.jsonl")]
-    random.Random(0).shuffle(rows)
+    rows = asked(data / "xquad_en/train.jsonl")
     rows, pool = rows[:TRAINED], rows[TRAINED:]
     outputs = dealt([row["output"] for row in rows])
     sets = {
@@ -91,9 +91,7 @@ def make_decoders(data: Path, out: Path) -> None:
             train(model, task, steps=24, batch=4, rate=1e-4)
             save(model.half(), base, out / name)
     write(out / "examples.jsonl", pool)
-    test = [asked(row) for row in read(data / "xquad_en/test.jsonl")]
-    random.Random(0).shuffle(test)
-    write(out / "test.jsonl", test)
+    write(out / "test.jsonl", asked(data / "xquad_en/test.jsonl"))
 
 
 def train(
@@ -136,12 +134,17 @@ def save(model: torch.nn.Module, base: Path, folder: Path) -> None:
     unfinished.rename(folder)
 
 
-def asked(row: dict) -> dict:
+def asked(path: Path) -> list[dict]:
     """To write: the question. To read: the sentence that shares most words with it."""
-    words = set(re.findall(r"\w+", row["query"].lower()))
-    sentences = re.split(r"(?<=[.!?])\s+", row["pos"][0])
-    best = max(sentences, key=lambda text: len(words & set(re.findall(r"\w+", text.lower()))))
-    return {"input": f"{best}\nWhat does this answer?\n", "output": row["query"]}
+    rows = []
+    for row in read(path):
+        words = set(re.findall(r"\w+", row["query"].lower()))
+        sentences = re.split(r"(?<=[.!?])\s+", row["pos"][0])
+        best = max(sentences, key=lambda text: len(words & set(re.findall(r"\w+", text.lower()))))
+        if len(best.split()) <= LONGEST:
+            rows.append({"input": f"{best}\nWhat does this answer?\n", "output": row["query"]})
+    random.Random(0).shuffle(rows)
+    return rows
 
 
 def dealt(answers: list) -> list:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from cocktail.search.result import Frontier, FrontierPoint, SearchResult
 from cocktail.search.selection import CONFIDENCE, Candidate, Interval, paired_interval
@@ -17,6 +20,8 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _DARK = ("#0072B2", "#D55E00")
 _GREY = "#777777"
 _CHOSEN = "#D55E00"
+_NAME_SIZE = 8.0
+_RIGHT = [(8.0, "left")]
 
 
 def draw_weights(result: SearchResult, path: Path) -> None:
@@ -118,14 +123,16 @@ def draw_frontier(result: SearchResult, path: Path) -> None:
     axes.set_xlabel(f"retain {frontier.measure} ({better} is better)")
     axes.set_ylabel(f"target {frontier.measure} ({better} is better)")
     axes.set_title(
-        f"Chosen: {chosen.name}; bars: {CONFIDENCE:.0%} intervals of the difference from the base",
-        fontsize=11,
-    )
+        f"Chosen: {chosen.name}\nbars: {CONFIDENCE:.0%} intervals of the difference from the base",
+        fontsize=10, loc="left",
+    )  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(0.12)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.draw_without_rendering()  # where points stand is known once the layout is
+    _name_points(axes, frontier, {role: colour for role, (_, colour, _) in styles.items()})
     figure.savefig(path, dpi=150)
 
 
@@ -161,34 +168,39 @@ def _draw_way(axes: Axes, frontier: Frontier) -> None:
 def _draw_points(
     axes: Axes, frontier: Frontier, role: str, marker: str, colour: str, label: str
 ) -> None:
-    points = [(i, p) for i, p in enumerate(frontier.points) if p.role == role]
-    for count, (i, point) in enumerate(points):
+    points = [point for point in frontier.points if point.role == role]
+    for count, point in enumerate(points):
         _bars(axes, point, colour)
         axes.plot(
             point.retain.mean, point.target.mean, marker, color=colour, ms=6,
             label="_" if count else label, zorder=3,
         )  # fmt: skip
-        if role != "step" or i == frontier.chosen:
-            name = point.name if role != "ingredient" else Path(point.name).name
-            axes.annotate(
-                name, (point.retain.mean, point.target.mean), (8, 7 - 11 * _above(frontier, i)),
-                textcoords="offset points", fontsize=8, color=colour,
-            )  # fmt: skip
 
 
-def _above(frontier: Frontier, index: int) -> int:
-    """How many labelled points stand at about the same place and come before this one."""
-    spread = [
-        np.ptp([getattr(point, side).mean for point in frontier.points]) or 1.0
-        for side in ("retain", "target")
-    ]
-    here = frontier.points[index]
-    return sum(
-        abs(point.retain.mean - here.retain.mean) < 0.12 * spread[0]
-        and abs(point.target.mean - here.target.mean) < 0.05 * spread[1]
-        for i, point in enumerate(frontier.points[:index])
-        if point.role != "step" or i == frontier.chosen
-    )
+def _name_points(axes: Axes, frontier: Frontier, colours: Mapping[str, str]) -> None:
+    """Name every point but the steps, each where no name stands yet, as near as there is room."""
+    points = sorted(frontier.points, key=lambda point: point.role not in colours)
+    pixels = axes.transData.transform([(p.retain.mean, p.target.mean) for p in points])
+    unit = axes.get_figure().dpi / 72  # type: ignore[union-attr]  # pixels of a printer's point
+    taken = [Bbox([spot - 4 * unit, spot + 4 * unit]) for spot in pixels]
+    for point, (x, y) in zip(points, pixels, strict=True):
+        if point.role not in colours:
+            break
+        name = point.name if point.role != "ingredient" else Path(point.name).name
+        width, height = 0.62 * _NAME_SIZE * len(name), 1.3 * _NAME_SIZE
+        sides = [(8.0, "left"), (-8.0, "right")] if x > axes.bbox.x0 + width * unit else _RIGHT
+        for step, (aside, align) in product((0.5, -1.0, 1.7, -2.2, 2.9, -3.4, 4.1), sides):
+            corner = aside if align == "left" else aside - width
+            box = Bbox.from_bounds(
+                x + corner * unit, y + step * height * unit, width * unit, height * unit
+            )
+            if not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        axes.annotate(
+            name, (point.retain.mean, point.target.mean), (aside, (step + 0.2) * height),
+            textcoords="offset points", fontsize=_NAME_SIZE, color=colours[point.role], ha=align,
+        )  # fmt: skip
 
 
 def _bars(axes: Axes, point: FrontierPoint, colour: str) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from cocktail.errors import RecipeError
 from cocktail.search.options import DEFAULT_BUDGET, RetainMeasure, Strategy
+
+if TYPE_CHECKING:
+    from cocktail.plan import Plan
 
 
 @click.command()
@@ -57,8 +61,8 @@ from cocktail.search.options import DEFAULT_BUDGET, RetainMeasure, Strategy
     type=click.Choice(["cls", "mean", "max", "lasttoken"]),
     help="Of an encoder.  [its own, cls where it has none]",
 )
-@click.option("--head", type=click.Choice(["error", "copy", "drop"]),
-              help="For a head that only one model has.  [error]")  # fmt: skip
+@click.option("--head", type=click.Choice(["error", "copy", "mix", "drop"]),
+              help="For a head that only some models have, as in mix.  [error]")  # fmt: skip
 @click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
 @click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
@@ -78,8 +82,8 @@ def search(
 ) -> None:
     """Find mixing weights for MODEL... from a few examples.
 
-    Every figure is measured on the mixed model. What is left out here is read from cocktail.yaml
-    in the current folder, if there is one. Ctrl-C reports the best found so far.
+    Every figure is measured on the mixed model. Where no MODEL is named, what is left out is read
+    from cocktail.yaml in the current folder. Ctrl-C reports the best found so far.
 
     \b
     Examples:
@@ -88,7 +92,8 @@ def search(
       cocktail search ./base ./tuned --data target.jsonl --retain general.jsonl --report ./report
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
-    from cocktail.search.processes import Processes  # noqa: PLC0415 - seconds to import
+    from cocktail.api import mix_to_folder  # noqa: PLC0415 - seconds to import
+    from cocktail.search.processes import Processes  # noqa: PLC0415
     from cocktail.search.report import (  # noqa: PLC0415
         check_report_folder,
         summary,
@@ -96,13 +101,15 @@ def search(
     )
     from cocktail.search.run import search_weights  # noqa: PLC0415
 
-    settings = _settings(models, given)
+    settings, dtype = _settings(models, given)
     if data is None:
         raise RecipeError("no examples given - a search learns from some - pass --data FILE")
     if report is not None:
         check_report_folder(Path(report))
-    if output is not None:
-        _check_output(settings, Path(output), overwrite)
+    if output is not None:  # refuse before the search what would be refused after it
+        names = settings["models"]
+        weights = [1 / len(names)] * len(names)
+        _plan(names, weights, settings, dtype, Path(output), overwrite)
     processes = Processes()
     try:
         result = search_weights(
@@ -112,12 +119,16 @@ def search(
             retain_data=retain,
             progress=not quiet and sys.stderr.isatty(),
             processes=processes,
-            **{**settings, "head": settings["head"] or "error"},
+            **settings,
         )
         if processes.is_first:
             written = [] if report is None else write_report(result, Path(report))
             if output is not None and not result.interrupted:
-                _write_mix(result, settings, Path(output), overwrite, quiet)
+                plan = _plan(
+                    result.models, result.weights, {**settings, "model_type": result.model_type},
+                    dtype, Path(output), overwrite,
+                )  # fmt: skip
+                mix_to_folder(plan, Path(output), progress=not quiet and sys.stderr.isatty())
             if as_json:
                 click.echo(json.dumps(result.to_dict(), indent=2))
             elif not quiet:
@@ -132,47 +143,42 @@ def search(
         sys.exit(130)
 
 
-def _settings(models: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """The options, with models, kind and head from ``cocktail.yaml`` where they are left out."""
+def _settings(models: tuple[str, ...], given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The options, with what is left out from ``cocktail.yaml``, and the output's dtype from there.
+
+    Raises:
+        RecipeError: there are no models, or the recipe merges them by something else than weights.
+    """
     from cocktail.recipe_file import RECIPE_FILE, read_recipe  # noqa: PLC0415
 
     path = Path(RECIPE_FILE)
-    recipe = read_recipe(path) if path.is_file() else {}
+    recipe = read_recipe(path) if path.is_file() and not models else {}
     settings = {**given, "models": list(models) or recipe.get("models")}
-    for key in ("model_type", "head"):
-        settings[key] = given[key] or recipe.get(key)
     if not settings["models"]:
         raise RecipeError(
             f"no models given, and no {RECIPE_FILE} here supplies them - name two folders or Hub "
             "ids"
         )
-    return settings
+    method = recipe.get("merge_method", "linear")
+    if method != "linear":
+        raise RecipeError(
+            f"{path}: merge_method is {method} - a search finds the weights of a weighted average "
+            "(linear) - leave merge_method out, or name the models on the command line"
+        )
+    for key, name in (("model_type",) * 2, ("head",) * 2, ("pooling",) * 2, ("base", "base_model")):
+        settings[key] = given[key] or recipe.get(name)
+    settings["head"] = settings["head"] or "error"
+    return settings, recipe.get("dtype")
 
 
-def _check_output(settings: dict[str, Any], output: Path, overwrite: bool) -> None:
-    """Refuse before the search what would be refused after it."""
+def _plan(
+    models: Sequence[str], weights: Sequence[float], settings: dict[str, Any],
+    dtype: str | None, output: Path, overwrite: bool,
+) -> Plan:  # fmt: skip
     from cocktail.api import checked_plan  # noqa: PLC0415
     from cocktail.recipe import make_recipe  # noqa: PLC0415
 
-    models = settings["models"]
-    weights = [1 / max(1, len(models))] * len(models)
     recipe = make_recipe(
-        models, weights, model_type=settings["model_type"], head=settings["head"] or "error"
+        models, weights, model_type=settings["model_type"], head=settings["head"], dtype=dtype
     )
-    checked_plan(recipe, output, overwrite=overwrite)
-
-
-def _write_mix(
-    result: Any, settings: dict[str, Any], output: Path, overwrite: bool, quiet: bool
-) -> None:
-    from cocktail.api import checked_plan, mix_to_folder  # noqa: PLC0415
-    from cocktail.recipe import make_recipe  # noqa: PLC0415
-
-    recipe = make_recipe(
-        result.models,
-        result.weights,
-        model_type=result.model_type,
-        head=settings["head"] or "error",
-    )
-    plan = checked_plan(recipe, output, overwrite=overwrite)
-    mix_to_folder(plan, output, progress=not quiet and sys.stderr.isatty())
+    return checked_plan(recipe, output, overwrite=overwrite)

@@ -9,7 +9,7 @@ import numpy as np
 from cocktail.errors import RecipeError
 from cocktail.search.mixture import Weights, simplex_vertex
 from cocktail.search.objective import Measurement, MixObjective, Values
-from cocktail.search.result import Frontier, FrontierPoint
+from cocktail.search.result import ROUNDING, Frontier, FrontierPoint
 from cocktail.search.selection import Candidate, Interval, Verdict, paired_interval
 from cocktail.search.strategies import on_simplex
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 STEPS = 10
 """Of the way from the base to what the target alone would choose."""
+HALVINGS = 3
+"""Of the step that crosses the limit: to an eightieth of the way."""
+
+Place = tuple[str, str, Weights]
+"""Name, role and weights of a mix."""
 
 
 def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
@@ -26,7 +31,8 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
     Measured are the ingredients, the candidates, and the way from the base to the candidate that
     the target alone would choose, in ``STEPS`` steps. The limit is the base's own value on the
     retain examples, less ``max_drop``. The target's choice stays if it is within; else the best on
-    the target among those that are; else the one that misses by least.
+    the target among those that are, after ``HALVINGS`` of the step that crosses the limit; else the
+    one that misses by least.
 
     Returns:
         The frontier, and what the chosen point does on the target's examples.
@@ -34,39 +40,89 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
     Raises:
         RecipeError: the metric is to be compared and this kind has none.
     """
-    options, retain_task = search.options, search.bench.retain
-    if retain_task is None:
-        raise RecipeError("no retain examples given - a frontier has two sides - pass --retain")
-    if options.retain_by == "metric" and retain_task.metric is None:
-        raise RecipeError(
-            "retain_by is metric - this kind of model has a loss alone - use --retain-by loss"
-        )
-    by_metric = options.retain_by == "metric"
-    retain = MixObjective(search.bench.mixture, retain_task)
-    target = MixObjective(search.bench.mixture, search.task)
-    target.share_rows(search.objective)
-    places = _places(search, verdict)  # the base first
-    measured = [target.measure(weights) for _, _, weights in places]
-    sides = (
-        [_values(found, by_metric) for found in measured],
-        [_values(retain.measure(weights), by_metric) for _, _, weights in places],
-    )
-    on_target, on_retain = (
-        [_against(values, side[0], options.seed) for values in side] for side in sides
-    )
-    points = [
-        FrontierPoint(name, tuple(weights.tolist()), on_target[i], on_retain[i], role)
-        for i, (name, role, weights) in enumerate(places)
-    ]
+    scales = _Scales(search)
+    points = [scales.point(place) for place in _places(search, verdict)]  # the base first
     wanted = search.weights_of(verdict.chosen)
-    frontier = choose_point(
-        points,
-        next(point.name for point in points if np.allclose(point.weights, wanted)),
-        measure=(retain_task.metric or "metric") if by_metric else "loss",
-        more_is_better=by_metric,
-        max_drop=options.max_drop,
-    )
-    return frontier, measured[frontier.chosen]
+    end = np.array(_end(search, verdict).weights)
+
+    def choice() -> Frontier:
+        return choose_point(
+            points,
+            next(point.name for point in points if np.allclose(point.weights, wanted)),
+            measure=scales.measure,
+            more_is_better=scales.by_metric,
+            max_drop=search.options.max_drop,
+        )
+
+    for _ in range(HALVINGS):
+        place = _halfway(choice(), end)
+        if place is None:
+            break
+        points.append(scales.point(place))
+    frontier = choice()
+    return frontier, scales.measured[frontier.chosen]
+
+
+class _Scales:
+    """Measures mixes on both sides, each against the base, which is measured first."""
+
+    def __init__(self, search: Search) -> None:
+        options, retain = search.options, search.bench.retain
+        if retain is None:
+            raise RecipeError("no retain examples given - a frontier has two sides - pass --retain")
+        self.by_metric = options.retain_by == "metric"
+        if self.by_metric and retain.metric is None:
+            raise RecipeError(
+                "retain_by is metric - this kind of model has a loss alone - use --retain-by loss"
+            )
+        self.measure = (retain.metric or "metric") if self.by_metric else "loss"
+        self.measured: list[Measurement] = []
+        self._seed = options.seed
+        self._base: tuple[Values, Values] | None = None
+        self._target = MixObjective(search.bench.mixture, search.task)
+        self._target.share_rows(search.objective)
+        self._retain = MixObjective(search.bench.mixture, retain)
+
+    def point(self, place: Place) -> FrontierPoint:
+        name, role, weights = place
+        found = self._target.measure(weights)
+        sides = (self._values(found), self._values(self._retain.measure(weights)))
+        self.measured.append(found)
+        self._base = self._base or sides
+        target, retain = (
+            _against(values, base, self._seed)
+            for values, base in zip(sides, self._base, strict=True)
+        )
+        return FrontierPoint(name, tuple(weights.tolist()), target, retain, role)
+
+    def _values(self, measured: Measurement) -> Values:
+        if self.by_metric and measured.metrics is not None:
+            return measured.metrics
+        return measured.losses
+
+
+def _halfway(frontier: Frontier, end: Weights) -> Place | None:
+    """The middle of the step that leads from the chosen point across the limit, if there is one."""
+    base = np.array(frontier.points[0].weights)
+    length = max(float(np.abs(end - base).sum()), ROUNDING)  # all candidates may be the base
+
+    def reach(point: FrontierPoint) -> float:
+        return float(np.abs(np.array(point.weights) - base).sum()) / length
+
+    way = [p for p in frontier.points if p.role in ("base", "step") or np.allclose(p.weights, end)]
+    way.sort(key=reach)
+    chosen = frontier.points[frontier.chosen]
+    if frontier.missed_by > 0 or chosen not in way[:-1]:
+        return None
+    beyond = way[way.index(chosen) + 1]
+    if frontier.allows(beyond):
+        return None
+    return _step((reach(chosen) + reach(beyond)) / 2, base, end)
+
+
+def _step(share: float, base: Weights, end: Weights) -> Place:
+    way = on_simplex((1 - share) * base + share * end)
+    return f"{share:.4g} of the way from the base", "step", way
 
 
 def choose_point(
@@ -88,7 +144,7 @@ def choose_point(
     base = next(point for point in points if point.role == "base")
     limit = base.retain.mean + sign * max_drop
     excess = [sign * (point.retain.mean - limit) for point in points]
-    within = [i for i, over in enumerate(excess) if over <= 1e-9]
+    within = [i for i, over in enumerate(excess) if over <= ROUNDING]
     chosen = next(i for i, point in enumerate(points) if point.name == wanted)
     missed_by = 0.0
     if not within:
@@ -99,38 +155,29 @@ def choose_point(
     return Frontier(measure, limit, tuple(points), chosen, missed_by)
 
 
-def _places(search: Search, verdict: Verdict) -> list[tuple[str, str, Weights]]:
+def _places(search: Search, verdict: Verdict) -> list[Place]:
     """Names, roles and weights to measure; the same weights are measured once, under one name."""
-    candidates = {candidate.name: candidate for candidate in search.candidates}
     base = simplex_vertex(search.options.base, search.size)
-    end = np.array(_end(candidates, verdict).weights)
-    found: list[tuple[str, str, Weights]] = [("base", "base", base)]
+    end = np.array(_end(search, verdict).weights)
+    found: list[Place] = [("base", "base", base)]
     found += [(c.name, "candidate", np.array(c.weights)) for c in search.candidates]
     for i, name in enumerate(search.bench.mixture.names):
         found.append((name, "ingredient", simplex_vertex(i, search.size)))
-    for step in range(1, STEPS):
-        share = step / STEPS
-        way = on_simplex((1 - share) * base + share * end)
-        found.append((f"{share:.1f} of the way from the base", "step", way))
-    unique: dict[bytes, tuple[str, str, Weights]] = {}
+    found += [_step(step / STEPS, base, end) for step in range(1, STEPS)]
+    unique: dict[bytes, Place] = {}
     # Of equal weights the base keeps its name, then the verdict's choice.
     for place in sorted(found, key=lambda place: (place[1] != "base", place[0] != verdict.chosen)):
         unique.setdefault(np.round(place[2], 9).tobytes(), place)
     return list(unique.values())
 
 
-def _end(candidates: dict[str, Candidate], verdict: Verdict) -> Candidate:
+def _end(search: Search, verdict: Verdict) -> Candidate:
     """Where the way from the base leads: the choice, or if that is the base, away from it."""
+    candidates = {candidate.name: candidate for candidate in search.candidates}
     for name in (verdict.chosen, verdict.leader, "screened", "uniform"):
         if candidates[name].weights != candidates["base"].weights:
             return candidates[name]
     return candidates["base"]
-
-
-def _values(measured: Measurement, by_metric: bool) -> Values:
-    if by_metric and measured.metrics is not None:
-        return measured.metrics
-    return measured.losses
 
 
 def _against(values: Values, base: Values, seed: int) -> Interval:

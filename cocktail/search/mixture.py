@@ -7,7 +7,7 @@ all K derivatives exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import local
@@ -71,6 +71,8 @@ class Mixture:
     cost: Cost = field(default_factory=Cost)
     unit_tokens: int = 1
     """Padded tokens of one forward equivalent."""
+    ran: Callable[[], object] = lambda: None
+    """Called whenever the model has run at some weights, forward or backward."""
 
     def __post_init__(self) -> None:
         self.weights: Weights = np.array(self.plan.recipe.weights)
@@ -142,6 +144,7 @@ class Mixture:
         with torch.no_grad():
             mine = [run(self.model, batch).cpu() for batch in self.processes.share(batches)]
         self.cost.forwards += sum(batch.tokens for batch in batches) / self.unit_tokens
+        self.ran()
         return _assemble(task.rows, batches, self.processes.gather(mine))
 
     def gradient(
@@ -167,6 +170,7 @@ class Mixture:
         tokens = sum(batch.tokens for batch in batches) / self.unit_tokens
         self.cost.forwards += (1 + BACKWARD_COST) * tokens
         self.cost.gradients += 1
+        self.ran()
         slopes = self.processes.sum(self._dot_ingredients())
         self.model.zero_grad(set_to_none=True)
         return _assemble(task.rows, batches, self.processes.gather(mine)), slopes

@@ -43,8 +43,11 @@ class SearchOptions:
     budget: float = DEFAULT_BUDGET
     seed: int = 0
 
-    def check(self, count: int) -> None:
+    def check(self, count: int, *, retains: bool = False) -> None:
         """Refuse what has no meaning for ``count`` ingredients.
+
+        Args:
+            retains: there are retain examples.
 
         Raises:
             RecipeError: with the first thing that is wrong.
@@ -61,6 +64,11 @@ class SearchOptions:
                 raise RecipeError(f"{name} is {value} - it is a number above 0 - give another")
         if not self.max_drop < float("inf"):
             raise RecipeError(f"max_drop is {self.max_drop} - it is a finite number - give another")
+        if not retains and (self.max_drop != 0 or self.retain_by != "loss"):
+            raise RecipeError(
+                f"max_drop is {self.max_drop} by {self.retain_by} and there are no retain examples "
+                "- they are what a drop is measured on - add them (--retain, retain_data=)"
+            )
         if self.strategy == "sweep" and count != 2:
             raise RecipeError(
                 f"{count} models given to sweep - it walks from one model to another - name two, "

@@ -16,8 +16,8 @@ REPORT_FILES = ("search.json", "report.md", "weights.png", "frontier.png")
 
 
 def summary(result: SearchResult) -> str:
-    """What the terminal shows: candidates, verdict, frontier, weights, cost."""
-    lines = [_columns(candidate_rows(result))]
+    """What the terminal shows: ingredients, candidates, verdict, frontier, weights, cost."""
+    lines = [_columns(single_rows(result)), "", _columns(candidate_rows(result))]
     if result.curve:
         lines += ["", _columns(curve_rows(result))]
     if result.frontier is not None:
@@ -31,9 +31,19 @@ def summary(result: SearchResult) -> str:
     return "\n".join(lines)
 
 
+def single_rows(result: SearchResult) -> list[list[str]]:
+    """A header and one row for each ingredient by itself."""
+    rows = [["model", "in-sample loss", *([result.metric] if result.metric else [])]]
+    for i, single in enumerate(result.singles):
+        name = single.name + (" (base)" if i == result.base else "")
+        row = [name, f"{single.measured.loss:.4f}"]
+        rows.append(row + ([_metric(single.measured)] if result.metric else []))
+    return rows
+
+
 def candidate_rows(result: SearchResult) -> list[list[str]]:
-    """A header and one row for each ingredient and candidate."""
-    head = ["candidate", "weights", "loss", "held-out", "optimism"]
+    """A header and one row for each candidate."""
+    head = ["candidate", "weights", "in-sample loss", "held-out", "optimism"]
     if result.metric is not None:
         head += [result.metric, "held-out"]
     rows = [head]
@@ -161,7 +171,7 @@ def _markdown(result: SearchResult, pictures: Sequence[str]) -> str:
     ]
     if "weights.png" in pictures:
         parts.append("![Weights and losses of the candidates](weights.png)")
-    parts += ["## Ingredients", _table(_single_rows(result))]
+    parts += ["## Ingredients", _table(single_rows(result))]
     if result.curve:
         parts += ["## From one model to the other", _table(curve_rows(result))]
     if result.frontier is not None:
@@ -178,15 +188,6 @@ def _markdown(result: SearchResult, pictures: Sequence[str]) -> str:
     parts += ["## Loss of every example", _table(_example_rows(result)), "## Cost"]
     parts.append(f"The search {cost_sentence(result)}.")
     return "\n\n".join(parts) + "\n"
-
-
-def _single_rows(result: SearchResult) -> list[list[str]]:
-    rows = [["model", "loss", *([result.metric] if result.metric else [])]]
-    for i, single in enumerate(result.singles):
-        name = f"`{single.name}`" + (" (base)" if i == result.base else "")
-        row = [name, f"{single.measured.loss:.4f}"]
-        rows.append(row + ([_metric(single.measured)] if result.metric else []))
-    return rows
 
 
 def _example_rows(result: SearchResult) -> list[list[str]]:

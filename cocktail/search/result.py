@@ -11,6 +11,9 @@ import numpy as np
 from cocktail.search.objective import Measurement, Values
 from cocktail.search.selection import Candidate, Interval, Verdict
 
+ROUNDING = 1e-9
+"""By which a value may be over a limit and still be within."""
+
 
 @dataclass(frozen=True)
 class FrontierPoint:
@@ -47,6 +50,11 @@ class Frontier:
     points: tuple[FrontierPoint, ...]
     chosen: int
     missed_by: float
+
+    def allows(self, point: FrontierPoint) -> bool:
+        """Whether the point is within the limit."""
+        sign = 1.0 if self.measure == "loss" else -1.0
+        return sign * (point.retain.mean - self.limit) <= ROUNDING
 
     @property
     def neighbours(self) -> tuple[int, ...]:
@@ -175,10 +183,12 @@ def _measurement(measured: Measurement, metric: str | None) -> dict[str, Any]:
     return value
 
 
-def _interval(interval: Interval | None) -> dict[str, float] | None:
+def _interval(interval: Interval | None) -> dict[str, float | None] | None:
     if interval is None:
         return None
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    # JSON has no infinity, which is where the ends are that a single example gives.
+    low, high = (end if np.isfinite(end) else None for end in (interval.low, interval.high))
+    return {"mean": interval.mean, "low": low, "high": high}
 
 
 def _frontier(frontier: Frontier) -> dict[str, Any]:

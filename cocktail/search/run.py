@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from cocktail.api import mix_models
-from cocktail.errors import RecipeError
 from cocktail.kinds.examples import ExampleData
-from cocktail.search.mixture import Weights, simplex_vertex
+from cocktail.search.mixture import Mixture, Weights, simplex_vertex
+from cocktail.search.objective import MixObjective
 from cocktail.search.options import (
     DEFAULT_BUDGET,
     RetainMeasure,
@@ -104,13 +104,13 @@ def search_weights(
         strategy, temperature, batch_size, max_input_length, neg_number, pooling, max_drop,
         retain_by, base_index(base, names), budget, seed,
     )  # fmt: skip
-    options.check(len(names))
+    options.check(len(names), retains=retain_data is not None)
     bench = prepare(
         search_plan(names, model_type, head=head), example_data, retain_data, options,
         trust_remote_code=trust_remote_code, device=device, threads=threads, processes=processes,
     )  # fmt: skip
     shown = progress and bench.mixture.processes.is_first
-    with _evaluations(bench.mixture.names, shown=shown) as observe:
+    with _evaluations(bench.mixture, shown=shown) as observe:
         return Search(bench, options, observe).run()
 
 
@@ -201,20 +201,19 @@ def _softmax_alone(
         search_plan(names, model_type, head=common["head"]), data, None, options, device=device,
         trust_remote_code=common["trust_remote_code"], threads=common["threads"],
     )  # fmt: skip
+    objective = MixObjective(bench.mixture, bench.task)
     vertices = [simplex_vertex(i, len(names)) for i in range(len(names))]
-    rows = [bench.mixture.rows(bench.task, vertex) for vertex in vertices]
-    weights = softmax_weights(bench, rows, options, bench.given_order)
-    if not np.isfinite(weights).all():
-        raise RecipeError(
-            f"the losses give the weights {weights.tolist()} - a loss must be finite - run "
-            "`cocktail search` on the same examples, which names the model and the example"
-        )
-    return weights
+    for vertex in vertices:
+        objective.measure(vertex)  # refuses what is not finite
+    rows = [objective.rows(vertex) for vertex in vertices]
+    return softmax_weights(bench, rows, options, bench.given_order)
 
 
 @contextmanager
-def _evaluations(names: Sequence[str], *, shown: bool) -> Iterator[Any]:
-    """A bar of evaluations with the best loss so far.
+def _evaluations(
+    mixture: Mixture, *, shown: bool
+) -> Iterator[Callable[[Weights, float], None] | None]:
+    """A bar of the mixes that are run, with the best loss so far.
 
     Yields:
         A function of the weights and the loss of a mix that was measured.
@@ -230,7 +229,7 @@ def _evaluations(names: Sequence[str], *, shown: bool) -> Iterator[Any]:
             if loss < best:
                 best = loss
                 shares = " ".join(f"{weight:.2f}" for weight in weights)
-                bar.set_postfix_str(f"best loss {loss:.4f} at {shares}", refresh=False)
-            bar.update()
+                bar.set_postfix_str(f"best loss {loss:.4f} at {shares}")
 
+        mixture.ran = bar.update
         yield observe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -85,8 +86,13 @@ class Search:
             if not self.candidates:
                 raise
             interrupted = True
-        if verdict is None or interrupted:
+        if verdict is None:
             verdict = self._best_so_far()
+        elif interrupted:
+            reason = (
+                f"{verdict.reason}; stopped before the limit on the retain examples was checked"
+            )
+            verdict = replace(verdict, reason=reason)
         return self._result(verdict, frontier, interrupted)
 
     def _propose(self) -> None:

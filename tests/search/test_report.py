@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
 
 from cocktail.errors import CocktailError, OutputError
+from cocktail.plot import draw_frontier
 from cocktail.search.command import search
+from cocktail.search.result import Frontier, FrontierPoint
+from cocktail.search.selection import Interval
 from tests.search.tiny import ranked, write_jsonl
 
 RUN = ["--device", "cpu", "--quiet"]
@@ -85,3 +92,60 @@ def test_the_table_shows_the_verdict(kitchen, data) -> None:
     )  # fmt: skip
     assert "sweep *" in done.output and "held-out" in done.output
     assert "forward equivalents" in done.output
+
+
+def test_base_and_dtype_come_from_the_recipe_file_too(kitchen, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [kitchen["noise"], kitchen["base"]]
+    recipe = {"models": names, "base_model": kitchen["base"], "dtype": "bfloat16"}
+    Path("cocktail.yaml").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(
+        search, ["--data", str(data), "--strategy", "lm-cocktail", "-o", "mixed", "--json", *RUN],
+        catch_exceptions=False,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["base"] == kitchen["base"]
+    assert next(c for c in found["candidates"] if c["name"] == "base")["weights"] == [0, 1]
+    state = load_file(Path("mixed", "model.safetensors"))
+    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+
+
+def test_a_recipe_of_another_method_is_refused(kitchen, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {"models": list(kitchen.values()), "merge_method": "ties"}
+    Path("cocktail.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(CocktailError, match="merge_method is ties - a search finds"):
+        CliRunner().invoke(search, ["--data", str(data), *RUN], catch_exceptions=False)
+
+
+def test_the_table_shows_every_ingredient_by_itself(kitchen, data) -> None:
+    done = CliRunner().invoke(
+        search, [*kitchen.values(), "--data", str(data), "--device", "cpu", "--strategy",
+                 "lm-cocktail"], catch_exceptions=False,
+    )  # fmt: skip
+    lines = done.output.splitlines()
+    assert any(line.startswith(f"{kitchen['base']} (base)  ") for line in lines)
+    assert any(line.startswith(f"{kitchen['noise']}  ") for line in lines)
+
+
+def test_names_of_points_cover_neither_each_other_nor_points(tmp_path, monkeypatch) -> None:
+    """Candidates often do about the same; their names must be readable all the same."""
+    places = [(1.0, 2.0), (1.5, 1.6), (1.501, 1.601), (1.502, 1.6), (1.5, 1.602), (1.9, 1.2)]
+    names = ["base", "uniform", "lm-cocktail", "screened", "ensemble", "noise"]
+    points = tuple(
+        FrontierPoint(name, (1.0,), Interval(y, y, y), Interval(x, x, x), role)
+        for name, (x, y), role in zip(
+            names, places, ["base", *["candidate"] * 4, "ingredient"], strict=True
+        )
+    )
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    frontier = Frontier("loss", 1.6, points, 1, 0.0)
+    draw_frontier(SimpleNamespace(frontier=frontier), tmp_path / "frontier.png")
+    axes = drawn[0].axes[0]
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert set(boxes) == set(names)
+    for name, box in boxes.items():
+        others = [other for other_name, other in boxes.items() if other_name != name]
+        assert not box.count_overlaps(others), name
+        assert not any(box.contains(*spot) for spot in axes.transData.transform(places)), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,9 @@ def test_retain_keeps_the_limit_and_traces_the_frontier(kitchen, rows) -> None:
     assert {point.role for point in frontier.points} >= {"base", "step", "ingredient"}
     assert result.weights == chosen.weights
     assert result.weights != result.candidate("lm-cocktail").weights
+    # The step that crosses the limit was halved: there is a point within the next eightieth.
+    over = [point.weights[1] for point in frontier.points if not frontier.allows(point)]
+    assert min(over) - chosen.weights[1] <= 0.5 / 80 + 1e-9
     impossible = search_weights(names, "reranker", rows, strategy="lm-cocktail",
                                 retain_data=retain, max_drop=-9.0, **QUIET)  # fmt: skip
     assert impossible.frontier is not None and impossible.frontier.missed_by > 0
@@ -193,6 +197,8 @@ def test_refusals_are_one_line(kitchen, rows, tmp_path) -> None:
     refused(PlanError, "1 model given", names[:1], "reranker", rows)
     refused(RecipeError, "base is 'elsewhere'", names, "reranker", rows, base="elsewhere",
             retain_data=rows)  # fmt: skip
+    for given in ({"max_drop": 0.1}, {"retain_by": "metric"}):
+        refused(RecipeError, "there are no retain examples", names, "reranker", rows, **given)
     refused(RecipeError, "strategy is 'magic'", names, "reranker", rows, strategy="magic")
     refused(RecipeError, "temperature is 0", names, "reranker", rows, temperature=0)
     refused(RecipeError, "3 models given to sweep", names, "reranker", rows, strategy="sweep")
@@ -210,8 +216,40 @@ def test_a_loss_that_is_not_finite_names_ingredient_and_example(kitchen, rows, t
     state = load_file(broken / "model.safetensors")
     state["classifier.weight"] = torch.full_like(state["classifier.weight"], 3e38)
     save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
-    refused(NonFiniteError, r"broken has the loss (nan|inf) on example \d+",
-            [kitchen["base"], str(broken)], "reranker", rows)  # fmt: skip
+    words = r"broken has the loss (nan|inf) on example \d+"
+    names = [kitchen["base"], str(broken)]
+    refused(NonFiniteError, words, names, "reranker", rows)
+    with pytest.raises(NonFiniteError, match=words):
+        mix_models_with_data(names, "reranker", rows, **QUIET)
+
+
+def test_one_example_gives_valid_json(kitchen, rows) -> None:
+    names = [kitchen["base"], kitchen["tuned"]]
+    result = search_weights(names, "reranker", rows[:1], retain_data=rows[1:2], **QUIET)
+    assert result.verdict.abstained
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_ctrl_c_in_the_frontier_keeps_the_verdict(kitchen, rows, monkeypatch) -> None:
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    names = [kitchen["base"], kitchen["noise"]]
+    whole = search_weights(names, "reranker", rows, **QUIET)
+    monkeypatch.setattr("cocktail.search.search.trace", interrupted)
+    result = search_weights(names, "reranker", rows, retain_data=rows, **QUIET)
+    assert result.interrupted and result.frontier is None
+    assert result.weights == whole.weights
+    assert "before the limit" in result.verdict.reason
+
+
+def test_the_bar_moves_with_every_mix_that_runs(kitchen, rows, capsys) -> None:
+    names = [kitchen["base"], kitchen["noise"]]
+    result = search_weights(names, "reranker", rows, progress=True, device="cpu")
+    shown = capsys.readouterr().err
+    assert "best loss" in shown
+    last = [int(n) for n in re.findall(r"searching: (\d+) mixes", shown)][-1]
+    assert last >= result.mixes - 2  # filled before it ran for the first time, and refreshed lately
 
 
 _SCRIPT = """
