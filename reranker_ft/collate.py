@@ -6,6 +6,7 @@ Training, evaluation, scoring and mining all run a cross-encoder through this mo
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -333,6 +334,7 @@ def score_encodings(
     *,
     max_tokens: int | None = None,
     progress: bool | str = False,
+    stop: threading.Event | None = None,
 ) -> Tensor:
     """Runs a cross-encoder over all pairs, without gradients.
 
@@ -345,6 +347,7 @@ def score_encodings(
         encodings: N pairs.
         max_tokens: Most padded tokens of one forward; None lets the device decide.
         progress: Show a progress bar; a string is its label.
+        stop: Set by another thread that has no use for the scores any more.
 
     Returns:
         (N,) fp32 raw scores (logits) on the CPU, in the order of `encodings`.
@@ -352,6 +355,7 @@ def score_encodings(
     Raises:
         ModelError: The model does not give one logit a pair, or a single pair does not fit into
             memory.
+        InterruptedError: `stop` was set.
     """
     device = next(model.parameters()).device
     budget = max_tokens or default_micro_batch_tokens(device)
@@ -362,6 +366,8 @@ def score_encodings(
     label = progress if isinstance(progress, str) else "scoring"
     with torch.no_grad(), tqdm(total=len(encodings), desc=label, disable=not progress) as bar:
         while batches:
+            if stop is not None and stop.is_set():
+                raise InterruptedError("the scores are not wanted any more")
             pairs = batches.popleft()
             inputs = encodings.pad(pairs, always_mask=always_mask)
             try:

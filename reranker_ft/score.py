@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
+import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -259,20 +260,26 @@ class Reranker:
         # Dealt out by length, so that each device gets the same mix of short and long pairs.
         shares = _deal([len(query) + len(passage) for query, passage in pairs], len(self._replicas))
 
+        stop = threading.Event()
+
         def score_share(replica: int) -> Tensor:
             encodings: Encodings = encoder([pairs[i] for i in shares[replica]])
             # One bar is enough: the shares finish at about the same time.
             shown = progress if replica == 0 else False
             return score_encodings(
-                self._replicas[replica], encodings, max_tokens=budget, progress=shown
+                self._replicas[replica], encodings, max_tokens=budget, progress=shown, stop=stop
             )
 
         scores = torch.empty(len(pairs))
         with ThreadPoolExecutor(len(self._replicas)) as threads:
-            for share, part in zip(
-                shares, threads.map(score_share, range(len(shares))), strict=True
-            ):
-                scores[share] = part
+            try:
+                parts = threads.map(score_share, range(len(shares)))
+                for share, part in zip(shares, parts, strict=True):
+                    scores[share] = part
+            except BaseException:
+                # Ctrl-C, or a device that failed: leaving the block waits for all threads.
+                stop.set()
+                raise
         return scores
 
 

@@ -196,3 +196,39 @@ def test_a_missing_extra_is_one_line(monkeypatch, write_jsonl):
     data = write_jsonl(toy_rows(1))
     result = run("mine", "--input_file", data, "--output_file", data.parent / "out", code=1)
     assert "pip install 'cocktail-mix[train]'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["score", "distil", "evaluate", "mine", "check"])
+def test_no_bars_where_stderr_is_no_terminal(command, model_folders, write_jsonl, tmp_path):
+    model, data = model_folders(), write_jsonl(toy_rows(6))
+    files = ["--input_file", data, "--output_file", tmp_path / "out.jsonl"]
+    arguments = {
+        "score": [model, "--data", data, "--devices", "cpu"],
+        "distil": [model, *files, "--devices", "cpu"],
+        "evaluate": [model, "--data", data, "--devices", "cpu"],
+        "mine": [*files, "--reranker", model, "--devices", "cpu"],
+        "check": [data, "--model_name_or_path", model],
+    }
+    assert run(command, *arguments[command]).stderr == ""
+
+
+def test_ctrl_c_is_one_line(monkeypatch, write_jsonl):
+    import reranker_ft.check
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reranker_ft.check, "check_data", interrupted)
+    result = run("check", write_jsonl(toy_rows(1)), code=130)
+    assert (result.stdout, result.stderr) == ("", "reranker-ft: interrupted\n")
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, write_jsonl):
+    import reranker_ft.check
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reranker_ft.check, "check_data", full)
+    result = run("check", write_jsonl(toy_rows(1)), code=1)
+    assert result.stderr == "Error: [Errno 28] No space left on device\n"

@@ -40,6 +40,7 @@ def test_a_line_becomes_an_example():
         (line(query="q", pos=[], neg=["n"]), "`pos` is an empty list"),
         (line(query="q", pos="p", neg=["n"]), "`pos` is a string"),
         (line(query="q", pos=["p", None], neg=["n"]), "`pos[1]` is null"),
+        (line(query="q", pos=["p", " "], neg=["n"]), "`pos[1]` has no text"),
         (line(query="q", pos=["p"], neg={"a": 1}), "`neg` is an object"),
         (line(query="q", pos=["p"], neg=["n", 7]), "`neg[1]` is a number"),
         (

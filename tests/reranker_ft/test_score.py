@@ -2,6 +2,8 @@
 
 import importlib.util
 import inspect
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -146,6 +148,29 @@ def test_windows_and_devices_change_nothing(model_folders, monkeypatch):
     monkeypatch.setattr(score_module, "WINDOW_PAIRS", 5)
     windowed = Reranker(model_folders(), devices="cpu")
     assert windowed.compute_score(PAIRS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_device_that_fails_stops_the_others(model_folders):
+    """So does Ctrl-C, which would otherwise wait for all devices to finish their share."""
+    shared = Reranker(model_folders(), devices=["cpu", "cpu"], micro_batch_tokens=1)
+    first, second = shared._replicas
+    failed = threading.Event()
+    forwards = []
+
+    def fail(*_):
+        failed.set()
+        raise RuntimeError("device lost")
+
+    def slow(*_):
+        forwards.append(failed.wait(10))
+        time.sleep(0.05)
+
+    first.register_forward_pre_hook(fail)
+    second.register_forward_pre_hook(slow)
+    with pytest.raises(RuntimeError, match="device lost"):
+        shared.compute_score(PAIRS * 10)
+    # One pair a forward: half of the pairs are the second device's share.
+    assert len(forwards) < len(PAIRS)
 
 
 def test_out_of_memory_halves_the_budget_and_scores_no_pair_twice(model_folders):

@@ -222,3 +222,20 @@ def test_workers_do_not_change_the_result(model_folders, data, tmp_path):
         weights.append(load_file(output / "model.safetensors"))
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name])
+
+
+def test_ctrl_c_is_one_line(model_folders, data, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reranker_ft.trainer.RerankerTrainer.train", interrupted)
+    assert main(small(model_folders("bert"), data, tmp_path / "out")) == 130
+    assert capsys.readouterr().err == "reranker-ft: interrupted\n"
+
+
+def test_a_run_writes_no_bars_where_stderr_is_no_terminal(model_folders, data, tmp_path, capfd):
+    arguments = small(model_folders("bert"), data, tmp_path / "out", "--eval_data", data)
+    at = arguments.index("--disable_tqdm")
+    del arguments[at : at + 2]
+    assert main(arguments) == 0
+    assert "%|" not in capfd.readouterr().err

@@ -74,7 +74,9 @@ def test_two_processes_equal_one_on_the_same_global_batch(model_folders, write_j
     # Nine queries in global batches of four: the last leaves one process without a query.
     data = write_jsonl(toy_rows(9))
     model = model_folders("bert")
-    common = [*EXACT, "--in_batch_negatives", 3, "--eval_data", data]
+    # One query to retain: a process has none to rank.
+    retain = write_jsonl(toy_rows(1), "retain.jsonl")
+    common = [*EXACT, "--in_batch_negatives", 3, "--eval_data", data, "--retain_data", retain]
     if torch.cuda.is_available():
         common += ["--use_cpu", True]  # elsewhere the CPU is taken without being told
     batch = "--per_device_train_batch_size"
@@ -92,7 +94,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(model_folders, write_j
     assert_equal_weights(one, load_file(two / "model.safetensors"))
     histories = [json.loads((tmp_path / n / "history.json").read_text()) for n in ("one", "two")]
     for first, second in zip(*histories, strict=True):
-        for name in ("loss", "eval_ndcg@10", "eval_ndcg@10_low", "eval_loss"):
+        for name in ("loss", "eval_ndcg@10", "eval_ndcg@10_low", "eval_loss", "eval_retain_map"):
             assert first.get(name) == pytest.approx(second.get(name), abs=1e-4), name
 
 
