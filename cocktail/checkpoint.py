@@ -14,7 +14,7 @@ from cocktail.hub import SIDE_TENSORS, fetch, parse_identifier
 from cocktail.pickled import read_pickled
 
 if TYPE_CHECKING:
-    from cocktail.adapter_view import View
+    from cocktail.adapters.view import View
 
 MAIN = ""
 """The part of a checkpoint that is the transformers model itself."""
@@ -129,7 +129,7 @@ def resolve(reference: str | Path) -> Checkpoint:
             each other, or they hold tensors whose place in the model is not known; the adapter is
             of a type that cannot be added, or does not fit its base.
     """
-    from cocktail.adapters import is_adapter, open_adapter, split_pair  # noqa: PLC0415 - a cycle
+    from cocktail.adapters.ingredient import is_adapter, open_adapter, split_pair  # noqa: PLC0415 - a cycle
 
     text = str(reference)
     pair = split_pair(text)

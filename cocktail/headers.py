@@ -20,7 +20,7 @@ from cocktail.errors import CheckpointError, listed
 if TYPE_CHECKING:
     import torch
 
-    from cocktail.lowrank import LowRank
+    from cocktail.adapters.lowrank import LowRank
 
 MAX_HEADER_BYTES = 100_000_000  # what the reference implementation accepts
 ALIGNMENT = 8

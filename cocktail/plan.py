@@ -180,10 +180,10 @@ def parse_size(size: int | str) -> int:
         RecipeError: it is no size, or less than one byte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
-    value = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
-    if value < 1:
+    value = float(match[1]) * _UNITS.get(match[2], 0) if match else 0.0
+    if not 1 <= value < 2**63:
         raise RecipeError(f"max_shard_size is {size!r} - it is bytes, or text such as 500MB or 5GB")
-    return value
+    return int(value)
 
 
 def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | None:

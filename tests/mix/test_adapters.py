@@ -25,12 +25,12 @@ from transformers import (
 )
 
 from cocktail import search_weights
+from cocktail.adapters.lowrank import TILE
 from cocktail.api import checked_plan, mix_to_folder
 from cocktail.checkpoint import MAIN, resolve
 from cocktail.cli import main
 from cocktail.errors import CheckpointError, PlanError
 from cocktail.hub import needed_files
-from cocktail.lowrank import TILE
 from cocktail.mix import stream
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan, build_plan

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cocktail.adapter_config import ADAPTER_CONFIG, LoraConfig, read_adapter_config
-from cocktail.adapter_tensors import JoinedTensors, join_tensors, read_stored
-from cocktail.adapter_view import fitted_config, make_view, own_config
+from cocktail.adapters.config import ADAPTER_CONFIG, LoraConfig, read_adapter_config
+from cocktail.adapters.tensors import JoinedTensors, join_tensors, read_stored
+from cocktail.adapters.view import fitted_config, make_view, own_config
 from cocktail.checkpoint import (
     MAIN,
     Adaption,

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from cocktail.adapter_config import LoraConfig
+from cocktail.adapters.config import LoraConfig
 from cocktail.checkpoint import Checkpoint, read_json
 from cocktail.companions import companions_in, is_tokenizers
 from cocktail.errors import CheckpointError, listed

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cocktail.adapter_config import LoraConfig
+from cocktail.adapters.config import LoraConfig
+from cocktail.adapters.lowrank import LowRank
 from cocktail.checkpoint import MAIN, Checkpoint, read_tensor_file
 from cocktail.dtypes import FLOATING
 from cocktail.errors import CheckpointError, listed
 from cocktail.headers import TensorInfo
 from cocktail.hub import ADAPTER_FILES
-from cocktail.lowrank import LowRank
 from cocktail.prefixes import extra_prefix
 
 _PREFIX = "base_model.model."

@@ -1,0 +1,1 @@
+"""PEFT adapters as ingredients: added to their base while it is read."""
