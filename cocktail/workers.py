@@ -104,6 +104,8 @@ class Worker:
                     place = flat[start + low : start + high]
                     place.copy_(self._read(source.info, start + low, start + high, hasher))
                 found.append(hasher.digest())
+            # A method may select by magnitude, where NaN has no rank.
+            _require_finite(flat, flat.dtype, source.info.name, "before")
             tensors.append(flat.view(tensor.shape))
         merged = _merged(tensor, merge, tensors).reshape(-1)
         for (start, stop), found in zip(segments, digests, strict=True):
@@ -131,7 +133,7 @@ class Worker:
         )
         if tensor.is_copy:
             mixed = next(blocks)
-            _require_finite(mixed, mixed.dtype, tensor)
+            _require_finite(mixed, mixed.dtype, tensor.key)
             return mixed
         dtype, size = _sum_dtype(tensor), stop - start
         if tensor.merge is not None:
@@ -158,7 +160,7 @@ class Worker:
     def _rounded(self, tensor: MixedTensor, block: torch.Tensor) -> torch.Tensor:
         """The block in the output's type, checked."""
         dtype = torch_dtype(tensor.dtype)
-        _require_finite(block, dtype, tensor)
+        _require_finite(block, dtype, tensor.key)
         if block.dtype == dtype:
             return block.contiguous()
         return self.rounded.view(dtype)[: block.numel()].copy_(block)
@@ -183,7 +185,9 @@ def _sum_dtype(tensor: MixedTensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == "F64" else torch.float32
 
 
-def _require_finite(block: torch.Tensor, dtype: torch.dtype, tensor: MixedTensor) -> None:
+def _require_finite(
+    block: torch.Tensor, dtype: torch.dtype, name: str, when: str = "after"
+) -> None:
     """Refuse what is not finite, or would not be once it is rounded to ``dtype``."""
     if not block.is_floating_point() or block.numel() == 0:
         return
@@ -199,6 +203,6 @@ def _require_finite(block: torch.Tensor, dtype: torch.dtype, tensor: MixedTensor
     worst = float(block[~block.isfinite()][0]) if not bool(block.isfinite().all()) else None
     found = f"holds {worst}" if worst is not None else f"exceeds {limit:g}, the largest {dtype}"
     raise NonFiniteError(
-        f"{tensor.key} {found} after mixing - a mixed model has finite weights only - look at the "
+        f"{name} {found} {when} mixing - a mixed model has finite weights only - look at the "
         "ingredients with `cocktail inspect`, or write a wider dtype"
     )

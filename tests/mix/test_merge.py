@@ -159,6 +159,16 @@ def test_a_result_that_is_not_finite_names_its_tensor(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "two"]
 
 
+def test_an_ingredient_that_is_not_finite_names_its_tensor(
+    family: tuple[Path, Path, Path],
+) -> None:
+    tensors = load(family[1])
+    tensors["encoder.layer.0.output.dense.weight"][2, 3] = float("nan")
+    save_file(tensors, family[1] / "model.safetensors")
+    with pytest.raises(NonFiniteError, match=r"dense\.weight holds nan before mixing"):
+        streamed(build_plan(recipe_for(family, **TIES)))
+
+
 @pytest.mark.parametrize("owners", [1, 2])
 def test_a_head_of_some_is_averaged_over_those_that_have_it(save: Save, owners: int) -> None:
     heads = [torch.full((1, 4), float(value)) for value in (1, 3)]
