@@ -8,6 +8,7 @@ that of processes changes it.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -137,7 +138,8 @@ class GroupDataset(Dataset[Group]):
         self.instructions = instructions or Instructions()
         self.seed = seed
         self.shuffle_ratio = shuffle_ratio
-        self._warned = False
+        # Shared with the data loader's workers, so that they warn once together.
+        self._warned = multiprocessing.Value("b", False)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -180,8 +182,9 @@ class GroupDataset(Dataset[Group]):
                 f"example {number + 1} has no negatives - a group of {self.group_size} needs one - "
                 "add negatives, or set --train_group_size 1 with --in_batch_negatives"
             )
-        if not self._warned:
-            self._warned = True
+        with self._warned.get_lock():
+            first_time, self._warned.value = not self._warned.value, True
+        if first_time:
             logger.warning(
                 "Example %d has %d negatives and a group of %d needs %d: negatives are repeated, "
                 "here and wherever else there are too few.",

@@ -30,6 +30,12 @@ class OneLineParser(HfArgumentParser):  # type: ignore[misc]
         raise ArgumentError(f"{message} - flags are those of the help - see --help")
 
 
+def _renamed(word: str) -> str:
+    """A word of the command line, an old flag under its new name."""
+    flag, equals, value = word.partition("=")
+    return RENAMED_FLAGS.get(flag, flag) + equals + value
+
+
 def parse(
     argv: list[str] | None,
 ) -> tuple[ModelArguments, DataArguments, RerankerTrainingArguments]:
@@ -43,7 +49,7 @@ def parse(
         usage=USAGE,
         allow_abbrev=False,
     )
-    argv = [RENAMED_FLAGS.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = [_renamed(word) for word in (sys.argv[1:] if argv is None else argv)]
     parsed: Any = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )

@@ -15,6 +15,8 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from reranker_ft.bars import bars_on_terminals_only
+
 MAX_POSITIONS = 64
 WORDS = [
     *("the", "a", "of", "in", "is", "was", "what", "who", "when", "where", "how", "which"),
@@ -101,7 +103,8 @@ def model_folders(tmp_path_factory):
         key = f"{kind}-{dropout}"
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp(key)
-            make_model(kind, dropout=dropout).save_pretrained(folders[key])
+            with bars_on_terminals_only():  # a test may look at what is written to stderr
+                make_model(kind, dropout=dropout).save_pretrained(folders[key])
             make_tokenizer(kind).save_pretrained(folders[key])
         return folders[key]
 

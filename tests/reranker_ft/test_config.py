@@ -41,6 +41,7 @@ def test_several_files_and_old_names():
     )
     assert data_args.train_data == ["a.jsonl", "b"]
     assert training_args.eval_strategy == "no"
+    assert parse([*NEEDED, "--evaluation_strategy=no"])[2].eval_strategy == "no"
     assert training_args.use_cpu is True
 
 

@@ -1,7 +1,10 @@
 """A run from the command line to the output folder."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -211,6 +214,19 @@ def test_lora_trains_adapters_and_head_and_merges(model_folders, data, tmp_path,
     expected = score_encodings(merged, PairEncoder(make_tokenizer(kind))(PAIRS))
     torch.testing.assert_close(raw_scores(tmp_path / "whole"), expected, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(raw_scores(model), expected)
+
+
+def test_workers_warn_once_of_too_few_negatives(model_folders, write_jsonl, tmp_path):
+    data = write_jsonl(toy_rows(8, negatives=2))
+    more = ["--dataloader_num_workers", 2, "--num_train_epochs", 2]
+    command = [sys.executable, "-m", "reranker_ft.run"]
+    command += small(model_folders("bert"), data, tmp_path / "out", *more)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("negatives are repeated") == 1
 
 
 def test_workers_do_not_change_the_result(model_folders, data, tmp_path):
