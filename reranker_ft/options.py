@@ -1,8 +1,9 @@
-"""Options that several commands share."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -61,3 +62,8 @@ def reranker_options(command: Command) -> Command:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+
+
+def report(fields: dict[str, Any], text: str, as_json: bool) -> None:
+    """Prints a result for a program or for a person."""
+    click.echo(json.dumps(fields) if as_json else text)

@@ -83,6 +83,11 @@ def run(
         if model_args.use_lora and model_args.save_merged_lora_model:
             trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         trainer.save_model()
+        if model_args.use_lora and trainer.is_world_process_zero():
+            # Beside the adapters too, so that whoever adds them to the base knows the head.
+            trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(
+                training_args.output_dir
+            )
     return trainer
 
 
@@ -132,7 +137,7 @@ def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
         )
     _report_fresh_weights(name, model, set(report["missing_keys"]))
     if args.use_lora:
-        model = _with_adapters(model, args)
+        model = _with_adapters(model, args, set(report["missing_keys"]))
     return model, tokenizer
 
 
@@ -160,10 +165,16 @@ def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
         )
 
 
-def _with_adapters(model: Any, args: ModelArguments) -> Any:
-    """The model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole."""
+def _with_adapters(model: Any, args: ModelArguments, fresh: set[str]) -> Any:
+    """The model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole.
+
+    Args:
+        fresh: Parameters that the checkpoint does not hold. A pooler among them is trained whole
+            too: what it started from could not be had again.
+    """
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - optional
 
+    pooler = ["pooler"] if any(".pooler." in name for name in fresh) else []
     heads = [
         name
         for name, module in model.named_children()
@@ -175,7 +186,8 @@ def _with_adapters(model: Any, args: ModelArguments) -> Any:
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.target_modules or "all-linear",
-        modules_to_save=heads,
+        modules_to_save=heads + pooler,
+        exclude_modules=r".*\bpooler\b.*" if pooler else None,
     )
     try:
         return get_peft_model(model, config)

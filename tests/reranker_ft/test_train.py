@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from cocktail import mix_models
 from reranker_ft.collate import PairEncoder, score_encodings
 from reranker_ft.run import main
+from reranker_ft.train import RAW_SCORES
 
 from .conftest import make_model, make_tokenizer, toy_rows
 
@@ -214,6 +216,32 @@ def test_lora_trains_adapters_and_head_and_merges(model_folders, data, tmp_path,
     expected = score_encodings(merged, PairEncoder(make_tokenizer(kind))(PAIRS))
     torch.testing.assert_close(raw_scores(tmp_path / "whole"), expected, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(raw_scores(model), expected)
+
+
+def test_lora_keeps_what_started_from_random_weights(data, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    tokenizer = make_tokenizer("bert")
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64,
+    )  # fmt: skip
+    model = tmp_path / "encoder"
+    BertForMaskedLM(config).save_pretrained(model)  # without a pooler, without a head
+    tokenizer.save_pretrained(model)
+    lora = ["--use_lora", "--lora_rank", 2, "--learning_rate", 5e-2]
+    assert main(small(model, data, tmp_path / "adapter", *lora)) == 0
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in adapter if "pooler" in name} == {"pooler"}
+    assert main(small(model, data, tmp_path / "whole", *lora, "--save_merged_lora_model")) == 0
+    # The adapter on its base is the merged model, in a mix too.
+    half = mix_models([tmp_path / "adapter", tmp_path / "whole"], "reranker", [0.5, 0.5])
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, tensor in half.state_dict().items():
+        if name in expected:
+            torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+    settings = json.loads((tmp_path / "adapter" / "config.json").read_text())
+    assert settings["sentence_transformers"]["activation_fn"] == RAW_SCORES
 
 
 def test_workers_warn_once_of_too_few_negatives(model_folders, write_jsonl, tmp_path):
