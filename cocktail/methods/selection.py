@@ -38,7 +38,7 @@ def magnitude_cut(values: torch.Tensor, rank: int) -> Cut:
     """Find the magnitude that stands at a rank, 0 for the smallest.
 
     Args:
-        values: shape (n,), n > rank, without NaN.
+        values: shape (n,), n > rank, finite.
     """
     low, high = _bracket(values, rank)
     below, gathered = _gather(values, low, high)
@@ -87,7 +87,7 @@ def keep_ranks(values: torch.Tensor, low: int, high: int) -> None:
     Of equal magnitudes the first counts as the largest, so that the number kept is exact.
 
     Args:
-        values: shape (n,), without NaN; changed in place.
+        values: shape (n,), finite; changed in place.
     """
     count = len(values)
     if low >= high:
