@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,13 +76,19 @@ def checked_plan(
         plan = build_plan(recipe, max_shard_size=max_shard_size, made=made)
     except PlanError as error:
         problems += error.problems
+    if plan is not None and plan.recipe.method.statistic is not None:
+        from cocktail.statistics.measure import measuring_problems  # noqa: PLC0415 - runs models
+
+        problems += measuring_problems(plan)
     if output is not None:
         folders = (
             {k: v for c in plan.ingredients for k, v in (c.origins | linked_folders(c)).items()}
             if plan
             else {name: Path(name) for name in recipe.ingredients if Path(name).is_dir()}
         )
-        needed = disk_bytes(plan) if plan else 0
+        needed = 0
+        if plan is not None:
+            needed = disk_bytes(plan) + len(plan.ingredients) * plan.statistics_bytes
         problems += output_problems(output, folders, needed, overwrite=overwrite)
     if plan is None or problems:
         raise PlanError(problems)
@@ -113,7 +120,12 @@ def mix_to_folder(
         NonFiniteError: a mixed tensor holds NaN or infinity; nothing was written.
     """
     started = time.perf_counter()
-    with StagedModel(plan, output, sync=sync) as staged:
+    with (
+        _measured(
+            plan, output, trust_remote_code=trust_remote_code, threads=threads, progress=progress
+        ) as ready,
+        StagedModel(ready, output, sync=sync) as staged,
+    ):
         staged.lay_out(file_metadata(plan))
 
         def both(tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
@@ -122,7 +134,7 @@ def mix_to_folder(
                 memory.write_block(tensor, start, block)
 
         with byte_progress(plan.output_bytes, "mixing", shown=progress) as advance:
-            digests = stream(plan, both, threads=threads, progress=advance)
+            digests = stream(ready, both, threads=threads, progress=advance)
         for tensor in plan.tensors:
             if tensor.pieces:
                 digests.outputs[tensor.key] = staged.read_digest(tensor)
@@ -133,6 +145,33 @@ def mix_to_folder(
     done = time.perf_counter()
     seconds = {"mix": mixed - started, "sync": done - mixed, "total": done - started}
     return MixReport(plan, output, digest, seconds, model)
+
+
+@contextmanager
+def _measured(
+    plan: Plan,
+    output: Path | None,
+    *,
+    trust_remote_code: bool,
+    threads: int | None,
+    progress: bool,
+) -> Iterator[Plan]:
+    """The plan with the statistics that its method asks for, in files that are removed at the end:
+    beside the output, or among the system's temporary files where there is none."""
+    if plan.recipe.method.statistic is None:
+        yield plan
+        return
+    from cocktail.statistics.measure import measure  # noqa: PLC0415 - runs models
+
+    with ExitStack() as stack:
+        folder = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if output is None
+            else stack.enter_context(temporary_parts(output, "statistics"))
+        )
+        yield measure(
+            plan, folder, trust_remote_code=trust_remote_code, threads=threads, progress=progress
+        )
 
 
 def mix_recipe(
@@ -187,7 +226,7 @@ def _write_rest(staged: StagedModel, digests: Digests) -> str:
 def mix_models(
     model_names_or_paths: Sequence[str | Path],
     model_type: str,
-    weights: Sequence[float],
+    weights: Sequence[float] | None = None,
     output_path: str | Path | None = None,
     *,
     dtype: str | torch.dtype | None = None,
@@ -204,6 +243,7 @@ def mix_models(
     base_model: str | Path | None = None,
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
+    data: str | Path | None = None,
 ) -> PreTrainedModel:
     """Mix the weights of models of one architecture; by default theta = sum_i w_i theta_i.
 
@@ -213,7 +253,7 @@ def mix_models(
         model_names_or_paths: K local folders or Hub ids ``org/name[@revision]``; config, tokenizer
             and other companions come from the first.
         model_type: ``reranker``, ``encoder``, ``decoder`` or ``encoder-decoder``.
-        weights: K numbers that sum to 1 within 1e-3.
+        weights: K numbers that sum to 1 within 1e-3; other methods may take others, or none.
         output_path: also write the mix there, as a folder that transformers loads.
         dtype: of the mix; by default each tensor keeps its type, the widest one if they differ.
         max_shard_size: of one output file, in bytes or as text such as ``"5GB"``.
@@ -230,6 +270,7 @@ def mix_models(
         base_model: what the models were fine-tuned from, for methods that need it.
         parameters: of the method, such as ``{"density": 0.3}``.
         seed: of methods that draw at random.
+        data: JSONL file of examples, for methods that weigh the models by them.
 
     Returns:
         The mixed model in eval mode, on the CPU.
@@ -241,7 +282,7 @@ def mix_models(
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
         pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,
-        parameters=parameters, seed=seed,
+        parameters=parameters, seed=seed, data=data,
     )  # fmt: skip
     output = None if output_path is None else Path(output_path).expanduser()
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
@@ -253,8 +294,13 @@ def mix_models(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         return report.model
-    with byte_progress(plan.output_bytes, "mixing", shown=progress) as advance:
-        stream(plan, memory.write_block, threads=threads, progress=advance)
+    with (
+        _measured(
+            plan, None, trust_remote_code=trust_remote_code, threads=threads, progress=progress
+        ) as ready,
+        byte_progress(plan.output_bytes, "mixing", shown=progress) as advance,
+    ):
+        stream(ready, memory.write_block, threads=threads, progress=advance)
     return memory.build(trust_remote_code=trust_remote_code)
 
 

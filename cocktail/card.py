@@ -56,6 +56,7 @@ def provenance(plan: Plan, digests: Digests) -> dict[str, Any]:
         "recipe": plan.recipe.to_dict(),
         **({"steps": [step.to_dict() for step in plan.recipe.steps]} if plan.recipe.steps else {}),
         "model_type": plan.kind.name,
+        **({"data_sha256": plan.data_sha256} if plan.data_sha256 else {}),
         "ingredients": ingredients,
         "output": {"digest": output, "bytes": plan.output_bytes, "dtype": torch_name(plan.dtype)},
         "digest_method": METHOD,

@@ -77,7 +77,7 @@ def stream(
         NonFiniteError: a mixed tensor holds NaN or infinity.
     """
     jobs = _jobs(plan)
-    room = Room(max((tensor.numel for tensor, _, _ in jobs if tensor.is_whole), default=0))
+    room = Room(max((tensor.whole_numel for tensor, _, _ in jobs if tensor.is_whole), default=0))
     stopped = Event()
     workers = local()
 
@@ -88,7 +88,7 @@ def stream(
         worker: Worker = workers.own
         if tensor.merge is None or not tensor.is_whole:
             return worker.run_segment(tensor, start, stop)
-        with room.hold(tensor.numel):
+        with room.hold(tensor.whole_numel):
             return worker.run_whole(tensor, tensor.merge)
 
     with TensorReader() as reader, _restored_torch_threads():

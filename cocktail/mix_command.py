@@ -95,6 +95,8 @@ def _parse_parameters(
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE",
               callback=_parse_parameters,
               help="Of the method, such as density=0.5; may be given several times.")  # fmt: skip
+@click.option("--data", metavar="FILE",
+              help="JSONL file of examples, for methods that weigh models by them.")  # fmt: skip
 @click.option("--seed", type=int, help="Of methods that draw at random.  [0]")
 @click.option(
     "--model-type",
@@ -135,6 +137,7 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
       cocktail mix BAAI/bge-reranker-base ./fine-tuned --weights 0.3,0.7 -o ./mixed --dry-run
       cocktail mix ./one ./other --base ./base --method ties --weights 1 1 \\
         --parameter density=0.3 -o ./mixed
+      cocktail mix ./one ./other --method fisher --data examples.jsonl -o ./mixed
       cocktail mix recipe.yaml --output ./mixed
     """
     from cocktail.api import checked_plan, mix_recipe

@@ -11,7 +11,7 @@ from typing import Any
 from cocktail.align import Source, shares
 from cocktail.checkpoint import tensor_key
 from cocktail.dtypes import ITEM_SIZE
-from cocktail.headers import build_header
+from cocktail.headers import TensorInfo, build_header
 from cocktail.methods.method import Method
 from cocktail.vocabularies import Run
 
@@ -24,12 +24,15 @@ class Merge:
         options: of the method, those that differ by model as tuples.
         base: what the models are compared with, where the method has one.
         seed: of the recipe.
+        statistics: what was measured of each source, where the method asks for it; files of
+            numbers that are no ingredients.
     """
 
     method: Method
     options: Mapping[str, Any]
     base: Source | None
     seed: int
+    statistics: tuple[TensorInfo, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,15 @@ class MixedTensor:
             first=run.start * math.prod(self.shape[1:]),
         )  # fmt: skip
 
+    def measured(self, statistics: Sequence[TensorInfo]) -> MixedTensor:
+        """The same tensor with a statistic of each source; the sources' average without any."""
+        if self.merge is None:
+            return self
+        if statistics:
+            return replace(self, merge=replace(self.merge, statistics=tuple(statistics)))
+        parts = shares([source.weight for source in self.sources])
+        return replace(self, merge=None, sources=tuple(map(_weighted, self.sources, parts)))
+
     def reweighted(self, weights: Sequence[float]) -> MixedTensor:
         """The same weighted sum with other weights (K,); copies stay copies.
 
@@ -148,6 +160,28 @@ class MixedTensor:
     def is_whole(self) -> bool:
         """Whether it is made in one piece, because no element can do without the others."""
         return self.merge is not None and not self.merge.method.elementwise
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its method looks at a statistic of each source."""
+        return self.merge is not None and self.merge.method.statistic is not None
+
+    @property
+    def statistic_numel(self) -> int:
+        """Elements of what its method measures of one source, at most: only a linear layer has a
+        Gram matrix."""
+        kind = None if self.merge is None else self.merge.method.statistic
+        if kind == "gram":
+            return self.shape[1] ** 2 if len(self.shape) == 2 else 0
+        return self.numel if kind == "fisher" else 0
+
+    @property
+    def whole_numel(self) -> int:
+        """Elements in fp32 that it takes to make it in one piece: the sources and two more, and
+        with Gram matrices, which are worked on in fp64, as much again as four and six of these."""
+        gram = self.statistic_numel
+        held = self.numel * (len(self.active) + 2)
+        return held + (4 * self.numel + (len(self.sources) + 6) * gram if gram else 0)
 
 
 def _weighted(source: Source, weight: float) -> Source:

@@ -37,6 +37,7 @@ class Plan:
         files: the weights to write.
         companions: files to copy, by their path in the output.
         notes: what was decided that a user may want to know, one line each.
+        data_sha256: of the examples, once the models have been measured on them.
     """
 
     recipe: Recipe
@@ -46,6 +47,7 @@ class Plan:
     files: tuple[OutputFile, ...]
     companions: Mapping[str, Path]
     notes: tuple[str, ...]
+    data_sha256: str | None = None
 
     @property
     def tensors(self) -> list[MixedTensor]:
@@ -76,16 +78,28 @@ class Plan:
             counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
         return max(counts, key=lambda code: counts[code])
 
+    @property
+    def statistics_bytes(self) -> int:
+        """What is measured of one model before tensors are combined, at most."""
+        return 4 * sum(tensor.statistic_numel for tensor in self.tensors)
+
     def peak_memory(self, threads: int) -> int:
         """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors, and
-        the tensors that a method needs whole: at most K + 3 times the largest, in fp32."""
+        the tensors that a method needs whole: at most K + 3 times the largest, in fp32. Or, before
+        that, a model with its gradients and statistics, without what a forward takes."""
         side = sum(file.nbytes for file in self.files if not file.is_safetensors)
         deltas = {s.info.delta for t in self.tensors for s in t.active if s.info.delta is not None}
         side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
         side += threads * max((delta.workspace for delta in deltas), default=0)
-        whole = max((p.numel * (len(p.active) + 2) for p in self.pieces if p.is_whole), default=0)
-        blocks = 4 + max((len(p.active) for p in self.pieces if p.merge), default=0)
-        return RUNTIME_BYTES + threads * blocks * BLOCK * 8 + side + whole * 4
+        whole = max((p.whole_numel for p in self.pieces if p.is_whole), default=0)
+        sources = (len(p.active) + len(p.sources) * p.is_measured for p in self.pieces if p.merge)
+        mixing = threads * (4 + max(sources, default=0)) * BLOCK * 8 + side + whole * 4
+        return RUNTIME_BYTES + max(mixing, self._measuring_bytes())
+
+    def _measuring_bytes(self) -> int:
+        statistic = self.recipe.method.statistic
+        copies = {"fisher": 2, "gram": 1, None: 0}[statistic]  # the model, and its gradients
+        return 4 * copies * self.parameters + self.statistics_bytes
 
     def reweighted(self, weights: Sequence[float]) -> Plan:
         """The same plan with other weights, checked like the first; nothing is read again.

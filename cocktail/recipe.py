@@ -50,6 +50,7 @@ class Recipe:
         model_parameters: of each of the models; they go before ``parameters``.
         tokenizer_source: the ingredient that the tokenizer's files come from, if not the donor.
         seed: of methods that draw at random.
+        data: JSONL file of the examples that a method with a statistic measures the models on.
         name: what a later recipe calls the result by.
         steps: earlier recipes whose results are among the models, by their names.
     """
@@ -67,6 +68,7 @@ class Recipe:
     tokenizer_source: str | None = None
     seed: int = 0
     name: str | None = None
+    data: str | None = None
     steps: tuple[Recipe, ...] = ()
 
     @cached_property
@@ -107,7 +109,8 @@ class Recipe:
         if self.weights:
             return self.weights[self.merged.index(ingredient)]
         own = self.model_parameters[ingredient : ingredient + 1]
-        return {**self.parameters, **(own[0] if own else {})}.get("weight")
+        default = {option.name: option.default for option in self.method.options}.get("weight")
+        return {**self.parameters, **(own[0] if own else {})}.get("weight", default)
 
     @property
     def is_weighted_sum(self) -> bool:
@@ -141,11 +144,25 @@ class Recipe:
                 f"one of {listed(self.ingredients)}, or base"
             )
         try:
+            found += self._data_problems(self.method)
             found += [*self._model_problems(self.method), *self._weight_problems(self.method)]
             self.check_parameters()
         except RecipeError as error:
             found.append(str(error))
         return found
+
+    def _data_problems(self, method: Method) -> list[str]:
+        if method.statistic is None and self.data is not None:
+            return [
+                f"data is {self.data} - {method.name} looks at no examples - leave it out, or "
+                "merge by fisher or regmean"
+            ]
+        if method.statistic is not None and self.data is None:
+            return [
+                f"{method.name} has no examples - it weighs by what they say of each model - give "
+                "a JSONL file (--data, data=)"
+            ]
+        return []
 
     def _model_problems(self, method: Method) -> list[str]:
         if len(self.ingredients) < 2:
@@ -178,8 +195,13 @@ class Recipe:
             if not method.weighted or any("weight" in parameters for parameters in given):
                 return []
             return [f"no weights for {count} models - each takes one - give them"]
-        if not method.weighted:
+        if not method.takes_weights:
             return [f"weights given - {method.name} takes none - leave them out"]
+        if not method.weighted:
+            for weight in self.weights:
+                method.option("weight").check(weight)
+            if not any(self.weights):
+                return [f"the weights are all 0 - {method.name} divides by their sum - give others"]
         broken = [weight for weight in self.weights if not math.isfinite(weight)]
         if broken:
             return [f"weights are {list(self.weights)} - they must be finite numbers"]
@@ -236,7 +258,7 @@ class Recipe:
             model as tuples in the same order.
 
         Raises:
-            RecipeError: no weight is given for it.
+            RecipeError: no weight is given for it, or they cannot be divided by their sum.
         """
         values: dict[str, Any] = {}
         for option in self.options():
@@ -260,6 +282,10 @@ class Recipe:
                         "give others, or normalize: false"
                     )
                 weights = tuple(weight / total for weight in weights)
+        if self.method.statistic is not None and not any(weights):
+            raise RecipeError(
+                f"the weights of {name} are all 0 - they are divided by their sum - give others"
+            )
         return weights, values
 
     def _value(self, option: Option, name: str, depth: float, ingredient: int | None) -> Any:
@@ -331,6 +357,7 @@ def make_recipe(
     tokenizer_source: str | None = None,
     seed: int = 0,
     name: str | None = None,
+    data: str | Path | None = None,
 ) -> Recipe:
     """Build a recipe from what a user passed.
 
@@ -355,5 +382,6 @@ def make_recipe(
         tokenizer_source,
         seed,
         name,
+        None if data is None else str(data),
     )
     return recipe.normalized() if normalize else recipe

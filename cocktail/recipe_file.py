@@ -29,6 +29,7 @@ _KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "parameters": (dict, "a map of the method's parameters"),
     "tokenizer_source": (str, "base, or one of the models"),
     "seed": (int, "a whole number"),
+    "data": (str, "a JSONL file of examples"),
     "name": (str, "a name that later documents call the result by"),
 }
 # mergekit's, for which a weighted average of whole models has no meaning or no need.

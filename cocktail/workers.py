@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from threading import Condition, Event
 
 import torch
@@ -30,7 +31,7 @@ class Room:
     """Lets threads hold tensors as long as these are no more than the largest one together.
 
     Args:
-        elements: of the largest tensor that is made in one piece.
+        elements: that the largest tensor takes that is made in one piece.
     """
 
     def __init__(self, elements: int) -> None:
@@ -107,7 +108,8 @@ class Worker:
             # A method may select by magnitude, where NaN has no rank.
             _require_finite(flat, flat.dtype, source.info.name, "before")
             tensors.append(flat.view(tensor.shape))
-        merged = _merged(tensor, merge, tensors).reshape(-1)
+        statistics = [self._whole(info) for info in merge.statistics]
+        merged = _merged(tensor, merge, tensors, statistics).reshape(-1)
         for (start, stop), found in zip(segments, digests, strict=True):
             output = xxhash.xxh3_128()
             for low, high in block_bounds(stop - start, self.block):
@@ -115,6 +117,12 @@ class Worker:
                 self._hand_over(tensor, start + low, block, output)
             found.insert(0, output.digest())
         return digests
+
+    def _whole(self, info: TensorInfo) -> torch.Tensor:
+        flat = torch.empty(info.numel)
+        for start, stop in block_bounds(info.numel, self.block):
+            flat[start:stop].copy_(self.reader.read(info, start, stop, self.raw))
+        return flat.view(info.shape)
 
     def _hand_over(
         self, tensor: MixedTensor, start: int, block: torch.Tensor, hasher: xxhash.xxh3_128
@@ -137,9 +145,16 @@ class Worker:
             return mixed
         dtype, size = _sum_dtype(tensor), stop - start
         if tensor.merge is not None:
-            places = self._places(len(tensor.active), dtype, size)
-            held = [place.copy_(block) for place, block in zip(places, blocks, strict=True)]
-            return self._rounded(tensor, _merged(tensor, tensor.merge, held))
+            measured = tensor.merge.statistics
+            count = len(tensor.active)
+            places = self._places(count + len(measured), dtype, size)
+            # Statistics are no ingredients: they are read like these, but not hashed.
+            found = (self.reader.read(info, start, stop, self.raw) for info in measured)
+            held = [
+                place.copy_(block)
+                for place, block in zip(places, chain(blocks, found), strict=True)
+            ]
+            return self._rounded(tensor, _merged(tensor, tensor.merge, held[:count], held[count:]))
         out, term = (space.view(dtype)[:size] for space in (self.sum, self.term))
         accumulate(blocks, [source.weight for source in tensor.active], out=out, term=term)
         return self._rounded(tensor, out)
@@ -166,8 +181,10 @@ class Worker:
         return self.rounded.view(dtype)[: block.numel()].copy_(block)
 
 
-def _merged(tensor: MixedTensor, merge: Merge, held: list[torch.Tensor]) -> torch.Tensor:
-    """Run the method on the sources, the base last among them."""
+def _merged(
+    tensor: MixedTensor, merge: Merge, held: list[torch.Tensor], statistics: list[torch.Tensor]
+) -> torch.Tensor:
+    """Run the method on the sources, the base last among them, and on what was measured of them."""
     base = held.pop() if merge.base is not None else None
     # Seeded by recipe and name, so that neither threads nor the order of tensors matter.
     seed = xxhash.xxh3_64_intdigest(f"{merge.seed} {tensor.key}".encode()) >> 1
@@ -177,6 +194,7 @@ def _merged(tensor: MixedTensor, merge: Merge, held: list[torch.Tensor]) -> torc
         [source.weight for source in tensor.sources],
         generator=torch.Generator().manual_seed(seed),
         options=merge.options,
+        statistics=statistics,
     )
 
 

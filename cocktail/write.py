@@ -285,13 +285,13 @@ class StagedModel:
 
 
 @contextmanager
-def temporary_parts(output: Path) -> Iterator[Path]:
-    """A folder beside the output for models that are only steps on the way; removed at the end.
+def temporary_parts(output: Path, what: str = "parts") -> Iterator[Path]:
+    """A folder beside the output for what is only a step on the way; removed at the end.
 
     A run that is killed leaves it behind; the next mix to the same output clears it.
     """
     place = Path(os.path.realpath(output))
-    folder = place.parent / f".{place.name}.cocktail-tmp-parts-{os.getpid()}"
+    folder = place.parent / f".{place.name}.cocktail-tmp-{what}-{os.getpid()}"
     try:
         folder.mkdir(parents=True)
     except OSError as error:

@@ -18,7 +18,8 @@ MergeFunction = Callable[..., torch.Tensor]
 ``tensors`` are the K models besides the base in recipe order, ``base`` is the base or ``None``, all
 fp32 (or fp64) and of one shape, contiguous, on the CPU; for an elementwise method flat blocks of
 it. They are the function's own and may be overwritten. ``weights`` are K numbers. ``generator`` is
-seeded from the recipe's seed and the tensor's name. A per-model option is a tuple of K values.
+seeded from the recipe's seed and the tensor's name. A per-model option is a tuple of K values. A
+method with a statistic takes ``statistics`` too: one tensor for each model, or none at all.
 """
 
 
@@ -87,11 +88,13 @@ class Method:
         paper: where it comes from, a URL.
         base: ``required``; ``optional`` (the method works on differences from it where there is
             one); or ``ingredient`` (a base is one of the models like any other).
-        weighted: takes a weight for each model.
+        weighted: needs a weight for each model; where one may be given, it is an option.
         elementwise: an element of the result depends on the same element of the ingredients alone,
             so that the method may be run block by block.
         linear: in the weights, so that it may be differentiated.
         models: fewest and most models besides the base; ``None`` for no limit.
+        statistic: what is measured of each model on examples before tensors are combined: the
+            Fisher information of every element, or the Gram matrix of every linear layer's inputs.
     """
 
     name: str
@@ -104,6 +107,11 @@ class Method:
     linear: bool = False
     models: tuple[int, int | None] = (1, None)
     options: tuple[Option, ...] = ()
+    statistic: Literal["fisher", "gram"] | None = None
+
+    @property
+    def takes_weights(self) -> bool:
+        return self.weighted or any(option.name == "weight" for option in self.options)
 
     @property
     def summary(self) -> str:
@@ -125,6 +133,7 @@ class Method:
         *,
         generator: torch.Generator | None = None,
         options: Mapping[str, Any] | None = None,
+        statistics: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         """Run the function with the defaults of all options that are not given."""
         filled: dict[str, Any] = {
@@ -134,6 +143,8 @@ class Method:
         filled |= options or {}
         # `lambda` is a word of Python: functions take it as lambda_.
         named = {f"{name}_" if iskeyword(name) else name: filled[name] for name in filled}
+        if self.statistic is not None:
+            named["statistics"] = list(statistics)
         own = [tensor.contiguous() for tensor in tensors]
         base = None if base is None else base.contiguous()
         return self.function(own, base, list(weights), generator=generator, **named)

@@ -8,12 +8,14 @@ from cocktail.errors import RecipeError
 from cocktail.methods import task_arithmetic as deltas
 from cocktail.methods.arcee_fusion import arcee_fusion
 from cocktail.methods.consensus import consensus
+from cocktail.methods.fisher import fisher
 from cocktail.methods.interpolation import karcher, multislerp, nuslerp, slerp
 from cocktail.methods.linear import linear
 from cocktail.methods.method import MergeFunction, Method, Option
 from cocktail.methods.model_stock import model_stock
 from cocktail.methods.nearswap import nearswap
 from cocktail.methods.ram import ram, ramplus_tl
+from cocktail.methods.regmean import regmean
 from cocktail.methods.sce import sce
 from cocktail.methods.spectral import iso_c, tsv_m
 
@@ -25,6 +27,7 @@ _EPSILON = Option(
     "epsilon", 0.15, "Half the range of the probabilities around density.", 0, 0.5, per_model=True
 )
 _CHANGED = Option("epsilon", 1e-5, "Differences up to this count as none.", 0)
+_SHARE = Option("weight", 1.0, "How much what the examples say counts.", 0, per_model=True)
 _ARXIV = "https://arxiv.org/abs/"
 
 
@@ -216,6 +219,30 @@ _ALL = (
             Option("tall_lambda", 0.4, "How much of the others a model's own must match.", 0),
             _LAMBDA,
         ),
+    ),
+    Method(
+        "fisher",
+        "Fisher merging",
+        _ARXIV + "2111.09832",
+        fisher,
+        base="ingredient",
+        weighted=False,
+        elementwise=True,
+        options=(_SHARE, Option("floor", 1e-12, "Added to the Fisher information.", 1e-30)),
+        statistic="fisher",
+    ),
+    Method(
+        "regmean",
+        "RegMean",
+        _ARXIV + "2212.09849",
+        regmean,
+        base="ingredient",
+        weighted=False,
+        options=(
+            _SHARE,
+            Option("alpha", 0.9, "What off-diagonals of Gram matrices are scaled by.", 0, 1),
+        ),
+        statistic="gram",
     ),
 )
 

@@ -59,6 +59,9 @@ class Mixture:
         trust_remote_code: to build it and its tokenizer.
         threads: that read the ingredients.
 
+    Attributes:
+        homes: by name of a mixed tensor, the parameter of the model that is that tensor.
+
     Raises:
         PlanError: the model cannot be built, or not around the mixed tensors.
     """
@@ -80,7 +83,7 @@ class Mixture:
         stream(self.plan, memory.write_block, threads=self.threads)
         self.cost.mixes += 1
         model = memory.build(trust_remote_code=self.trust_remote_code)
-        self._homes = _homes(model, memory)
+        self.homes = _homes(model, memory)
         self.model: Any = model.to(self.device)
 
     @property
@@ -109,7 +112,7 @@ class Mixture:
         """Mix the ingredients into the model; nothing is done where they are in it already."""
         if np.array_equal(weights, self.weights):
             return
-        homes = self._homes
+        homes = self.homes
 
         def write(tensor: MixedTensor, start: int, block: Tensor) -> None:
             home = homes.get(tensor.name) if tensor.part == MAIN else None
@@ -179,7 +182,7 @@ class Mixture:
         """<dL/dtheta, theta_i> for every ingredient, streamed from the files."""
         work: list[tuple[MixedTensor, Tensor]] = []
         for tensor in self.plan.tensors:
-            home = self._homes.get(tensor.name) if tensor.part == MAIN else None
+            home = self.homes.get(tensor.name) if tensor.part == MAIN else None
             # A tensor with one source is copied whatever the weights are.
             if home is not None and home.grad is not None and len(tensor.sources) > 1:
                 work.append((tensor, home.grad.detach().reshape(-1)))

@@ -70,11 +70,8 @@ def search_plan(
     weights = [1.0, *[0.0] * (len(models) - 1)]
     recipe = make_recipe(models, weights, model_type=model_type, head=head, dtype=dtype)
     plan = build_plan(recipe)
-    pieced = [tensor.key for tensor in plan.tensors if tensor.pieces]
-    if pieced or head == "mix":
-        found = (
-            f"the tokenizers differ ({pieced[0]} is aligned by token)" if pieced else "head is mix"
-        )
+    found = not_refillable(plan)
+    if found is not None:
         raise PlanError(
             [
                 f"{found} - a search refills one model with whole tensors of every ingredient - "
@@ -82,6 +79,14 @@ def search_plan(
             ]
         )
     return plan
+
+
+def not_refillable(plan: Plan) -> str | None:
+    """What keeps every ingredient from being put into one model in turn, if anything does."""
+    pieced = [tensor.key for tensor in plan.tensors if tensor.pieces]
+    if pieced:
+        return f"the tokenizers differ ({pieced[0]} is aligned by token)"
+    return "head is mix" if plan.recipe.head == "mix" else None
 
 
 def prepare(
@@ -102,8 +107,8 @@ def prepare(
         CheckpointError: the tokenizer does not load.
         PlanError: the model cannot be built.
     """
-    target_examples = _read(plan, target, options)
-    retain_examples = None if retain is None else _read(plan, retain, options)
+    target_examples = read_examples(plan, target, options)
+    retain_examples = None if retain is None else read_examples(plan, retain, options)
     pooling = None
     if plan.kind.name == "encoder":
         parts = {tensor.part: None for tensor in plan.tensors} | {MAIN: None}
@@ -127,9 +132,14 @@ def prepare(
     return Bench(mixture, task, order, retain_task)
 
 
-def _read(
+def read_examples(
     plan: Plan, data: ExampleData, options: SearchOptions
 ) -> list[RankedExample] | list[WrittenExample]:
+    """The examples of the plan's kind, in the order given.
+
+    Raises:
+        ExampleError: they cannot be used.
+    """
     if plan.kind.name in RANKED:
         return read_ranked(data, negatives=options.neg_number, seed=options.seed)
     return read_written(data)

@@ -1,0 +1,1 @@
+"""What is measured of each ingredient on examples, for merge methods that weigh by it."""
