@@ -29,6 +29,7 @@ class TokenTask:
     logits from above by Hoelder's inequality): a few kilobytes a token instead of the vocabulary.
     """
 
+    entangled = False
     scale_free = False
     metric = None
 
@@ -83,7 +84,9 @@ class TokenTask:
         averaged: Tensor = torch.tensordot(weights, kept, dims=1)
         return averaged.logsumexp(dim=1)
 
-    def scores(self, rows: Tensor, examples: Sequence[int]) -> Tensor:
+    def scores(
+        self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
+    ) -> Tensor:
         """(N',) mean over the tokens of each output."""
         sums = torch.zeros(len(self.places), dtype=torch.float64)
         sums = sums.index_add(0, self._owners, rows.double())

@@ -42,6 +42,7 @@ class EncoderTask:
         max_tokens: most padded tokens of a forward.
     """
 
+    entangled = True
     scale_free = True
     metric = "ndcg@10"
 
@@ -68,7 +69,7 @@ class EncoderTask:
         self._ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         self._pad = tokenizer.pad_token_id or 0
         self._max_tokens = max_tokens
-        self._layouts: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._layouts: dict[tuple[tuple[int, ...], ...], tuple[Tensor, ...]] = {}
         self.rows = len(texts)
 
     def batches(self, examples: Sequence[int] | None = None) -> list[Batch]:
@@ -96,30 +97,36 @@ class EncoderTask:
         averaged: Tensor = torch.tensordot(weights, kept, dims=1)
         return averaged
 
-    def scores(self, rows: Tensor, examples: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(Q, C) cosines with all passages of these examples, who is no candidate, the positives'
-        columns (Q,)."""
-        queries, columns, left_out, targets = self._layout(tuple(examples))
+    def scores(
+        self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(Q, C) cosines with all passages of these examples, or of those that they are ``among``;
+        who is no candidate; the positives' columns (Q,)."""
+        queries, columns, left_out, targets = self._layout(
+            tuple(examples), tuple(examples if among is None else among)
+        )
         vectors = F.normalize(rows.double(), dim=-1)
         return vectors[queries] @ vectors[columns].T, left_out, targets
 
-    def _layout(self, examples: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _layout(self, examples: tuple[int, ...], among: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Rows of the queries (Q,) and candidates (C,), who is none (Q, C), targets (Q,)."""
-        if examples not in self._layouts:
-            starts = self._starts[list(examples)]
-            counts = self._starts[np.array(examples) + 1] - starts - 1
+        key = (examples, among)
+        if key not in self._layouts:
+            starts = self._starts[list(among)]
+            counts = self._starts[np.array(among) + 1] - starts - 1
             columns = np.concatenate(
                 [np.arange(s + 1, s + 1 + c) for s, c in zip(starts, counts, strict=True)]
             )
-            targets = torch.from_numpy(np.cumsum([0, *counts[:-1]]))
-            texts = [text for i in examples for text in self._examples[i].passages]
+            firsts = dict(zip(among, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
+            targets = torch.tensor([firsts[i] for i in examples])
+            texts = [text for i in among for text in self._examples[i].passages]
             left_out = torch.tensor(
                 [[text in self._examples[i].positives for text in texts] for i in examples]
             )
             left_out[torch.arange(len(targets)), targets] = False
-            queries = torch.from_numpy(starts)
-            self._layouts[examples] = (queries, torch.from_numpy(columns), left_out, targets)
-        return self._layouts[examples]
+            queries = torch.from_numpy(self._starts[list(examples)])
+            self._layouts[key] = (queries, torch.from_numpy(columns), left_out, targets)
+        return self._layouts[key]
 
     def losses(self, scores: tuple[Tensor, Tensor, Tensor], scale: Tensor) -> Tensor:
         cosines, left_out, targets = scores

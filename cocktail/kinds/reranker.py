@@ -42,6 +42,7 @@ class RerankerTask:
         CocktailError: the tokenizer makes no pairs, or the length leaves no room for them.
     """
 
+    entangled = False
     scale_free = True
     metric = "ndcg@10"
 
@@ -99,7 +100,9 @@ class RerankerTask:
         averaged: Tensor = torch.tensordot(weights, kept, dims=1)
         return averaged
 
-    def scores(self, rows: Tensor, examples: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def scores(
+        self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(Q, G) scores and whether there is a passage at each place."""
         chosen = torch.as_tensor(list(examples))
         return rows.double()[self._places_of_rows[chosen]], self._present[chosen]

@@ -51,6 +51,7 @@ class Task(Protocol):
     Attributes:
         places: where each example came from, for messages.
         rows: R, the rows of output that all examples need.
+        entangled: an example's loss depends on the rows of other examples too.
         scale_free: a positive factor on the scores changes no ranking, so that it is fitted and
             not credited to the weights.
         metric: name of what ``metrics`` returns, ``None`` where the loss is all there is.
@@ -60,6 +61,8 @@ class Task(Protocol):
     def places(self) -> Sequence[str]: ...
     @property
     def rows(self) -> int: ...
+    @property
+    def entangled(self) -> bool: ...
     @property
     def scale_free(self) -> bool: ...
     @property
@@ -77,8 +80,15 @@ class Task(Protocol):
     def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
         """Rows (R, ...) of the average of K models' kept outputs (K, R, ...); differentiable."""
 
-    def scores(self, rows: Tensor, examples: Sequence[int]) -> Any:
-        """What the losses of these examples are made of, before the scale; differentiable."""
+    def scores(
+        self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
+    ) -> Any:
+        """What the losses of these examples are made of, before the scale; differentiable.
+
+        Args:
+            among: examples whose passages are candidates where the task is entangled; ``examples``
+                themselves by default.
+        """
 
     def losses(self, scores: Any, scale: Tensor) -> Tensor:
         """(N',) fp64 losses of the examples whose scores these are, multiplied by ``scale``."""

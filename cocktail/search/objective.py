@@ -80,9 +80,13 @@ class Measurement:
         return self.loss + self.penalty
 
 
-def measure(task: Task, blocks: Sequence[Block]) -> Measurement:
-    """Losses and metrics of blocks of examples, one scale fitted to all of them."""
-    scores = [task.scores(rows, examples) for rows, examples in blocks]
+def measure(task: Task, blocks: Sequence[Block], among: Sequence[int] | None = None) -> Measurement:
+    """Losses and metrics of blocks of examples, one scale fitted to all of them.
+
+    Args:
+        among: see ``Task.scores``.
+    """
+    scores = [task.scores(rows, examples, among) for rows, examples in blocks]
     scale, penalty = _fit_scale(task, scores)
     at = torch.tensor(scale, dtype=torch.float64)
     losses = torch.cat([task.losses(each, at) for each in scores]).numpy()

@@ -54,7 +54,8 @@ def candidate_rows(result: SearchResult) -> list[list[str]]:
             _weights(candidate.weights),
             f"{candidate.measured.loss:.4f}",
             "-" if candidate.held_out is None else f"{candidate.held_out.loss:.4f}",
-            "-" if candidate.optimism is None else f"{candidate.optimism:+.4f}",
+            # + 0 makes a zero of what rounds to minus zero.
+            "-" if candidate.optimism is None else f"{round(candidate.optimism, 4) + 0:+.4f}",
         ]
         if result.metric is not None:
             row += [_metric(candidate.measured), _metric(candidate.held_out)]

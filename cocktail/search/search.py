@@ -220,8 +220,9 @@ class Search:
         self._add("greedy", fit(self.everything), fit)
 
     def _add_sweep(self) -> None:
-        self.curve = sweep(self.objective)
-        self._add_best_of("sweep", [weights for weights, _ in self.curve], by_metric=False)
+        points = [weights for weights, _ in sweep(self.objective)]
+        self.curve = [(weights, self.objective.measure(weights).loss) for weights in points]
+        self._add_best_of("sweep", points, by_metric=False)
 
     def _add_blackbox(self) -> None:
         seen: list[Weights] = []
@@ -268,7 +269,7 @@ class Search:
 
     def _run_some(self, weights: Weights, examples: Sequence[int]) -> Tensor:
         """Rows of the mixed model for these examples at least."""
-        if self.objective.has_run(weights):
+        if self.objective.has_run(weights) or len(examples) == len(self.everything):
             return self.objective.rows(weights)
         some = MixObjective(self.bench.mixture, self.task, examples, budget=self.options.budget)
         return some.rows(weights)

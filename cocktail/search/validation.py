@@ -49,7 +49,8 @@ def cross_validate(
 
     Args:
         fit: finds weights on some examples.
-        run: rows of a model with these weights on other examples.
+        run: rows of a model with these weights on other examples. Where the task is entangled
+            these are all examples: a held-out query meets the same candidates as in-sample.
         count: folds.
 
     Returns:
@@ -58,8 +59,9 @@ def cross_validate(
     parts = folds(examples, count)
     blocks = []
     for part in parts:
-        blocks.append((run(fit(rest(examples, part)), part), part))
-    found = measure(task, blocks)
+        weights = fit(rest(examples, part))
+        blocks.append((run(weights, examples if task.entangled else part), part))
+    found = measure(task, blocks, examples if task.entangled else None)
     order = np.argsort([examples.index(example) for part in parts for example in part])
     metrics = None if found.metrics is None else found.metrics[order]
     return Measurement(found.losses[order], found.scale, found.penalty, metrics)

@@ -122,6 +122,8 @@ def test_every_strategy_gives_what_was_asked_for(kitchen, rows, strategy: str) -
     assert result.chosen.measured.loss <= result.candidate("uniform").measured.loss + 1e-9
     assert result.forwards <= 60
     assert len(result.curve) == (11 if strategy == "sweep" else 0)
+    if strategy == "sweep":
+        assert result.chosen.measured.loss in [loss for _, loss in result.curve]
 
 
 @pytest.mark.parametrize("family", ["bert-encoder", "tied-llama", "t5"])
@@ -130,6 +132,9 @@ def test_auto_runs_on_every_kind(family: str, tmp_path: Path) -> None:
     result = search_weights(models, FAMILIES[family][0], examples(family), **QUIET)
     assert sum(result.weights) == pytest.approx(1)
     assert {c.name for c in result.candidates} >= {"base", "uniform", "ensemble", "gradient"}
+    # Weights that are found without examples are worth the same held out, on the same candidates.
+    for name in ("base", "uniform"):
+        assert result.candidate(name).optimism == pytest.approx(0, abs=1e-6)
     json.dumps(result.to_dict(), allow_nan=False)
 
 
