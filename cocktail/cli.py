@@ -87,8 +87,8 @@ def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
     """
     from cocktail.checkpoint import resolve
     from cocktail.compare import diff as diff_checkpoints
-    from cocktail.mix import default_threads
     from cocktail.progress import byte_progress
+    from cocktail.threads import default_threads
 
     ours, theirs = resolve(a), resolve(b)
     total = sum(info.nbytes for checkpoint in (ours, theirs) for _, info in checkpoint)

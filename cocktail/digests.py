@@ -8,8 +8,7 @@ They find damage and tell versions apart; they are no defence against forgery.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import xxhash
@@ -18,6 +17,7 @@ from cocktail.checkpoint import Checkpoint, tensor_key
 from cocktail.dtypes import ITEM_SIZE
 from cocktail.headers import TensorInfo
 from cocktail.reading import BLOCK, TensorReader, block_bounds
+from cocktail.threads import one_torch_thread
 
 SEGMENT = 1 << 24
 """Elements that are hashed as one run. Recorded digests depend on it: it never changes."""
@@ -62,17 +62,6 @@ def checkpoint_digest(
                 if name not in skipped:
                     digests[name] = tensor_digest(reader, info, buffer, progress)
     return join_tensors(digests)
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Multiply an adapter's matrices as a mix does: the last bit may depend on the threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def tensor_digest(

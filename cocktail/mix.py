@@ -11,10 +11,8 @@ block.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, local
 
@@ -25,6 +23,7 @@ from cocktail.digests import SEGMENT, join_segments
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader, block_bounds
+from cocktail.threads import default_threads, one_torch_thread
 from cocktail.workers import Progress, Room, SegmentDigests, Sink, Worker
 
 Job = tuple[MixedTensor, int, int]
@@ -43,19 +42,6 @@ class Digests:
 
     outputs: dict[str, str]
     inputs: tuple[dict[str, str], ...]
-
-
-def default_threads() -> int:
-    """Threads of a mix: one for each processor this process may use, at most 16."""
-    return max(
-        1,
-        min(
-            16,
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1,
-        ),
-    )
 
 
 def stream(
@@ -91,7 +77,7 @@ def stream(
         with room.hold(tensor.whole_numel):
             return worker.run_whole(tensor, tensor.merge)
 
-    with TensorReader() as reader, _restored_torch_threads():
+    with TensorReader() as reader, one_torch_thread():
         executor = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="mix")
         try:
             futures = [executor.submit(run, *job) for job in jobs]
@@ -117,15 +103,6 @@ def _jobs(plan: Plan) -> list[Job]:
         for start, stop in block_bounds(tensor.numel, SEGMENT)
     ]
     return [*((tensor, 0, tensor.numel) for tensor in whole), *segments]
-
-
-@contextmanager
-def _restored_torch_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _gather(plan: Plan, jobs: Sequence[Job], digests: Sequence[list[SegmentDigests]]) -> Digests:

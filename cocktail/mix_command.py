@@ -141,7 +141,7 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
       cocktail mix recipe.yaml --output ./mixed
     """
     from cocktail.api import checked_plan, mix_recipe
-    from cocktail.mix import default_threads
+    from cocktail.threads import default_threads
 
     recipe, settings = _recipe(models, given)
     output = None if settings["output"] is None else Path(settings["output"]).expanduser()

@@ -5,13 +5,13 @@ They see matrices; the differences of other tensors are averaged, as in the pape
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from cocktail.methods.linear import weighted_sum
+from cocktail.threads import one_torch_thread
 
 
 def iso_c(
@@ -32,7 +32,7 @@ def iso_c(
     if base.dim() != 2 or base.numel() == 0:
         return _add_mean(tensors, base, lambda_)
     total = weighted_sum(tensors, [1.0] * len(tensors))
-    with _one_thread():
+    with one_torch_thread():
         left, values, right = _svd(total)
         merged = torch.mm(left, right, out=total).mul_(values.sum() / min(base.shape))
     return base.add_(merged.mul_(lambda_))
@@ -57,7 +57,7 @@ def tsv_m(
     if base.dim() != 2 or base.numel() == 0:
         return _add_mean(tensors, base, lambda_)
     kept = max(1, min(base.shape) // len(tensors))
-    with _one_thread():
+    with one_torch_thread():
         parts = [_svd(delta, kept) for delta in tensors]
         left = torch.cat([part[0] for part in parts], dim=1)
         values = torch.cat([part[1] for part in parts])
@@ -96,14 +96,3 @@ def _nearest_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """U V^T of the matrix's singular value decomposition."""
     left, _, right = _svd(matrix)
     return left @ right
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Linear algebra that splits its sums among threads gives other bits for other numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -22,11 +22,12 @@ from cocktail.checkpoint import MAIN
 from cocktail.errors import CheckpointError, PlanError, listed
 from cocktail.kinds.task import Batch, Task
 from cocktail.loading import ModelInMemory
-from cocktail.mix import default_threads, stream
+from cocktail.mix import stream
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader, block_bounds
 from cocktail.search.processes import Processes
+from cocktail.threads import default_threads
 
 BACKWARD_COST = 2.0
 """Forwards that a backward takes: it multiplies twice where a forward does once."""

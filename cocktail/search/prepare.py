@@ -23,12 +23,12 @@ from cocktail.kinds.examples import (
 from cocktail.kinds.reranker import RerankerTask
 from cocktail.kinds.seq2seq import EncoderDecoderTask
 from cocktail.kinds.task import Task, token_budget
-from cocktail.mix import default_threads
 from cocktail.plan import Plan, build_plan
 from cocktail.recipe import make_recipe
 from cocktail.search.mixture import Mixture
 from cocktail.search.options import SearchOptions
 from cocktail.search.processes import Processes
+from cocktail.threads import default_threads
 
 RANKED = ("reranker", "encoder")
 

@@ -1,0 +1,33 @@
+"""How many threads work at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+MOST = 16
+"""More of them wait for the disk together."""
+
+
+def default_threads() -> int:
+    """Threads of a mix: one for each processor this process may use, at most ``MOST``."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    processors = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return max(1, min(MOST, processors))
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone, and give back its own threads at the end.
+
+    Linear algebra that splits its sums among threads gives other bits for other numbers of them.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
