@@ -1,5 +1,36 @@
 """``python -m cocktail`` is the ``cocktail`` command."""
 
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+from contextlib import suppress
+
 from cocktail.cli import main
 
-main()
+
+def run() -> None:
+    """Run the command, and spare a short one half a second of coming and going.
+
+    Importing torch makes a million objects that stay, which the collector would look through over
+    and over; and at the end the interpreter would take all of them apart one by one. So it leaves
+    as soon as everything that must happen at the end has happened.
+    """
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        main()
+    except SystemExit as done:
+        code = done.code
+    else:
+        code = 0
+    atexit._run_exitfuncs()  # temporary folders are removed, logs are closed
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    run()

@@ -232,6 +232,23 @@ def test_every_command_has_an_example(name: str) -> None:
     assert any("--json" in option.opts for option in options)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "stream", "text"),
+    [
+        (["methods"], 0, "stdout", "explains one."),
+        (["methods", "tyes"], 1, "stderr", "did you mean ties?"),
+        (["nonsense"], 2, "stderr", "No such command"),
+    ],
+)
+def test_the_process_ends_with_the_code_and_all_of_its_output(
+    arguments: list[str], code: int, stream: str, text: str
+) -> None:
+    command = [sys.executable, "-m", "cocktail", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code
+    assert text in getattr(done, stream)
+
+
 def test_help_does_not_import_torch() -> None:
     code = (
         "import sys\nfrom cocktail.cli import main\n"
