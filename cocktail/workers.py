@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import chain
 from threading import Condition, Event
 
+import numpy as np
 import torch
 import xxhash
 
@@ -96,7 +97,7 @@ class Worker:
         digests: list[SegmentDigests] = [[] for _ in segments]
         tensors = []
         for source in tensor.active:
-            flat = torch.empty(tensor.numel, dtype=_sum_dtype(tensor))
+            flat = _large(tensor.numel, _sum_dtype(tensor))
             for (start, stop), found in zip(segments, digests, strict=True):
                 hasher = xxhash.xxh3_128()
                 for low, high in block_bounds(stop - start, self.block):
@@ -119,7 +120,7 @@ class Worker:
         return digests
 
     def _whole(self, info: TensorInfo) -> torch.Tensor:
-        flat = torch.empty(info.numel)
+        flat = _large(info.numel, torch.float32)
         for start, stop in block_bounds(info.numel, self.block):
             flat[start:stop].copy_(self.reader.read(info, start, stop, self.raw))
         return flat.view(info.shape)
@@ -196,6 +197,12 @@ def _merged(
         options=merge.options,
         statistics=statistics,
     )
+
+
+def _large(numel: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory for a whole tensor, shape (numel,), from NumPy, which asks the system for huge pages:
+    with small ones, making the pages takes longer than filling them."""
+    return torch.from_numpy(np.empty(numel, np.float64 if dtype == torch.float64 else np.float32))
 
 
 def _sum_dtype(tensor: MixedTensor) -> torch.dtype:
