@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from reranker_ft.dropout import dropout_in_bits
 from reranker_ft.errors import ArgumentError, ModelError
+from reranker_ft.first_token import last_layer_at_first_token
 
 Pair = tuple[str, str]
 TokenIds = npt.NDArray[np.int32]
@@ -318,7 +320,8 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     Raises:
         ModelError: The model does not give one logit a pair.
     """
-    logits = model(**inputs).logits  # (B, 1)
+    with last_layer_at_first_token(model), dropout_in_bits(model):
+        logits = model(**inputs).logits  # (B, 1)
     if logits.ndim != 2 or logits.shape[1] != 1:
         raise ModelError(
             f"the model gives logits of shape {tuple(logits.shape)} for {len(logits)} pairs - a "

@@ -1,0 +1,108 @@
+"""Dropout in bits: the right share, the right expectation, the gradient of what was computed."""
+
+import pytest
+import torch
+from torch.nn.functional import dropout, scaled_dot_product_attention
+
+from reranker_ft.collate import forward_logits
+from reranker_ft.dropout import DropoutInBits, dropout_in_bits
+from tests.reranker_ft.conftest import make_model
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1e-6])
+def test_share_and_expectation(p):
+    states = torch.ones(400, 1001)  # an odd count: four elements share a draw
+    torch.manual_seed(0)
+    with DropoutInBits():
+        dropped = dropout(states, p, training=True)
+    share = (dropped == 0).float().mean().item()
+    assert share == pytest.approx(max(p, 2**-16), abs=4 * (p * (1 - p) / states.numel()) ** 0.5)
+    assert dropped.mean().item() == pytest.approx(1, abs=5e-3 / (1 - p))
+    assert len(dropped.unique()) <= 2
+
+
+def test_masks_of_neighbours_are_independent():
+    torch.manual_seed(0)
+    with DropoutInBits():
+        first, second = (dropout(torch.ones(1000, 400), 0.5, training=True) > 0 for _ in range(2))
+    for one, other in ((first, second), (first[:, 1:], first[:, :-1]), (first[1:], first[:-1])):
+        assert (one == other).float().mean().item() == pytest.approx(0.5, abs=0.004)
+
+
+def test_torch_s_seed_is_the_seed():
+    states = torch.randn(30, 40)
+    found = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        with DropoutInBits():
+            found.append(dropout(states, 0.3, training=True))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_the_gradient_of_dropout_is_its_mask():
+    states = torch.randn(20, 30, requires_grad=True)
+    with DropoutInBits():
+        dropped = dropout(states, 0.4, training=True)
+    (slopes,) = torch.autograd.grad(dropped.sum(), states)
+    torch.testing.assert_close(slopes * states, dropped)
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "added"])
+def test_attention_and_its_gradient_are_those_of_the_same_masks(kind):
+    torch.manual_seed(0)
+    query, key = (torch.randn(2, 3, 7, 4, requires_grad=True) for _ in range(2))
+    # The identity for values: what comes out are the dropped probabilities themselves.
+    identity = torch.eye(7).expand(2, 3, 7, 7)
+    value = torch.randn(2, 3, 7, 4, requires_grad=True)
+    allowed = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    allowed[1, :, :, 5:] = False
+    added = torch.zeros(2, 1, 7, 7).masked_fill(~allowed, -1e9)
+    mask = {"none": None, "boolean": allowed, "added": added}[kind]
+
+    def attend(values):
+        torch.manual_seed(5)
+        with DropoutInBits():
+            return scaled_dot_product_attention(query, key, values, mask, dropout_p=0.3)
+
+    kept = attend(identity).detach() != 0
+    logits = query @ key.transpose(-1, -2) / 2
+    if mask is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    expected = (logits.softmax(-1) * kept / 0.7) @ value
+    found = attend(value)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    leaves = (query, key, value)
+    weights = torch.randn_like(found)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_it_does_not_know_it_leaves_to_torch():
+    states = torch.randn(4, 5)
+    query = torch.randn(1, 2, 6, 4)
+    with DropoutInBits():
+        assert torch.equal(dropout(states, 0.5, training=False), states)
+        assert dropout(states.double(), 0.5, training=True).dtype == torch.float64
+        assert torch.equal(dropout(states, 1.0, training=True), torch.zeros_like(states))
+        causal = scaled_dot_product_attention(query, query, query, is_causal=True)
+    torch.testing.assert_close(
+        causal, scaled_dot_product_attention(query, query, query, is_causal=True)
+    )
+
+
+def test_a_model_in_training_uses_it_unless_its_layers_run_again():
+    model = make_model().train()
+    assert isinstance(dropout_in_bits(model), DropoutInBits)
+    inputs = {"input_ids": torch.full((2, 9), 7)}
+    torch.manual_seed(1)
+    first = forward_logits(model, inputs)
+    torch.manual_seed(1)
+    assert torch.equal(first, forward_logits(model, inputs))
+    model.gradient_checkpointing_enable()
+    assert not isinstance(dropout_in_bits(model), DropoutInBits)
+    assert not isinstance(dropout_in_bits(model.eval()), DropoutInBits)
