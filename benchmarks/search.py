@@ -35,8 +35,7 @@ from cocktail.search.strategies import softmax_of_losses
 
 TEMPERATURES = (0.05, 0.2, 0.5, 1.0, 5.0)
 COLUMNS = (
-    "base", "best-single", "uniform", "screened", "lm-cocktail", "oracle T", "ensemble",
-    "gradient", "auto",
+    "base", "best-single", "uniform", "lm-cocktail", "oracle T", "ensemble", "gradient", "auto",
 )  # fmt: skip
 QUICK = {"sizes": [10], "draws": 3, "test_queries": 30, "temperatures": (0.2, 1.0)}
 
@@ -144,7 +143,7 @@ def measured(result: SearchResult, test: Test, temperatures: Sequence[float]) ->
                          "metric": metric, "optimism": optimism}  # fmt: skip
     return {
         "columns": columns,
-        "abstained": result.verdict.chosen == "screened",
+        "abstained": result.verdict.abstained,
         "chosen": result.verdict.chosen,
         "forwards": result.forwards,
         "seconds": result.seconds,

@@ -59,7 +59,7 @@ def _dropped(
     if not training or inplace or not _fits(states, p):
         return None
     kept, factor = _mask(states.shape, p)
-    result: Tensor = _Dropout.apply(states, kept, factor)
+    result: Tensor = _Dropout.apply(states, kept, factor)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -79,7 +79,8 @@ def _dropped_attention(
         return None
     kept, factor = _mask((*query.shape[:-1], key.shape[-2]), dropout_p)
     scaling = query.shape[-1] ** -0.5 if scale is None else scale
-    result: Tensor = _Attention.apply(query, key, value, attn_mask, kept, factor, scaling)
+    inputs = (query, key, value, attn_mask, kept, factor, scaling)
+    result: Tensor = _Attention.apply(*inputs)  # type: ignore[no-untyped-call]
     return result
 
 

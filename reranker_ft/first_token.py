@@ -77,7 +77,7 @@ def _attend_from_first(attention: Any, hidden: Tensor, mask: Tensor | None) -> T
 
 def _last_layer(model: nn.Module) -> Any:
     """The last layer of a classifier that is known to read its first position; else None."""
-    classifier = next((each for each in model.modules() if _reads_first_token(type(each))), None)
+    classifier: Any = next((m for m in model.modules() if _reads_first_token(type(m))), None)
     if classifier is None:
         return None
     config: Any = classifier.config

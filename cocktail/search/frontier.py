@@ -174,7 +174,7 @@ def _places(search: Search, verdict: Verdict) -> list[Place]:
 def _end(search: Search, verdict: Verdict) -> Candidate:
     """Where the way from the base leads: the choice, or if that is the base, away from it."""
     candidates = {candidate.name: candidate for candidate in search.candidates}
-    for name in (verdict.chosen, verdict.leader, "screened", "uniform"):
+    for name in (verdict.chosen, verdict.leader, "uniform"):
         if candidates[name].weights != candidates["base"].weights:
             return candidates[name]
     return candidates["base"]

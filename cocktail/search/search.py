@@ -16,13 +16,13 @@ from cocktail.search.mixture import Weights, simplex_vertex
 from cocktail.search.objective import (
     BudgetSpentError,
     MixObjective,
-    Regularised,
+    Values,
     measure,
 )
 from cocktail.search.options import SearchOptions
 from cocktail.search.prepare import Bench
 from cocktail.search.result import Frontier, SearchResult, reordered
-from cocktail.search.selection import PRIOR, Candidate, Verdict, choose, screened
+from cocktail.search.selection import PRIOR, Candidate, Verdict, choose
 from cocktail.search.strategies import (
     blackbox,
     greedy,
@@ -134,18 +134,9 @@ class Search:
         def best(examples: Sequence[int]) -> Weights:
             return vertices[int(np.argmin(self._single_losses(examples)))]
 
-        self._add("uniform", self.prior, lambda _: self.prior)
+        self._add(PRIOR, self.prior, lambda _: self.prior)
         self._add("base", base, lambda _: base)
         self._add("best-single", best(self.everything), best)
-        self._add(PRIOR, self._screened(self.everything), self._screened)
-
-    def _screened(self, examples: Sequence[int]) -> Weights:
-        """Equal weights for the ingredients that the examples do not rule out."""
-        losses = [
-            measure(self.task, [(self.objective.rows(np.array(s.weights)), examples)]).losses
-            for s in self.singles
-        ]
-        return screened(losses, seed=self.options.seed)
 
     def _single_losses(self, examples: Sequence[int]) -> list[float]:
         """(K,) mean loss of each ingredient by itself."""
@@ -168,7 +159,7 @@ class Search:
         outputs = Outputs(self.task, self.kept)
 
         def fit(examples: Sequence[int]) -> Weights:
-            return fit_outputs(outputs, examples, self.prior)[0]
+            return fit_outputs(outputs, examples).weights
 
         self._add("ensemble", fit(self.everything), fit)
 
@@ -181,13 +172,13 @@ class Search:
         outputs = self._bent_outputs()
 
         def fit(examples: Sequence[int]) -> Weights:
-            return fit_outputs(outputs, examples, self.prior)[0]
+            return fit_outputs(outputs, examples).weights
 
-        start, strength = fit_outputs(outputs, self.everything, self.prior)
+        found = fit_outputs(outputs, self.everything)
         weights = polish(
-            Regularised(self.objective, strength, self.prior),
-            Regularised(outputs.objective(self.everything), strength, self.prior),
-            start,
+            found.regularised(self.objective),
+            found.regularised(outputs.objective(self.everything)),
+            found.weights,
             rounds=POLISH_ROUNDS,
         )
         self._add("gradient", weights, fit)
@@ -275,18 +266,32 @@ class Search:
         return some.rows(weights)
 
     def _verdict(self) -> Verdict:
-        if self.options.strategy == "auto":
-            return choose(self.candidates, seed=self.options.seed)
         asked = self.options.strategy
-        if all(candidate.name != asked for candidate in self.candidates):
-            return self._best_so_far()
-        pair = [c for c in self.candidates if c.name in (asked, PRIOR)]
-        compared = choose(pair, seed=self.options.seed)
-        found = compared.reason.removesuffix(f", {PRIOR} is kept").removesuffix(
-            f": {PRIOR} is kept"
+        automatic = asked == "auto"
+        verdict = choose(
+            self.candidates,
+            "gradient" if automatic else asked,
+            seed=self.options.seed,
+            chance=self._chance_losses(),
         )
-        reason = f"{found}; {asked} was asked for"
-        return Verdict(asked, asked, False, compared.difference, reason)
+        if automatic:
+            return verdict
+        found = next((c for c in self.candidates if c.name == asked), None)
+        if found is None:
+            return self._best_so_far()
+        reason = f"{asked} was asked for"
+        if found.held_out is None or verdict.difference is None:
+            return Verdict(asked, verdict.leader, False, None, reason)
+        reason += f"; its held-out loss is {verdict.difference} from {PRIOR}'s"
+        return Verdict(asked, verdict.leader, False, verdict.difference, reason)
+
+    def _chance_losses(self) -> Values | None:
+        """(N,) what every ranking costs that knows nothing, where the examples are rankings."""
+        if not self.task.scale_free:
+            return None
+        rows = self.objective.rows(np.array(self.singles[0].weights))
+        scores = self.task.scores(rows, self.everything)
+        return self.task.losses(scores, torch.zeros((), dtype=torch.float64)).numpy()
 
     def _best_so_far(self) -> Verdict:
         best = min(self.candidates, key=lambda c: c.measured.loss)

@@ -1,4 +1,4 @@
-"""Which candidate to take: held-out losses compared in pairs, and the prior kept where they tie."""
+"""Which candidate to take: held-out losses compared in pairs, the prior where they say nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from cocktail.search.objective import Measurement, Values
 
-PRIOR = "screened"
-"""What is kept where the examples cannot tell: the plain average, which one would have mixed
-without examples, of all ingredients that the examples do not show to be worse than the best."""
+PRIOR = "uniform"
+"""What is kept where the examples cannot tell: what one would have mixed without examples."""
 
 CONFIDENCE = 0.9
 """Of intervals; the better of two choices is then taken for worse one time in twenty."""
+EVIDENCE = 0.8
+"""Of the interval that tells a ranking from chance."""
 _RESAMPLES = 10_000
 _FEWEST = 3
 """Examples below which no interval means anything."""
@@ -22,11 +23,16 @@ _FEWEST = 3
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bootstrap interval at ``CONFIDENCE``."""
+    """A mean and its bootstrap interval."""
 
     mean: float
     low: float
     high: float
+    confidence: float = CONFIDENCE
+
+    def __str__(self) -> str:
+        ends = f"[{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{self.mean:+.4f} ({self.confidence:.0%} interval {ends})"
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ class Verdict:
     Attributes:
         chosen: name of a candidate.
         leader: name of the one with the lowest held-out loss.
-        abstained: the leader could not be told from the prior, which was kept.
-        difference: held-out loss of the leader less that of the prior, in pairs; ``None`` where
+        abstained: the examples did not speak for the proposal; the prior was kept.
+        difference: held-out loss of the proposal less that of the prior, in pairs; ``None`` where
             there was nothing to compare.
         reason: one sentence.
     """
@@ -72,54 +78,56 @@ class Verdict:
     reason: str
 
 
-def choose(candidates: Sequence[Candidate], *, seed: int, prior: str = PRIOR) -> Verdict:
-    """Take the candidate with the lowest held-out loss if it is surely better than the prior.
+def choose(
+    candidates: Sequence[Candidate], proposal: str, *, seed: int, chance: Values | None = None
+) -> Verdict:
+    """Take the proposal if the examples speak for it, else the prior.
+
+    The proposal's weights lean to the prior already, as far as cross-validation found it best; so
+    where the examples are worth anything, it need not be surely better than the prior, only better
+    held out. What they are worth is seen against chance: with labels that mean nothing no model
+    ranks better than at random. Without a level of chance the proposal must be surely better.
 
     Args:
-        candidates: the prior among them; those without held-out losses are not considered.
+        candidates: prior and proposal among them; those without held-out losses are not compared.
+        proposal: a candidate's name; where it has no held-out losses the one with the lowest
+            stands in for it.
         seed: of the bootstrap.
+        chance: (N,) losses of scores that say nothing, where the kind has such scores.
     """
-    compared = [c for c in candidates if c.held_out is not None]
-    kept = next(c for c in candidates if c.name == prior)
+    compared = {c.name: c.held_out for c in candidates if c.held_out is not None}
+    kept = next(c for c in candidates if c.name == PRIOR)
     if kept.held_out is None or len(kept.held_out.losses) < _FEWEST:
         count = len(kept.measured.losses)
-        reason = f"{count} examples are too few to compare anything: {prior} is kept"
-        return Verdict(prior, prior, True, None, reason)
+        reason = f"{count} examples are too few to compare anything: {PRIOR} is kept"
+        return Verdict(PRIOR, PRIOR, True, None, reason)
     # min keeps the first of equals: candidates come from simple to elaborate.
-    leader = min(compared, key=lambda c: c.held_out.loss if c.held_out else np.inf)
-    if leader.weights == kept.weights or leader.held_out is None:
-        reason = f"{prior} has the lowest held-out loss itself"
-        return Verdict(prior, prior, False, None, reason)
-    difference = paired_interval(leader.held_out.losses - kept.held_out.losses, seed=seed)
-    found = (
-        f"{leader.name} has a held-out loss {difference.mean:+.4f} from {prior}'s, "
-        f"{CONFIDENCE:.0%} interval [{difference.low:+.4f}, {difference.high:+.4f}]"
-    )
+    leader = min(compared, key=lambda name: compared[name].loss)
+    name = proposal if proposal in compared else leader
+    weights = {c.name: c.weights for c in candidates}
+    if weights[name] == weights[PRIOR]:
+        return Verdict(PRIOR, leader, False, None, f"{name} came to the same weights as {PRIOR}")
+    difference = paired_interval(compared[name].losses - kept.held_out.losses, seed=seed)
+    found = f"{name} has a held-out loss {difference} from {PRIOR}'s"
+    above_chance = None
+    if chance is not None:
+        above_chance = paired_interval(
+            compared[name].losses - chance, seed=seed, confidence=EVIDENCE
+        )
+    if above_chance is not None and above_chance.high >= 0:
+        found += f" and {above_chance} from chance's"
+        reason = f"{found}: the examples do not tell good passages from bad, {PRIOR} is kept"
+        return Verdict(PRIOR, leader, True, difference, reason)
     if difference.high < 0:
-        return Verdict(leader.name, leader.name, False, difference, f"{found}: it is better")
-    reason = f"{found}: the examples cannot tell them apart, {prior} is kept"
-    return Verdict(prior, leader.name, True, difference, reason)
+        return Verdict(name, leader, False, difference, f"{found}: it is better")
+    if difference.mean < 0 and above_chance is not None:
+        reason = f"{found}: it is likely better, and leans to equal weights as far as that is open"
+        return Verdict(name, leader, False, difference, reason)
+    reason = f"{found}: the examples cannot tell them apart, {PRIOR} is kept"
+    return Verdict(PRIOR, leader, True, difference, reason)
 
 
-def screened(losses: Sequence[Values], *, seed: int) -> Values:
-    """Equal weights for the ingredients that are not surely worse alone than the best one.
-
-    Args:
-        losses: K arrays (N,), each ingredient's by itself on the same examples.
-
-    Returns:
-        (K,) weights.
-    """
-    best = min(losses, key=lambda each: float(each.mean()))
-    ruled_out = [
-        len(best) >= _FEWEST and paired_interval(each - best, seed=seed).low > 0 for each in losses
-    ]
-    kept = 1.0 - np.array(ruled_out)
-    weights: Values = kept / kept.sum()
-    return weights
-
-
-def paired_interval(values: Values, *, seed: int) -> Interval:
+def paired_interval(values: Values, *, seed: int, confidence: float = CONFIDENCE) -> Interval:
     """Mean of paired differences and its percentile bootstrap interval.
 
     Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. Few values vary
@@ -131,9 +139,9 @@ def paired_interval(values: Values, *, seed: int) -> Interval:
     count = len(values)
     mean = float(values.mean())
     if count < 2:
-        return Interval(mean, -np.inf, np.inf)
+        return Interval(mean, -np.inf, np.inf, confidence)
     drawn = np.random.default_rng(seed).integers(count, size=(_RESAMPLES, count))
     means = values[drawn].mean(axis=1)
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low, high = mean + (np.quantile(means, [tail, 1 - tail]) - mean) * np.sqrt(count / (count - 1))
-    return Interval(mean, float(low), float(high))
+    return Interval(mean, float(low), float(high), confidence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -13,14 +13,19 @@ from cocktail.search.mixture import Weights
 from cocktail.search.objective import (
     EnsembleObjective,
     Measurement,
+    Objective,
     Pairs,
     Regularised,
     measure,
 )
-from cocktail.search.strategies import descend
+from cocktail.search.strategies import descend, softmax_of_losses, uniform
 
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01)
-"""Of the prior on the weights, in nats of loss for one nat of divergence; strongest first."""
+STRENGTHS = (4.0, 2.0, 1.0, 0.5)
+"""Of the prior on the weights, strongest first; the unit is the standard error of the difference of
+two ingredients' mean losses, in nats of loss for one nat of divergence."""
+PRIOR_TEMPERATURE = 0.5
+"""Of the prior, in the same unit: an ingredient that is three standard errors worse than another has
+a twentieth of its prior."""
 FOLDS = 5
 LEAVE_ONE_OUT = 8
 """Up to this many examples each is left out by itself where that needs no forward."""
@@ -79,42 +84,92 @@ class Outputs:
         return EnsembleObjective(self.task, self.kept, examples, self.pairs)
 
 
-def fit_outputs(outputs: Outputs, examples: Sequence[int], prior: Weights) -> tuple[Weights, float]:
+@dataclass(frozen=True)
+class Fit:
+    """Weights, and what held them back while they were found.
+
+    Attributes:
+        weights: (K,).
+        strength: of the prior.
+        prior: (K,) softmax(-L / T) of the ingredients' own losses.
+    """
+
+    weights: Weights
+    strength: float
+    prior: Weights
+
+    def regularised(self, objective: Objective) -> Regularised:
+        """Another objective, held back in the same way."""
+        return Regularised(objective, self.strength, self.prior)
+
+
+class _Fitting:
+    """Fits of averaged outputs to some of the examples, at any strength of the prior.
+
+    The prior is LM-Cocktail's rule, softmax(-L_i / T), at a temperature that the examples set: where
+    they are few, all ingredients are alike; where they show that one is bad by itself, it does not
+    get in because it happens to help in a mix.
+    """
+
+    def __init__(self, outputs: Outputs, examples: Sequence[int]) -> None:
+        self.objective = outputs.objective(examples)
+        size = self.objective.size
+        alone = [self.objective.rows(vertex) for vertex in np.eye(size)]
+        losses = np.array([measure(outputs.task, [(rows, examples)]).losses for rows in alone])
+        self.member_losses = losses.mean(axis=1)
+        # What is left of the losses when some examples are harder and some ingredients better.
+        residual = losses - losses.mean(axis=0) - self.member_losses[:, None] + losses.mean()
+        freedom = max(1, (size - 1) * (len(examples) - 1))
+        self.unit = max(1e-6, float(np.sqrt(2 * (residual**2).sum() / freedom / len(examples))))
+
+    def fit(self, multiple: float, start: Weights | None = None, tolerance: float = 1e-8) -> Fit:
+        """The best weights with a prior of ``multiple`` units."""
+        strength = multiple * self.unit
+        temperature = PRIOR_TEMPERATURE * self.unit
+        prior = np.maximum(softmax_of_losses(self.member_losses, temperature), 1e-12)
+        made = Fit(prior, strength, prior)
+        held_back = made.regularised(self.objective)
+        if start is None:
+            # With pairs there may be more than one valley.
+            middle = uniform(len(prior))
+            corners = [0.9 * vertex + 0.1 * middle for vertex in np.eye(len(prior))]
+            start = min((middle, *corners), key=held_back.value)
+        return replace(made, weights=descend(held_back, start, tolerance=tolerance))
+
+
+def fit_outputs(outputs: Outputs, examples: Sequence[int]) -> Fit:
     """Weights of the averaged outputs with the prior as strong as cross-validation likes it best.
 
-    Returns:
-        (K,) weights and the strength.
-    """
-    strength = choose_strength(outputs, examples, prior)
-    objective = Regularised(outputs.objective(examples), strength, prior)
-    # With pairs there may be more than one valley: start in the lowest corner, or the middle.
-    inner = [0.9 * vertex + 0.1 * prior for vertex in np.eye(len(prior))]
-    start = min((prior, *inner), key=objective.value)
-    return descend(objective, start), strength
-
-
-def choose_strength(outputs: Outputs, examples: Sequence[int], prior: Weights) -> float:
-    """The strength of the prior with the lowest cross-validated loss of the averaged outputs.
-
-    Equal losses choose the stronger; so does a single example, which cannot be left out.
+    A single example says nothing about weights: it gives equal ones.
     """
     if len(examples) < 2:
-        return STRENGTHS[0]
+        equal = uniform(outputs.objective(examples).size)
+        return Fit(equal, 1.0, equal)
+    return _Fitting(outputs, examples).fit(choose_strength(outputs, examples))
+
+
+def choose_strength(outputs: Outputs, examples: Sequence[int]) -> float:
+    """The multiple in ``STRENGTHS`` with the lowest cross-validated loss of the averaged outputs.
+
+    Equal losses choose the stronger.
+    """
     everything = outputs.objective(examples)
     count = len(examples) if len(examples) <= LEAVE_ONE_OUT else FOLDS
+    fittings: dict[tuple[int, ...], _Fitting] = {}
     starts: dict[tuple[int, ...], Weights] = {}
 
-    def held_out_loss(strength: float) -> float:
+    def held_out_loss(multiple: float) -> float:
         def fit(training: Sequence[int]) -> Weights:
-            objective = Regularised(outputs.objective(training), strength, prior)
             key = tuple(training)
+            if key not in fittings:
+                fittings[key] = _Fitting(outputs, training)
             # A weaker prior's weights lie beyond those of the stronger one before it.
-            starts[key] = descend(objective, starts.get(key, prior), tolerance=1e-5)
+            starts[key] = fittings[key].fit(multiple, starts.get(key), tolerance=1e-5).weights
             return starts[key]
 
         return cross_validate(
             outputs.task, examples, fit, lambda weights, _: everything.rows(weights), count
         ).loss
 
-    losses = [held_out_loss(strength) for strength in STRENGTHS]
+    losses = [held_out_loss(multiple) for multiple in STRENGTHS]
     return STRENGTHS[int(np.argmin(losses))]

@@ -131,7 +131,7 @@ def test_the_table_shows_every_ingredient_by_itself(kitchen, data) -> None:
 def test_names_of_points_cover_neither_each_other_nor_points(tmp_path, monkeypatch) -> None:
     """Candidates often do about the same; their names must be readable all the same."""
     places = [(1.0, 2.0), (1.5, 1.6), (1.501, 1.601), (1.502, 1.6), (1.5, 1.602), (1.9, 1.2)]
-    names = ["base", "uniform", "lm-cocktail", "screened", "ensemble", "noise"]
+    names = ["base", "uniform", "lm-cocktail", "greedy", "ensemble", "noise"]
     points = tuple(
         FrontierPoint(name, (1.0,), Interval(y, y, y), Interval(x, x, x), role)
         for name, (x, y), role in zip(

@@ -76,7 +76,7 @@ def test_same_seed_same_result_in_any_order_of_examples(found, kitchen, rows) ->
 def test_order_of_ingredients_changes_nothing(found, kitchen, rows) -> None:
     names = list(kitchen.values())
     moved = search_weights([names[i] for i in (2, 0, 1)], "reranker", rows, base=1, **QUIET)
-    for name in ("ensemble", "gradient", "screened"):
+    for name in ("ensemble", "gradient"):
         one, other = found.candidate(name).weights, moved.candidate(name).weights
         np.testing.assert_allclose(one, [other[1], other[2], other[0]], atol=2e-3)
 
@@ -89,7 +89,7 @@ def test_shuffled_labels_make_the_selection_abstain(kitchen, rows) -> None:
             random.Random(100 * seed + i).shuffle(texts)
             shuffled.append({**row, "pos": texts[:1], "neg": texts[1:]})
         result = search_weights(list(kitchen.values()), "reranker", shuffled, **QUIET)
-        assert result.verdict.chosen == "screened"
+        assert (result.verdict.chosen, result.verdict.abstained) == ("uniform", True)
 
 
 def test_retain_keeps_the_limit_and_traces_the_frontier(kitchen, rows) -> None:
@@ -123,7 +123,7 @@ def test_every_strategy_gives_what_was_asked_for(kitchen, rows, strategy: str) -
     assert result.forwards <= 60
     assert len(result.curve) == (11 if strategy == "sweep" else 0)
     if strategy == "sweep":
-        assert result.chosen.measured.loss in [loss for _, loss in result.curve]
+        assert result.chosen.measured.loss == pytest.approx(min(loss for _, loss in result.curve))
 
 
 @pytest.mark.parametrize("family", ["bert-encoder", "tied-llama", "t5"])
