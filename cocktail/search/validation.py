@@ -24,8 +24,7 @@ STRENGTHS = (4.0, 2.0, 1.0, 0.5)
 """Of the prior on the weights, strongest first; the unit is the standard error of the difference of
 two ingredients' mean losses, in nats of loss for one nat of divergence."""
 PRIOR_TEMPERATURE = 0.5
-"""Of the prior, in the same unit: an ingredient that is three standard errors worse than another has
-a twentieth of its prior."""
+"""Of the prior, in the same unit: two standard errors worse is a fiftieth of the share."""
 FOLDS = 5
 LEAVE_ONE_OUT = 8
 """Up to this many examples each is left out by itself where that needs no forward."""
@@ -106,9 +105,9 @@ class Fit:
 class _Fitting:
     """Fits of averaged outputs to some of the examples, at any strength of the prior.
 
-    The prior is LM-Cocktail's rule, softmax(-L_i / T), at a temperature that the examples set: where
-    they are few, all ingredients are alike; where they show that one is bad by itself, it does not
-    get in because it happens to help in a mix.
+    The prior is LM-Cocktail's rule, softmax(-L_i / T), at a temperature that the examples set: few
+    leave all ingredients alike; where they show that one is bad by itself, it does not get in
+    because it happens to help in a mix.
     """
 
     def __init__(self, outputs: Outputs, examples: Sequence[int]) -> None:
