@@ -265,6 +265,12 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
                 f"num_train_epochs is {flags.num_train_epochs} - nothing would be trained - use "
                 "more than 0"
             )
+        if flags.label_smoothing_factor:
+            raise ArgumentError(
+                f"label_smoothing_factor is {flags.label_smoothing_factor} - the losses here take "
+                "hard labels - leave it out, or soften them by a teacher's scores "
+                "(--knowledge_distillation True)"
+            )
         if not 0 <= self.warmup_ratio < 1:
             raise ArgumentError(
                 f"warmup_ratio is {self.warmup_ratio} - it is a share of the steps - use 0 to 1"

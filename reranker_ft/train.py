@@ -259,6 +259,14 @@ def _make_trainer(
     except (ValueError, ImportError) as error:
         # The Trainer checks further combinations of flags: --fsdp with one process, --report_to.
         raise ArgumentError(_one_line(error)) from error
+    except Exception as error:
+        if not training_args.push_to_hub:
+            raise
+        # The repository is made now; its client raises what its HTTP library does.
+        raise ArgumentError(
+            f"push_to_hub cannot make its repository ({_one_line(error)}) - it needs the Hub and a "
+            "token that may write - log in, or leave the flag out"
+        ) from error
 
 
 def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairEncoder:
