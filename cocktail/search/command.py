@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 )
 @click.option("--head", type=click.Choice(["error", "copy", "mix", "drop"]),
               help="For a head that only some models have, as in mix.  [error]")  # fmt: skip
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the first MODEL.")
 @click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
 @click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")

@@ -241,8 +241,8 @@ def _homes(model: nn.Module, memory: ModelInMemory) -> dict[str, nn.Parameter]:
         raise PlanError(
             [
                 f"transformers rearranges {len(lost)} tensors of this model as it loads them "
-                f"({listed(lost)}) - a search refills one model in place - mix it with fixed "
-                "weights (cocktail mix)"
+                f"({listed(lost)}) - measuring on examples refills one model in place - mix by a "
+                "method and weights that need none"
             ]
         )
     return homes

@@ -129,7 +129,7 @@ def check_report_folder(folder: Path) -> None:
 
 
 def write_report(result: SearchResult, folder: Path) -> list[str]:
-    """Write ``search.json``, ``report.md`` and, where matplotlib is installed, the pictures.
+    """Write ``search.json``, ``report.md`` and the pictures; without matplotlib the report says so.
 
     Returns:
         Names of the files that were written.
@@ -151,7 +151,10 @@ def write_report(result: SearchResult, folder: Path) -> list[str]:
                 pictures.append("frontier.png")
         text = json.dumps(result.to_dict(), indent=2) + "\n"
         (folder / "search.json").write_text(text, encoding="utf-8")
-        (folder / "report.md").write_text(_markdown(result, pictures), encoding="utf-8")
+        text = _markdown(result, pictures)
+        if not pictures:
+            text += "\nWithout pictures: matplotlib draws them (`pip install matplotlib`).\n"
+        (folder / "report.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
     return ["search.json", "report.md", *pictures]
