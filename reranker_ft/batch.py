@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reranker_ft.collate import Pair, PairEncoder, forward_logits, token_batches
+from reranker_ft.collate import Pair, PairEncoder, token_batches
+from reranker_ft.forward import forward_logits
 from reranker_ft.groups import Group
 
 

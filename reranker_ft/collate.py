@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from reranker_ft.dropout import dropout_in_bits
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.first_token import last_layer_at_first_token
+from reranker_ft.forward import forward_logits
 
 Pair = tuple[str, str]
 TokenIds = npt.NDArray[np.int32]
@@ -312,23 +311,6 @@ def needs_mask(model: nn.Module) -> bool:
     """Whether the model must be given an attention mask even where it would be all ones."""
     parameter = inspect.signature(model.forward).parameters.get("attention_mask")
     return parameter is None or parameter.default is not None
-
-
-def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """(B,) raw scores of one micro-batch, in fp32.
-
-    Raises:
-        ModelError: The model does not give one logit a pair.
-    """
-    with last_layer_at_first_token(model), dropout_in_bits(model):
-        logits = model(**inputs).logits  # (B, 1)
-    if logits.ndim != 2 or logits.shape[1] != 1:
-        raise ModelError(
-            f"the model gives logits of shape {tuple(logits.shape)} for {len(logits)} pairs - a "
-            "reranker gives one score a pair - load it with num_labels=1"
-        )
-    scores: Tensor = logits[:, 0].float()
-    return scores
 
 
 def score_encodings(

@@ -20,13 +20,13 @@ from cocktail.kinds.examples import RankedExample
 from cocktail.kinds.task import Batch, ndcg_at_10, softmax_slopes
 from reranker_ft.collate import (
     PairEncoder,
-    forward_logits,
     needs_mask,
     position_limit,
     to_device,
     token_batches,
 )
 from reranker_ft.errors import RerankerError
+from reranker_ft.forward import forward_logits
 from reranker_ft.loss import softmax_cross_entropy
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from reranker_ft.collate import forward_logits
 from reranker_ft.dropout import DropoutInBits, dropout_in_bits
+from reranker_ft.forward import forward_logits
 from tests.reranker_ft.conftest import make_model
 
 

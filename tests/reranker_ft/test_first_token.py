@@ -15,8 +15,8 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from reranker_ft.collate import forward_logits
 from reranker_ft.first_token import HEADS_OF_FIRST_TOKEN, last_layer_at_first_token
+from reranker_ft.forward import forward_logits
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -114,3 +114,12 @@ def test_other_layers_under_a_known_name_are_left_alone():
 
     with last_layer_at_first_token(BertForSequenceClassification()):
         pass
+
+
+def test_a_compiled_model_is_left_alone():
+    model = build(*CLASSES[0])
+    widths = widths_of_last_layer(model)
+    compiled = torch.compile(model, backend="eager")
+    forward_logits(compiled, inputs_of(padded=True))
+    assert set(widths) == {12}
+    assert "forward" not in vars(model.base_model.encoder.layer[-1].attention)

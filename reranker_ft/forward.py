@@ -1,0 +1,38 @@
+"""One forward of a cross-encoder, with what computes less and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from reranker_ft.dropout import dropout_in_bits
+from reranker_ft.errors import ModelError
+from reranker_ft.first_token import last_layer_at_first_token
+
+
+def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """(B,) raw scores of one micro-batch, in fp32.
+
+    Raises:
+        ModelError: The model does not give one logit a pair.
+    """
+    with _shortcuts(model):
+        logits = model(**inputs).logits  # (B, 1)
+    if logits.ndim != 2 or logits.shape[1] != 1:
+        raise ModelError(
+            f"the model gives logits of shape {tuple(logits.shape)} for {len(logits)} pairs - a "
+            "reranker gives one score a pair - load it with num_labels=1"
+        )
+    scores: Tensor = logits[:, 0].float()
+    return scores
+
+
+@contextmanager
+def _shortcuts(model: nn.Module) -> Iterator[None]:
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        yield  # torch.compile made code of its own, and would make it anew every time
+        return
+    with last_layer_at_first_token(model), dropout_in_bits(model):
+        yield
