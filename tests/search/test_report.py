@@ -62,6 +62,18 @@ def test_the_pictures_are_pictures(ran) -> None:
         assert (folder / "report" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_report_without_matplotlib_says_what_is_missing(kitchen, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("cocktail.search.report.find_spec", lambda _: None)
+    folder = tmp_path / "report"
+    done = CliRunner().invoke(
+        search, [*kitchen.values(), "--data", str(data), "--device", "cpu", "--strategy",
+                 "lm-cocktail", "--report", str(folder)], catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert {path.name for path in folder.iterdir()} == {"report.md", "search.json"}
+    assert "pip install matplotlib" in (folder / "report.md").read_text()
+
+
 def test_a_report_never_lands_on_something_else(kitchen, data, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds"):
