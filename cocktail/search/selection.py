@@ -83,10 +83,10 @@ def choose(
 ) -> Verdict:
     """Take the proposal if the examples speak for it, else the prior.
 
-    The proposal's weights lean to the prior already, as far as cross-validation found it best; so
-    where the examples are worth anything, it need not be surely better than the prior, only better
-    held out. What they are worth is seen against chance: with labels that mean nothing no model
-    ranks better than at random. Without a level of chance the proposal must be surely better.
+    The proposal was held back when it was fitted, as cross-validation found it best; so where the
+    examples are worth anything, it need not be surely better than equal weights, only better held
+    out. What they are worth is seen against chance: with labels that mean nothing no model ranks
+    better than at random. Without a level of chance the proposal must be surely better.
 
     Args:
         candidates: prior and proposal among them; those without held-out losses are not compared.
@@ -121,7 +121,7 @@ def choose(
     if difference.high < 0:
         return Verdict(name, leader, False, difference, f"{found}: it is better")
     if difference.mean < 0 and above_chance is not None:
-        reason = f"{found}: it is likely better, and leans to equal weights as far as that is open"
+        reason = f"{found}: it is likely better, though not surely"
         return Verdict(name, leader, False, difference, reason)
     reason = f"{found}: the examples cannot tell them apart, {PRIOR} is kept"
     return Verdict(PRIOR, leader, True, difference, reason)
