@@ -322,8 +322,8 @@ class MixObjective:
 class Regularised:
     """An objective plus ``strength`` times KL(w || prior).
 
-    The prior is what the weights would be without examples; the fewer and noisier these are, the
-    stronger it should be, which cross-validation decides.
+    The prior is what is likely before any mix is looked at; the fewer and noisier the examples are,
+    the stronger it should be, which cross-validation decides.
     """
 
     def __init__(self, objective: Objective, strength: float, prior: Weights) -> None:
