@@ -205,7 +205,9 @@ def test_lora_trains_adapters_and_head_and_merges(model_folders, data, tmp_path,
     assert main(small(model, data, tmp_path / "whole", *lora, "--save_merged_lora_model")) == 0
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert any("lora_B" in name and tensor.any() for name, tensor in adapter.items())
-    head = [name for name in adapter if "classifier" in name]
+    # Not the last bias: it moves all scores of a group alike, so that its gradient is zero but for
+    # rounding.
+    head = [name for name in adapter if "classifier" in name and name.endswith("weight")]
     before = load_file(model / "model.safetensors")
     assert head
     for name in head:
