@@ -24,7 +24,7 @@ reranker-ft train --model_name_or_path "$minilm" --train_data "$here/data/facts_
 
 echo "== 2. the fine-tune: the base, taught to find what is free of something"
 reranker-ft train --model_name_or_path "$out/base" --train_data "$here/data/without_train.jsonl" \
-  --output_dir "$out/tuned" --train_group_size 4 --num_train_epochs 4 "${settings[@]}" >"$out/tuned.log" 2>&1
+  --output_dir "$out/tuned" --train_group_size 4 --num_train_epochs 6 "${settings[@]}" >"$out/tuned.log" 2>&1
 
 echo "== 3. the mixes"
 for weight in 0.25 0.5 0.75; do
