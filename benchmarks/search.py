@@ -6,9 +6,9 @@
     python benchmarks/search.py ... --shuffle                 # control: the labels are random
 
 Each draw takes n random examples, searches once with `auto`, and measures on the test queries every
-weights that this search considered: base, best single, uniform, LM-Cocktail at T = 5, ensemble,
-gradient, and what auto chose; beside them LM-Cocktail at the temperature that is best on the test
-queries themselves (an oracle). The first model is the base.
+weights that this search considered: base, best single, uniform, LM-Cocktail at T = 5 and at the
+temperature of the noise, ensemble, gradient, and what auto chose; beside them LM-Cocktail at the
+temperature that is best on the test queries themselves (an oracle). The first model is the base.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from cocktail.search.strategies import softmax_of_losses
 
 TEMPERATURES = (0.05, 0.2, 0.5, 1.0, 5.0)
 COLUMNS = (
-    "base", "best-single", "uniform", "lm-cocktail", "oracle T", "ensemble", "gradient", "auto",
+    "base", "best-single", "uniform", "lm-cocktail", "oracle T", "tempered", "ensemble", "gradient",
+    "auto",
 )  # fmt: skip
 QUICK = {"sizes": [10], "draws": 3, "test_queries": 30, "temperatures": (0.2, 1.0)}
 

@@ -22,7 +22,7 @@ from cocktail.search.objective import (
 from cocktail.search.options import SearchOptions
 from cocktail.search.prepare import Bench
 from cocktail.search.result import Frontier, SearchResult, reordered
-from cocktail.search.selection import PRIOR, Candidate, Verdict, choose
+from cocktail.search.selection import PRIOR, Candidate, Verdict, choose, prior_of
 from cocktail.search.strategies import (
     blackbox,
     greedy,
@@ -31,7 +31,7 @@ from cocktail.search.strategies import (
     sweep,
     uniform,
 )
-from cocktail.search.validation import Outputs, cross_validate, fit_outputs
+from cocktail.search.validation import Outputs, cross_validate, fit_outputs, tempered
 
 POLISH_ROUNDS = 1
 BLACKBOX_EVALUATIONS = 20
@@ -59,7 +59,7 @@ class Search:
         self.objective = MixObjective(
             bench.mixture, bench.task, budget=options.budget, observe=observe
         )
-        self.prior = uniform(self.size)
+        self.uniform = uniform(self.size)
         self.singles: list[Candidate] = []
         self.candidates: list[Candidate] = []
         self.curve: list[tuple[Weights, float]] = []
@@ -108,7 +108,7 @@ class Search:
             "sweep": (self._add_sweep,),
             "blackbox": (self._add_blackbox,),
         }
-        for step in steps.get(self.options.strategy, ()):
+        for step in (self._add_prior, *steps.get(self.options.strategy, ())):
             try:
                 step()
             except BudgetSpentError as error:
@@ -122,7 +122,7 @@ class Search:
         one = torch.ones(1, dtype=torch.float64)
         vertices = [simplex_vertex(i, self.size) for i in range(self.size)]
         kept = []
-        for weights in (self.prior, *vertices) if keep else ():
+        for weights in (self.uniform, *vertices) if keep else ():
             kept.append(self.bench.mixture.rows(self.task, weights, keep=True).double())
             self.objective.remember(weights, self.task.blend(kept[-1][None], one))
         self.kept = torch.stack(kept[1:]) if keep else self.kept
@@ -134,19 +134,20 @@ class Search:
         def best(examples: Sequence[int]) -> Weights:
             return vertices[int(np.argmin(self._single_losses(examples)))]
 
-        self._add(PRIOR, self.prior, lambda _: self.prior)
+        self._add("uniform", self.uniform, lambda _: self.uniform)
         self._add("base", base, lambda _: base)
         self._add("best-single", best(self.everything), best)
 
     def _single_losses(self, examples: Sequence[int]) -> list[float]:
         """(K,) mean loss of each ingredient by itself."""
-        return [
-            measure(self.task, [(self.objective.rows(np.array(s.weights)), examples)]).loss
-            for s in self.singles
-        ]
+        return [measure(self.task, [(rows, examples)]).loss for rows in self._single_rows()]
+
+    def _single_rows(self) -> list[Tensor]:
+        """K outputs (R, ...), one for each ingredient."""
+        return [self.objective.rows(np.array(single.weights)) for single in self.singles]
 
     def _add_softmax(self) -> None:
-        rows = [self.objective.rows(np.array(single.weights)) for single in self.singles]
+        rows = self._single_rows()
 
         def fit(examples: Sequence[int]) -> Weights:
             chosen = set(examples)
@@ -154,6 +155,14 @@ class Search:
             return softmax_weights(self.bench, rows, self.options, order)
 
         self._add("lm-cocktail", fit(self.everything), fit)
+
+    def _add_prior(self) -> None:
+        rows = self._single_rows()
+
+        def fit(examples: Sequence[int]) -> Weights:
+            return tempered(self.task, rows, examples)
+
+        self._add(PRIOR, fit(self.everything), fit)
 
     def _add_ensemble(self) -> None:
         outputs = Outputs(self.task, self.kept)
@@ -224,7 +233,7 @@ class Search:
             seen.append(weights)
             return found.loss if found.metrics is None else -float(found.metrics.mean())
 
-        starts = [self.prior, *(np.array(single.weights) for single in self.singles)]
+        starts = [self.uniform, *(np.array(single.weights) for single in self.singles)]
         left = self.options.budget - self.bench.mixture.cost.forwards
         evaluations = len(starts) + max(0, min(BLACKBOX_EVALUATIONS, int(left)))
         blackbox(value, starts, evaluations=evaluations)
@@ -282,7 +291,9 @@ class Search:
         reason = f"{asked} was asked for"
         if found.held_out is None or verdict.difference is None:
             return Verdict(asked, verdict.leader, False, None, reason)
-        reason += f"; its held-out loss is {verdict.difference} from {PRIOR}'s"
+        reason += (
+            f"; its held-out loss is {verdict.difference} from {prior_of(self.candidates).name}'s"
+        )
         return Verdict(asked, verdict.leader, False, verdict.difference, reason)
 
     def _chance_losses(self) -> Values | None:

@@ -9,15 +9,16 @@ import numpy as np
 
 from cocktail.search.objective import Measurement, Values
 
-PRIOR = "uniform"
-"""What is kept where the examples cannot tell: what one would have mixed without examples."""
+PRIOR = "tempered"
+"""What is kept where the examples cannot tell: nearly what one would have mixed without them, less
+of what is bad by itself."""
 
 CONFIDENCE = 0.9
 """Of intervals; the better of two choices is then taken for worse one time in twenty."""
 EVIDENCE = 0.8
 """Of the interval that tells a ranking from chance."""
 _RESAMPLES = 10_000
-_FEWEST = 3
+FEWEST = 3
 """Examples below which no interval means anything."""
 
 
@@ -40,7 +41,8 @@ class Candidate:
     """A set of weights, and what the mixed model with these weights does.
 
     Attributes:
-        name: ``base``, ``best-single``, ``uniform``, ``lm-cocktail``, ``ensemble``, ``gradient``...
+        name: ``base``, ``best-single``, ``uniform``, ``lm-cocktail``, ``tempered``, ``ensemble``,
+            ``gradient``...
         weights: in the order of the ingredients.
         measured: in-sample, on all examples; measured on the mixed model.
         held_out: by cross-validation: each example at weights found without it, measured on the
@@ -84,9 +86,9 @@ def choose(
     """Take the proposal if the examples speak for it, else the prior.
 
     The proposal was held back when it was fitted, as cross-validation found it best; so where the
-    examples are worth anything, it need not be surely better than equal weights, only better held
-    out. What they are worth is seen against chance: with labels that mean nothing no model ranks
-    better than at random. Without a level of chance the proposal must be surely better.
+    examples are worth anything, it need not be surely better than the prior, only better held out.
+    What they are worth is seen against chance: with labels that mean nothing no model ranks better
+    than at random. Without a level of chance the proposal must be surely better.
 
     Args:
         candidates: prior and proposal among them; those without held-out losses are not compared.
@@ -96,19 +98,20 @@ def choose(
         chance: (N,) losses of scores that say nothing, where the kind has such scores.
     """
     compared = {c.name: c.held_out for c in candidates if c.held_out is not None}
-    kept = next(c for c in candidates if c.name == PRIOR)
-    if kept.held_out is None or len(kept.held_out.losses) < _FEWEST:
+    kept = prior_of(candidates)
+    prior = kept.name
+    if kept.held_out is None or len(kept.held_out.losses) < FEWEST:
         count = len(kept.measured.losses)
-        reason = f"{count} examples are too few to compare anything: {PRIOR} is kept"
-        return Verdict(PRIOR, PRIOR, True, None, reason)
+        reason = f"{count} examples are too few to compare anything: {prior} is kept"
+        return Verdict(prior, prior, True, None, reason)
     # min keeps the first of equals: candidates come from simple to elaborate.
     leader = min(compared, key=lambda name: compared[name].loss)
     name = proposal if proposal in compared else leader
     weights = {c.name: c.weights for c in candidates}
-    if weights[name] == weights[PRIOR]:
-        return Verdict(PRIOR, leader, False, None, f"{name} came to the same weights as {PRIOR}")
+    if weights[name] == weights[prior]:
+        return Verdict(prior, leader, False, None, f"{name} came to the same weights as {prior}")
     difference = paired_interval(compared[name].losses - kept.held_out.losses, seed=seed)
-    found = f"{name} has a held-out loss {difference} from {PRIOR}'s"
+    found = f"{name} has a held-out loss {difference} from {prior}'s"
     above_chance = None
     if chance is not None:
         above_chance = paired_interval(
@@ -116,15 +119,22 @@ def choose(
         )
     if above_chance is not None and above_chance.high >= 0:
         found += f" and {above_chance} from chance's"
-        reason = f"{found}: the examples do not tell good passages from bad, {PRIOR} is kept"
-        return Verdict(PRIOR, leader, True, difference, reason)
+        reason = f"{found}: the examples do not tell good passages from bad, {prior} is kept"
+        return Verdict(prior, leader, True, difference, reason)
     if difference.high < 0:
         return Verdict(name, leader, False, difference, f"{found}: it is better")
     if difference.mean < 0 and above_chance is not None:
         reason = f"{found}: it is likely better, though not surely"
         return Verdict(name, leader, False, difference, reason)
-    reason = f"{found}: the examples cannot tell them apart, {PRIOR} is kept"
-    return Verdict(PRIOR, leader, True, difference, reason)
+    reason = f"{found}: the examples cannot tell them apart, {prior} is kept"
+    return Verdict(prior, leader, True, difference, reason)
+
+
+def prior_of(candidates: Sequence[Candidate]) -> Candidate:
+    """What is kept; equal weights where the budget was too small for more."""
+    named = {candidate.name: candidate for candidate in candidates}
+    prior = named.get(PRIOR)
+    return named["uniform"] if prior is None or prior.held_out is None else prior
 
 
 def paired_interval(values: Values, *, seed: int, confidence: float = CONFIDENCE) -> Interval:

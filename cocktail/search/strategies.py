@@ -18,7 +18,7 @@ _NEGLIGIBLE = 1e-4
 """Weights below this are rounding of an optimiser, not a decision."""
 
 
-def softmax_of_losses(losses: Sequence[float], temperature: float) -> Weights:
+def softmax_of_losses(losses: Sequence[float] | Weights, temperature: float) -> Weights:
     """softmax(-L / T): LM-Cocktail, https://arxiv.org/abs/2311.13534, equation 2.
 
     Args:

@@ -16,15 +16,19 @@ from cocktail.search.objective import (
     Objective,
     Pairs,
     Regularised,
+    Values,
     measure,
 )
+from cocktail.search.selection import FEWEST
 from cocktail.search.strategies import descend, softmax_of_losses, uniform
 
 STRENGTHS = (4.0, 2.0, 1.0, 0.5)
 """Of the prior on the weights, strongest first; the unit is the standard error of the difference of
 two ingredients' mean losses, in nats of loss for one nat of divergence."""
-PRIOR_TEMPERATURE = 0.5
-"""Of the prior, in the same unit: two standard errors worse is a fiftieth of the share."""
+FIT_TEMPERATURE = 0.5
+"""Of that prior, in the same unit: two standard errors worse is a fiftieth of the share."""
+KEPT_TEMPERATURE = 3.0
+"""Of what is kept where the examples cannot tell: three standard errors worse is a third of it."""
 FOLDS = 5
 LEAVE_ONE_OUT = 8
 """Up to this many examples each is left out by itself where that needs no forward."""
@@ -72,6 +76,44 @@ def cross_validate(
 
 
 @dataclass(frozen=True)
+class Singles:
+    """The ingredients by themselves.
+
+    Attributes:
+        losses: (K,) mean losses, each at its own best scale.
+        error: standard error of the difference of two of them.
+    """
+
+    losses: Values
+    error: float
+
+    @classmethod
+    def measured(cls, task: Task, rows: Sequence[Tensor], examples: Sequence[int]) -> Singles:
+        """From K outputs (R, ...), one for each ingredient."""
+        losses = np.array([measure(task, [(each, examples)]).losses for each in rows])
+        means = losses.mean(axis=1)
+        # What is left of the losses when some examples are harder and some ingredients better.
+        residual = losses - losses.mean(axis=0) - means[:, None] + losses.mean()
+        freedom = max(1, (len(losses) - 1) * (len(examples) - 1))
+        error = np.sqrt(2 * (residual**2).sum() / freedom / len(examples))
+        return cls(means, max(1e-6, float(error)))
+
+    def softmax(self, multiple: float) -> Weights:
+        """(K,) LM-Cocktail's rule, softmax(-L / T), with T a multiple of the standard error."""
+        return softmax_of_losses(self.losses, multiple * self.error)
+
+
+def tempered(task: Task, rows: Sequence[Tensor], examples: Sequence[int]) -> Weights:
+    """LM-Cocktail's rule at a temperature that leaves weights nearly equal within the noise.
+
+    Two examples show too little of the noise: they give equal weights.
+    """
+    if len(examples) < FEWEST:
+        return uniform(len(rows))
+    return Singles.measured(task, rows, examples).softmax(KEPT_TEMPERATURE)
+
+
+@dataclass(frozen=True)
 class Outputs:
     """Kept outputs of ingredients and pairs; see :class:`EnsembleObjective`."""
 
@@ -114,18 +156,12 @@ class _Fitting:
         self.objective = outputs.objective(examples)
         size = self.objective.size
         alone = [self.objective.rows(vertex) for vertex in np.eye(size)]
-        losses = np.array([measure(outputs.task, [(rows, examples)]).losses for rows in alone])
-        self.member_losses = losses.mean(axis=1)
-        # What is left of the losses when some examples are harder and some ingredients better.
-        residual = losses - losses.mean(axis=0) - self.member_losses[:, None] + losses.mean()
-        freedom = max(1, (size - 1) * (len(examples) - 1))
-        self.unit = max(1e-6, float(np.sqrt(2 * (residual**2).sum() / freedom / len(examples))))
+        self.singles = Singles.measured(outputs.task, alone, examples)
 
     def fit(self, multiple: float, start: Weights | None = None, tolerance: float = 1e-8) -> Fit:
-        """The best weights with a prior of ``multiple`` units."""
-        strength = multiple * self.unit
-        temperature = PRIOR_TEMPERATURE * self.unit
-        prior = np.maximum(softmax_of_losses(self.member_losses, temperature), 1e-12)
+        """The best weights with a prior whose strength is ``multiple`` standard errors."""
+        strength = multiple * self.singles.error
+        prior = np.maximum(self.singles.softmax(FIT_TEMPERATURE), 1e-12)
         made = Fit(prior, strength, prior)
         held_back = made.regularised(self.objective)
         if start is None:

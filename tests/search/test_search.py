@@ -89,7 +89,8 @@ def test_shuffled_labels_make_the_selection_abstain(kitchen, rows) -> None:
             random.Random(100 * seed + i).shuffle(texts)
             shuffled.append({**row, "pos": texts[:1], "neg": texts[1:]})
         result = search_weights(list(kitchen.values()), "reranker", shuffled, **QUIET)
-        assert (result.verdict.chosen, result.verdict.abstained) == ("uniform", True)
+        assert (result.verdict.chosen, result.verdict.abstained) == ("tempered", True)
+        assert max(result.weights) < 0.5  # a third each, but for the noise
 
 
 def test_retain_keeps_the_limit_and_traces_the_frontier(kitchen, rows) -> None:

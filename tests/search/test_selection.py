@@ -21,7 +21,7 @@ def pair(gain: float, noise: float, count: int = 20, prior: float = 2) -> list[C
     base = random.normal(prior, 1, count)
     other = base - gain + noise * random.normal(0, 1, count)
     return [
-        candidate("uniform", (0.5, 0.5), base),
+        candidate("tempered", (0.5, 0.5), base),
         candidate("gradient", (0.8, 0.2), other),
     ]
 
@@ -34,7 +34,7 @@ def test_a_clear_gain_is_taken() -> None:
 
 def test_a_gain_within_the_noise_keeps_the_prior_and_says_so() -> None:
     verdict = choose(pair(gain=0.1, noise=0.8), "gradient", seed=0)
-    assert (verdict.chosen, verdict.leader, verdict.abstained) == ("uniform", "gradient", True)
+    assert (verdict.chosen, verdict.leader, verdict.abstained) == ("tempered", "gradient", True)
     assert "cannot tell them apart" in verdict.reason
 
 
@@ -44,13 +44,13 @@ def test_a_gain_within_the_noise_is_taken_where_the_examples_beat_chance() -> No
     assert (verdict.chosen, verdict.abstained) == ("gradient", False)
     assert "likely better" in verdict.reason
     worse = choose(pair(gain=-0.3, noise=0.8), "gradient", seed=0, chance=np.full(20, 4.0))
-    assert (worse.chosen, worse.abstained) == ("uniform", True)
+    assert (worse.chosen, worse.abstained) == ("tempered", True)
 
 
 def test_examples_that_are_ranked_as_by_chance_decide_nothing() -> None:
     """Not even a clear gain: a model can be less wrong than another about labels at random."""
     verdict = choose(pair(gain=0.3, noise=0.2), "gradient", seed=0, chance=np.full(20, 1.7))
-    assert (verdict.chosen, verdict.abstained) == ("uniform", True)
+    assert (verdict.chosen, verdict.abstained) == ("tempered", True)
     assert "do not tell good passages from bad" in verdict.reason
 
 
@@ -70,6 +70,15 @@ def test_pairs_are_compared_not_means() -> None:
     assert not choose(candidates, "gradient", seed=0).abstained
 
 
+def test_equal_weights_stand_in_for_a_prior_beyond_the_budget() -> None:
+    candidates = pair(gain=-0.3, noise=0.2)
+    measured = candidates[0].measured
+    equal = candidate("uniform", (0.6, 0.4), measured.losses)
+    for prior in ([], [Candidate("tempered", (0.5, 0.5), measured)]):
+        verdict = choose([equal, *prior, candidates[1]], "gradient", seed=0)
+        assert (verdict.chosen, verdict.abstained) == ("uniform", True)
+
+
 def test_two_examples_decide_nothing() -> None:
     assert choose(pair(gain=5, noise=0, count=2), "gradient", seed=0).abstained
 
@@ -81,7 +90,7 @@ def test_false_alarms_are_as_rare_as_the_interval_says() -> None:
     for _ in range(300):
         losses = random.normal(0, 1, (2, 12))
         candidates = [
-            candidate("uniform", (0.5, 0.5), losses[0]),
+            candidate("tempered", (0.5, 0.5), losses[0]),
             candidate("gradient", (0.8, 0.2), losses[1]),
         ]
         alarms += choose(candidates, "gradient", seed=0).chosen == "gradient"
