@@ -145,6 +145,15 @@ class Encodings:
         """(L,) the token ids of one pair."""
         return self.tokens[self.offsets[pair] : self.offsets[pair + 1]]
 
+    def take(self, pairs: Sequence[int]) -> Encodings:
+        """Some of the pairs, in this order."""
+        places = np.concatenate(
+            [np.arange(self.offsets[pair], self.offsets[pair + 1]) for pair in pairs]
+        )
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[pairs])])
+        types = None if self.types is None else self.types[places]
+        return Encodings(self.tokens[places], types, offsets, self.padding)
+
     def pad(self, pairs: Sequence[int], *, always_mask: bool = False) -> dict[str, Tensor]:
         """Model inputs (B, L) of these pairs, padded to the longest of them.
 

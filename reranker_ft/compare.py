@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,12 @@ def measure(
     """
     encoder = reranker.encoder()
     ranking = RankingSet(examples, encoder, reranker.instructions)
-    scores = ranking.scores(
-        reranker.model, max_tokens=reranker.token_budget(encoder.max_length), progress=progress
+    score = partial(
+        reranker.score_encodings,
+        max_tokens=reranker.token_budget(encoder.max_length),
+        progress=progress or False,
     )
-    return per_query_metrics(scores, ranking.relevance)
+    return per_query_metrics(ranking.scores(score), ranking.relevance)
 
 
 def _result(

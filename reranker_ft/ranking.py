@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from reranker_ft.collate import Encodings, Pair, PairEncoder, score_encodings
+from reranker_ft.collate import Encodings, Pair, PairEncoder
 from reranker_ft.data import Example
 from reranker_ft.evaluate import Estimate, bootstrap_mean, per_query_metrics
 from reranker_ft.groups import Instructions
@@ -50,17 +50,16 @@ class RankingSet:
             self.relevance.append(np.array([1] * len(positives) + [0] * len(negatives)))
         self.encodings: Encodings = encoder(pairs)
 
-    def scores(
-        self, model: nn.Module, *, max_tokens: int, progress: str
-    ) -> list[npt.NDArray[np.float32]]:
-        """The scores of each query's passages, in the order of `relevance`."""
+    def scores(self, score: Callable[[Encodings], Tensor]) -> list[npt.NDArray[np.float32]]:
+        """The scores of each query's passages, in the order of `relevance`.
+
+        Args:
+            score: Gives (N,) scores of N pairs.
+        """
         if not self.relevance:  # fewer queries than processes
             return []
-        scores = score_encodings(
-            model, self.encodings, max_tokens=max_tokens, progress=progress or False
-        ).numpy()
         ends = np.cumsum([len(grades) for grades in self.relevance])[:-1]
-        return np.split(scores, ends)
+        return np.split(score(self.encodings).numpy(), ends)
 
 
 def ranking_metrics(

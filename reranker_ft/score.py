@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -202,8 +203,8 @@ class Reranker:
         for number, start in enumerate(windows, 1):
             label = "scoring" if len(windows) == 1 else f"scoring, part {number} of {len(windows)}"
             window = pairs[start : start + WINDOW_PAIRS]
-            scores[start : start + len(window)] = self._score(
-                encoder, window, budget, label if progress else False
+            scores[start : start + len(window)] = self.score_encodings(
+                encoder(window), max_tokens=budget, progress=label if progress else False
             )
         lost = int(scores.isnan().sum())
         if lost:
@@ -251,29 +252,30 @@ class Reranker:
             self.model.save_pretrained(folder)  # type: ignore[operator]
             self.tokenizer.save_pretrained(folder)
 
-    def _score(
-        self, encoder: PairEncoder, pairs: Sequence[Pair], budget: int, progress: str | bool
+    def score_encodings(
+        self, encodings: Encodings, *, max_tokens: int, progress: str | bool = False
     ) -> Tensor:
-        """(N,) raw scores of the pairs of one window."""
-        if len(self._replicas) == 1:
-            return score_encodings(self.model, encoder(pairs), max_tokens=budget, progress=progress)
-        # Dealt out by length, so that each device gets the same mix of short and long pairs.
-        shares = _deal([len(query) + len(passage) for query, passage in pairs], len(self._replicas))
+        """(N,) fp32 raw scores of N pairs as token ids, shared out among the devices.
 
+        Raises:
+            ModelError: A single pair does not fit into a device's memory.
+        """
+        if len(self._replicas) == 1:
+            return score_encodings(self.model, encodings, max_tokens=max_tokens, progress=progress)
+        shares = _deal(encodings.lengths, len(self._replicas))
         stop = threading.Event()
 
-        def score_share(replica: int) -> Tensor:
-            encodings: Encodings = encoder([pairs[i] for i in shares[replica]])
-            # One bar is enough: the shares finish at about the same time.
-            shown = progress if replica == 0 else False
+        def score_share(model: nn.Module, share: Sequence[int], shown: str | bool) -> Tensor:
             return score_encodings(
-                self._replicas[replica], encodings, max_tokens=budget, progress=shown, stop=stop
+                model, encodings.take(share), max_tokens=max_tokens, progress=shown, stop=stop
             )
 
-        scores = torch.empty(len(pairs))
-        with ThreadPoolExecutor(len(self._replicas)) as threads:
+        # One bar is enough: the shares finish at about the same time.
+        bars = [progress, *[False] * len(shares)]
+        scores = torch.empty(len(encodings))
+        with ThreadPoolExecutor(len(shares)) as threads:
             try:
-                parts = threads.map(score_share, range(len(shares)))
+                parts = threads.map(score_share, self._replicas, shares, bars)
                 for share, part in zip(shares, parts, strict=True):
                     scores[share] = part
             except BaseException:
@@ -354,10 +356,10 @@ def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[P
     return [(query, passage) for query, passage in items]
 
 
-def _deal(lengths: Sequence[int], shares: int) -> list[list[int]]:
-    """Indices 0..N-1 dealt out one by one, the longest first."""
-    by_length = np.argsort(-np.asarray(lengths), kind="stable")
-    return [by_length[i::shares].tolist() for i in range(shares)]
+def _deal(lengths: npt.NDArray[np.int64], shares: int) -> list[list[int]]:
+    """Indices 0..N-1 in at most `shares` lists, each with the same mix of short and long."""
+    by_length = np.argsort(-lengths, kind="stable")
+    return [by_length[i::shares].tolist() for i in range(min(shares, len(lengths)))]
 
 
 FlagReranker = Reranker

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from reranker_ft.batch import GroupCollator, TrainingBatch, group_scores
+from reranker_ft.collate import score_encodings
 from reranker_ft.config import RerankerTrainingArguments
 from reranker_ft.groups import Group, GroupBatchSampler, GroupDataset
 from reranker_ft.loss import LOSSES, distillation
@@ -216,11 +218,15 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     def _rank(
         self, model: nn.Module, ranking_set: RankingSet, name: str
     ) -> Iterator[tuple[str, float]]:
-        label = "" if self.args.disable_tqdm or not self.is_world_process_zero() else name
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        score = partial(
+            score_encodings,
+            model,
+            max_tokens=self.data_collator.micro_batch_tokens,
+            progress=False if hidden else name,
+        )
         with self.autocast_smart_context_manager():
-            scores = ranking_set.scores(
-                model, max_tokens=self.data_collator.micro_batch_tokens, progress=label
-            )
+            scores = ranking_set.scores(score)
         relevance = ranking_set.relevance
         if ranking_set.processes > 1:
             parts: list[Any] = [None] * ranking_set.processes

@@ -1,7 +1,10 @@
 """Several models on the same queries: figures, differences, table, picture."""
 
+import threading
+
 import numpy as np
 import pytest
+import torch
 
 from reranker_ft.compare import compare
 from reranker_ft.describe import describe_comparison
@@ -40,6 +43,21 @@ def test_every_model_is_measured_on_every_set(results, model_folders):
         gain = values - results[0].per_query[name]
         assert results[1].differences[name].mean == pytest.approx(gain.mean())
     assert results[0].differences is None
+
+
+def test_all_devices_share_the_work_and_change_nothing(results, model_folders, write_jsonl):
+    options = {"devices": ["cpu", "cpu", "cpu"]}
+    data = write_jsonl(toy_rows(12))
+    ran = []
+
+    def note(*_):
+        ran.append(threading.get_ident())
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(note):
+        [shared] = compare([str(model_folders())], [data], reranker_options=options)
+    assert len(set(ran)) > 1
+    for name, values in results[0].per_query.items():
+        np.testing.assert_allclose(shared.per_query[name], values)
 
 
 def test_the_first_queries_are_taken(model_folders, write_jsonl):
