@@ -33,7 +33,12 @@ for weight in 0.25 0.5 0.75; do
 done
 cocktail diff "$out/base" "$out/tuned" --top 3
 
-echo "== 4. what each is worth, on questions that nobody has seen"
-reranker-ft evaluate "$out/base" "$out"/mix-0.25 "$out"/mix-0.5 "$out"/mix-0.75 "$out/tuned" \
+echo "== 4. the weights that a few examples ask for, no worse than the base on a few others"
+cocktail search "$out/base" "$out/tuned" --data "$here/data/without_examples.jsonl" \
+  --retain "$here/data/facts_examples.jsonl" --output "$out/searched" --report "$out/report" --overwrite
+
+echo "== 5. what each is worth, on questions that nobody has seen"
+reranker-ft evaluate "$out/base" "$out"/mix-0.25 "$out"/mix-0.5 "$out/searched" "$out"/mix-0.75 \
+  "$out/tuned" \
   --data "$here/data/without_test.jsonl" --data "$here/data/facts_test.jsonl" \
   --plot "$out/demo.png" --overwrite
