@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -122,6 +122,15 @@ def read_written(data: ExampleData) -> list[WrittenExample]:
             continue
         examples.append(WrittenExample(row["input"], row["output"], place))
     return _checked(examples, problems, data, '{"input", "output"}')
+
+
+def dealt(examples: Sequence[WrittenExample]) -> list[WrittenExample]:
+    """Every output after the input of the example that follows, with which it has nothing to do."""
+    following = [*examples[1:], *examples[:1]]
+    return [
+        replace(example, input=other.input)
+        for example, other in zip(examples, following, strict=True)
+    ]
 
 
 def content_order(examples: Sequence[Example], seed: int) -> list[int]:

@@ -17,6 +17,7 @@ from cocktail.kinds.examples import (
     RankedExample,
     WrittenExample,
     content_order,
+    dealt,
     read_ranked,
     read_written,
 )
@@ -42,12 +43,15 @@ class Bench:
         order: where each of them stood in the data: example ``order[i]`` of the data is the
             task's example ``i``.
         retain: the same of the retain examples.
+        dealt: for texts to write, the task's outputs, each after another example's input: what they
+            cost a model that is told nothing about them.
     """
 
     mixture: Mixture
     task: Task
     order: Sequence[int]
     retain: Task | None
+    dealt: Task | None = None
 
     @property
     def given_order(self) -> list[int]:
@@ -123,13 +127,18 @@ def prepare(
         plan, place, trust_remote_code, threads or default_threads(), processes or Processes()
     )
     order = content_order(target_examples, options.seed)
-    task = _task(mixture, [target_examples[i] for i in order], options, pooling)
+    ordered = [target_examples[i] for i in order]
+    task = _task(mixture, ordered, options, pooling)
     mixture.unit_tokens = sum(batch.tokens for batch in task.batches())
     retain_task = None
     if retain_examples is not None:
         kept = content_order(retain_examples, options.seed)
         retain_task = _task(mixture, [retain_examples[i] for i in kept], options, pooling)
-    return Bench(mixture, task, order, retain_task)
+    written = [example for example in ordered if isinstance(example, WrittenExample)]
+    dealt_task = None
+    if written and options.strategy == "auto":
+        dealt_task = _task(mixture, dealt(written), options, pooling)
+    return Bench(mixture, task, order, retain_task, dealt_task)
 
 
 def read_examples(

@@ -277,12 +277,9 @@ class Search:
     def _verdict(self) -> Verdict:
         asked = self.options.strategy
         automatic = asked == "auto"
-        verdict = choose(
-            self.candidates,
-            "gradient" if automatic else asked,
-            seed=self.options.seed,
-            chance=self._chance_losses(),
-        )
+        proposal = "gradient" if automatic else asked
+        chance = self._chance_losses(proposal) if automatic else None
+        verdict = choose(self.candidates, proposal, seed=self.options.seed, chance=chance)
         if automatic:
             return verdict
         found = next((c for c in self.candidates if c.name == asked), None)
@@ -296,13 +293,23 @@ class Search:
         )
         return Verdict(asked, verdict.leader, False, verdict.difference, reason)
 
-    def _chance_losses(self) -> Values | None:
-        """(N,) what every ranking costs that knows nothing, where the examples are rankings."""
-        if not self.task.scale_free:
+    def _chance_losses(self, proposal: str) -> Values | None:
+        """(N,) what it costs to know nothing: a ranking, the scores of which are all alike; a text,
+        the input that belongs to it. ``None`` where the budget is spent.
+        """
+        if self.task.scale_free:
+            rows = self.objective.rows(np.array(self.singles[0].weights))
+            scores = self.task.scores(rows, self.everything)
+            return self.task.losses(scores, torch.zeros((), dtype=torch.float64)).numpy()
+        if self.bench.dealt is None:
             return None
-        rows = self.objective.rows(np.array(self.singles[0].weights))
-        scores = self.task.scores(rows, self.everything)
-        return self.task.losses(scores, torch.zeros((), dtype=torch.float64)).numpy()
+        at = next((c for c in self.candidates if c.name == proposal), self.candidates[-1])
+        uninformed = MixObjective(self.bench.mixture, self.bench.dealt, budget=self.options.budget)
+        try:
+            return uninformed.measure(np.array(at.weights)).losses
+        except BudgetSpentError as error:
+            self.notes.append(f"the level of chance is not known: {error}")
+            return None
 
     def _best_so_far(self) -> Verdict:
         best = min(self.candidates, key=lambda c: c.measured.loss)

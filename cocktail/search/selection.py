@@ -16,7 +16,7 @@ of what is bad by itself."""
 CONFIDENCE = 0.9
 """Of intervals; the better of two choices is then taken for worse one time in twenty."""
 EVIDENCE = 0.8
-"""Of the interval that tells a ranking from chance."""
+"""Of the interval that tells the examples from chance."""
 _RESAMPLES = 10_000
 FEWEST = 3
 """Examples below which no interval means anything."""
@@ -88,14 +88,15 @@ def choose(
     The proposal was held back when it was fitted, as cross-validation found it best; so where the
     examples are worth anything, it need not be surely better than the prior, only better held out.
     What they are worth is seen against chance: with labels that mean nothing no model ranks better
-    than at random. Without a level of chance the proposal must be surely better.
+    than at random, and no input helps to write its output. Where the level of chance is not known
+    the proposal must be surely better.
 
     Args:
         candidates: prior and proposal among them; those without held-out losses are not compared.
         proposal: a candidate's name; where it has no held-out losses the one with the lowest
             stands in for it.
         seed: of the bootstrap.
-        chance: (N,) losses of scores that say nothing, where the kind has such scores.
+        chance: (N,) losses of what knows nothing about the examples.
     """
     compared = {c.name: c.held_out for c in candidates if c.held_out is not None}
     kept = prior_of(candidates)
@@ -119,7 +120,7 @@ def choose(
         )
     if above_chance is not None and above_chance.high >= 0:
         found += f" and {above_chance} from chance's"
-        reason = f"{found}: the examples do not tell good passages from bad, {prior} is kept"
+        reason = f"{found}: the examples may as well be labelled at random, {prior} is kept"
         return Verdict(prior, leader, True, difference, reason)
     if difference.high < 0:
         return Verdict(name, leader, False, difference, f"{found}: it is better")

@@ -16,11 +16,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocktail.errors import CocktailError, NonFiniteError, PlanError, RecipeError
-from cocktail.kinds.examples import ExampleError
+from cocktail.kinds.decoder import DecoderTask
+from cocktail.kinds.examples import ExampleError, read_written
 from cocktail.search.mixture import Mixture
 from cocktail.search.objective import MixObjective
 from cocktail.search.run import mix_models_with_data, search_weights
-from tests.search.tiny import FAMILIES, examples, ingredients, ranked
+from tests.search.tiny import (
+    FAMILIES,
+    WORDS,
+    examples,
+    ingredients,
+    ranked,
+    save_model,
+    tokenizer,
+)
 
 QUIET = {"progress": False, "device": "cpu"}
 
@@ -91,6 +100,41 @@ def test_shuffled_labels_make_the_selection_abstain(kitchen, rows) -> None:
         result = search_weights(list(kitchen.values()), "reranker", shuffled, **QUIET)
         assert (result.verdict.chosen, result.verdict.abstained) == ("tempered", True)
         assert max(result.weights) < 0.5  # a third each, but for the noise
+
+
+def follow(model: torch.nn.Module, rows: list[dict], steps: int) -> None:
+    """Teach a decoder which word follows which."""
+    task = DecoderTask(
+        read_written(rows), tokenizer("llama"), model, max_length=16, max_tokens=4096
+    )
+    [batch] = task.batches()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        task.forward(model, batch).mean().backward()
+        optimiser.step()
+
+
+def test_outputs_dealt_to_other_inputs_make_the_selection_abstain(tmp_path) -> None:
+    rows = [
+        {"input": word, "output": after}
+        for word, after in zip(WORDS, [*WORDS[1:], WORDS[0]], strict=True)
+    ]
+    torch.manual_seed(0)
+    model = FAMILIES["llama"][1]()
+    follow(model, rows, 4)
+    names = [save_model(model.eval(), "llama", tmp_path / "base")]
+    follow(model, rows, 30)
+    names.append(save_model(model.eval(), "llama", tmp_path / "tuned"))
+    told = search_weights(names, "decoder", rows, **QUIET)
+    assert not told.verdict.abstained
+    assert told.weights[1] > 0.9
+    outputs = [row["output"] for row in rows]
+    random.Random(0).shuffle(outputs)
+    rows = [{**row, "output": output} for row, output in zip(rows, outputs, strict=True)]
+    untold = search_weights(names, "decoder", rows, **QUIET)
+    assert (untold.verdict.chosen, untold.verdict.abstained) == ("tempered", True)
+    assert "may as well be labelled at random" in untold.verdict.reason
 
 
 def test_retain_keeps_the_limit_and_traces_the_frontier(kitchen, rows) -> None:
