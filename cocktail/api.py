@@ -25,12 +25,12 @@ from cocktail.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
 from cocktail.pooling import write_modules
 from cocktail.progress import byte_progress
 from cocktail.recipe import Recipe, make_recipe
+from cocktail.temporary import temporary_parts
 from cocktail.write import (
     StagedModel,
     disk_bytes,
     linked_folders,
     output_problems,
-    temporary_parts,
 )
 
 if TYPE_CHECKING:
@@ -163,12 +163,8 @@ def _measured(
         return
     from cocktail.statistics.measure import measure  # noqa: PLC0415 - runs models
 
-    with ExitStack() as stack:
-        folder = (
-            Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            if output is None
-            else stack.enter_context(temporary_parts(output, "statistics"))
-        )
+    place = Path(tempfile.gettempdir(), "mix") if output is None else output
+    with temporary_parts(place, "statistics") as folder:
         yield measure(
             plan, folder, trust_remote_code=trust_remote_code, threads=threads, progress=progress
         )

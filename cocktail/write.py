@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,9 +27,9 @@ from cocktail.headers import TensorInfo
 from cocktail.output import MixedTensor, OutputFile
 from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader
+from cocktail.temporary import LOCK, clear_abandoned, folder_prefix, hold
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
-_LOCK = ".lock"
 _PRETRAINED = re.compile(r"For(MaskedLM|PreTraining)$")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -111,7 +109,7 @@ class StagedModel:
         self.plan = plan
         self.output = Path(os.path.realpath(output))
         self.sync = sync
-        self.folder = self.output.parent / f"{self._prefix}{os.getpid()}"
+        self.folder = self.output.parent / f"{folder_prefix(self.output)}{os.getpid()}"
         self._files: dict[str, tuple[int, int]] = {}  # tensor key -> descriptor, offset
         self._paths: dict[str, Path] = {}
         self._descriptors: list[int] = []
@@ -119,17 +117,12 @@ class StagedModel:
         self._lock = -1
         self._committed = False
 
-    @property
-    def _prefix(self) -> str:
-        return f".{self.output.name}.cocktail-tmp-"
-
     def __enter__(self) -> StagedModel:
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             self._clear_leftovers()
             self.folder.mkdir()
-            self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock = hold(self.folder)
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be made ({error.strerror})") from None
         return self
@@ -239,7 +232,7 @@ class StagedModel:
                 _sync(path)
         try:
             # As late as can be: without it, other runs cannot tell that this one lives.
-            (self.folder / _LOCK).unlink()
+            (self.folder / LOCK).unlink()
             if self.sync:
                 _sync(self.folder)
             self._rename()
@@ -279,27 +272,7 @@ class StagedModel:
                 shutil.rmtree(aside)
             else:
                 aside.rename(self.output)
-        for folder in self.output.parent.iterdir():
-            if folder.name.startswith(self._prefix) and folder.is_dir() and not _is_in_use(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def temporary_parts(output: Path, what: str = "parts") -> Iterator[Path]:
-    """A folder beside the output for what is only a step on the way; removed at the end.
-
-    A run that is killed leaves it behind; the next mix to the same output clears it.
-    """
-    place = Path(os.path.realpath(output))
-    folder = place.parent / f".{place.name}.cocktail-tmp-{what}-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        clear_abandoned(self.output.parent, folder_prefix(self.output))
 
 
 def disk_bytes(plan: Plan) -> int:
@@ -327,33 +300,6 @@ def _lost_module(plan: Plan) -> bool:
         return False
     kept = {tensor.name.partition(".")[0] for tensor in plan.tensors if tensor.part == MAIN}
     return any(name.partition(".")[0] not in kept for name in plan.donor.parts[MAIN].tensors)
-
-
-def _is_in_use(folder: Path) -> bool:
-    """Whether the run that made a temporary folder still lives; its name ends in the process id."""
-    try:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR)
-    except OSError:
-        # Not locked yet, or about to be renamed.
-        return _is_alive(folder.name.rpartition("-")[2])
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _is_alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except PermissionError:
-        return True  # another user's
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -12,7 +12,7 @@ import shutil
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 from cocktail.adapters.config import LoraConfig
@@ -20,22 +20,28 @@ from cocktail.checkpoint import Checkpoint, read_json
 from cocktail.companions import companions_in, is_tokenizers
 from cocktail.errors import CheckpointError, listed
 from cocktail.headers import TensorInfo
+from cocktail.temporary import clear_abandoned, hold
 
 # The last layer of a head, which has a row for each label.
 _LABEL_LAYERS = ("out_proj", "classifier", "score", "logits_proj")
 _SEQUENCE_CLASS = "ForSequenceClassification"
 
 
+_PREFIX = "cocktail-adapter-"
+
+
 class View:
     """A temporary folder that is removed when nothing refers to it any more."""
 
     def __init__(self) -> None:
-        self.folder = Path(mkdtemp(prefix="cocktail-adapter-"))
-        weakref.finalize(self, _remove, self.folder, os.getpid())
+        clear_abandoned(Path(gettempdir()), _PREFIX)
+        self.folder = Path(mkdtemp(prefix=_PREFIX, suffix=f"-{os.getpid()}"))
+        weakref.finalize(self, _remove, self.folder, hold(self.folder), os.getpid())
 
 
-def _remove(folder: Path, owner: int) -> None:
+def _remove(folder: Path, lock: int, owner: int) -> None:
     if os.getpid() == owner:  # a forked process has a copy of the view, not a folder of its own
+        os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
 
 

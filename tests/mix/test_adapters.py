@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -343,6 +344,21 @@ def test_the_view_lasts_as_long_as_the_checkpoint(train: Train) -> None:
     assert (folder / "config.json").is_file()
     del checkpoint
     assert not folder.exists()
+
+
+def test_a_killed_run_s_view_is_cleared_by_the_next(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = train("adapter").adapter
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = tmp_path / "cocktail-adapter-xyz-999999991"
+    dead.mkdir()
+    (dead / ".lock").touch()
+    alive = resolve(adapter)
+    assert not dead.exists()
+    other = resolve(adapter)
+    assert alive.folder != other.folder
+    assert alive.folder.is_dir()
 
 
 def test_neither_source_is_written_to(train: Train) -> None:

@@ -1,0 +1,86 @@
+"""Temporary folders, which the next run clears where a run was killed before it could.
+
+A lock on a file inside tells whether the run that made a folder still lives; until there is one,
+the process id that the folder's name ends in.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cocktail.errors import OutputError
+
+LOCK = ".lock"
+
+
+def folder_prefix(output: Path) -> str:
+    """How the names of an output's temporary folders start, which stand beside it."""
+    return f".{output.name}.cocktail-tmp-"
+
+
+@contextmanager
+def temporary_parts(output: Path, what: str = "parts") -> Iterator[Path]:
+    """A folder beside the output for what is only a step on the way; removed at the end.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    place = Path(os.path.realpath(output))
+    folder = place.parent / f"{folder_prefix(place)}{what}-{os.getpid()}"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(place.parent, folder_prefix(place))
+        folder.mkdir()
+        lock = hold(folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def hold(folder: Path) -> int:
+    """Show that a folder is in use, for as long as the descriptor that is returned stays open."""
+    descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def clear_abandoned(parent: Path, prefix: str) -> None:
+    """Remove the folders that killed runs left, and nothing of a run that is alive."""
+    for folder in parent.iterdir():
+        if folder.name.startswith(prefix) and folder.is_dir() and not _is_in_use(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_in_use(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        # Not locked yet, or about to be renamed.
+        return _is_alive(folder.name.rpartition("-")[2])
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True  # another user's
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
