@@ -10,7 +10,7 @@ from cocktail.errors import RecipeError
 from cocktail.search.mixture import Weights, simplex_vertex
 from cocktail.search.objective import Measurement, MixObjective, Values
 from cocktail.search.result import ROUNDING, Frontier, FrontierPoint
-from cocktail.search.selection import Candidate, Interval, Verdict, paired_interval
+from cocktail.search.selection import EQUAL, Candidate, Interval, Verdict, paired_interval
 from cocktail.search.strategies import on_simplex
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _places(search: Search, verdict: Verdict) -> list[Place]:
 def _end(search: Search, verdict: Verdict) -> Candidate:
     """Where the way from the base leads: the choice, or if that is the base, away from it."""
     candidates = {candidate.name: candidate for candidate in search.candidates}
-    for name in (verdict.chosen, verdict.leader, "uniform"):
+    for name in (verdict.chosen, verdict.leader, EQUAL):
         if candidates[name].weights != candidates["base"].weights:
             return candidates[name]
     return candidates["base"]

@@ -22,7 +22,7 @@ from cocktail.search.objective import (
 from cocktail.search.options import SearchOptions
 from cocktail.search.prepare import Bench
 from cocktail.search.result import Frontier, SearchResult, reordered
-from cocktail.search.selection import PRIOR, Candidate, Verdict, choose, prior_of
+from cocktail.search.selection import EQUAL, PRIOR, Candidate, Verdict, choose
 from cocktail.search.strategies import (
     blackbox,
     greedy,
@@ -134,7 +134,7 @@ class Search:
         def best(examples: Sequence[int]) -> Weights:
             return vertices[int(np.argmin(self._single_losses(examples)))]
 
-        self._add("uniform", self.uniform, lambda _: self.uniform)
+        self._add(EQUAL, self.uniform, lambda _: self.uniform)
         self._add("base", base, lambda _: base)
         self._add("best-single", best(self.everything), best)
 
@@ -288,9 +288,7 @@ class Search:
         reason = f"{asked} was asked for"
         if found.held_out is None or verdict.difference is None:
             return Verdict(asked, verdict.leader, False, None, reason)
-        reason += (
-            f"; its held-out loss is {verdict.difference} from {prior_of(self.candidates).name}'s"
-        )
+        reason += f"; its held-out loss is {verdict.difference} from {EQUAL}'s"
         return Verdict(asked, verdict.leader, False, verdict.difference, reason)
 
     def _chance_losses(self, proposal: str) -> Values | None:

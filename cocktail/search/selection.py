@@ -9,9 +9,10 @@ import numpy as np
 
 from cocktail.search.objective import Measurement, Values
 
+EQUAL = "uniform"
+"""What one would have mixed without examples."""
 PRIOR = "tempered"
-"""What is kept where the examples cannot tell: nearly what one would have mixed without them, less
-of what is bad by itself."""
+"""What is kept where the examples cannot tell: nearly that, but less of what is bad by itself."""
 
 CONFIDENCE = 0.9
 """Of intervals; the better of two choices is then taken for worse one time in twenty."""
@@ -68,8 +69,8 @@ class Verdict:
         chosen: name of a candidate.
         leader: name of the one with the lowest held-out loss.
         abstained: the examples did not speak for the proposal; the prior was kept.
-        difference: held-out loss of the proposal less that of the prior, in pairs; ``None`` where
-            there was nothing to compare.
+        difference: held-out loss of the proposal less that of equal weights, in pairs; ``None``
+            where there was nothing to compare.
         reason: one sentence.
     """
 
@@ -83,36 +84,37 @@ class Verdict:
 def choose(
     candidates: Sequence[Candidate], proposal: str, *, seed: int, chance: Values | None = None
 ) -> Verdict:
-    """Take the proposal if the examples speak for it, else the prior.
+    """Take the proposal if the examples speak for it, against equal weights; else keep the prior.
 
     The proposal was held back when it was fitted, as cross-validation found it best; so where the
-    examples are worth anything, it need not be surely better than the prior, only better held out.
-    What they are worth is seen against chance: with labels that mean nothing no model ranks better
-    than at random, and no input helps to write its output. Where the level of chance is not known
-    the proposal must be surely better.
+    examples are worth anything, it need not be surely better than equal weights, only better held
+    out. What they are worth is seen against chance: with labels that mean nothing no model ranks
+    better than at random, and no input helps to write its output. Where the level of chance is not
+    known the proposal must be surely better.
 
     Args:
-        candidates: prior and proposal among them; those without held-out losses are not compared.
+        candidates: ``uniform`` and the proposal among them; those without held-out losses are not
+            compared.
         proposal: a candidate's name; where it has no held-out losses the one with the lowest
             stands in for it.
         seed: of the bootstrap.
         chance: (N,) losses of what knows nothing about the examples.
     """
     compared = {c.name: c.held_out for c in candidates if c.held_out is not None}
-    kept = prior_of(candidates)
-    prior = kept.name
-    if kept.held_out is None or len(kept.held_out.losses) < FEWEST:
-        count = len(kept.measured.losses)
+    weights = {c.name: c.weights for c in candidates}
+    prior = prior_of(candidates)
+    equal = compared.get(EQUAL)
+    if equal is None or len(equal.losses) < FEWEST:
+        count = len(candidates[0].measured.losses)
         reason = f"{count} examples are too few to compare anything: {prior} is kept"
         return Verdict(prior, prior, True, None, reason)
     # min keeps the first of equals: candidates come from simple to elaborate.
     leader = min(compared, key=lambda name: compared[name].loss)
     name = proposal if proposal in compared else leader
-    weights = {c.name: c.weights for c in candidates}
-    if weights[name] == weights[prior]:
-        return Verdict(prior, leader, False, None, f"{name} came to the same weights as {prior}")
-    difference = paired_interval(compared[name].losses - kept.held_out.losses, seed=seed)
-    found = f"{name} has a held-out loss {difference} from {prior}'s"
+    if weights[name] == weights[EQUAL]:
+        return Verdict(EQUAL, leader, False, None, f"{name} came to the same weights as {EQUAL}")
+    difference = paired_interval(compared[name].losses - equal.losses, seed=seed)
+    found = f"{name} has a held-out loss {difference} from {EQUAL}'s"
     above_chance = None
     if chance is not None:
         above_chance = paired_interval(
@@ -131,11 +133,9 @@ def choose(
     return Verdict(prior, leader, True, difference, reason)
 
 
-def prior_of(candidates: Sequence[Candidate]) -> Candidate:
-    """What is kept; equal weights where the budget was too small for more."""
-    named = {candidate.name: candidate for candidate in candidates}
-    prior = named.get(PRIOR)
-    return named["uniform"] if prior is None or prior.held_out is None else prior
+def prior_of(candidates: Sequence[Candidate]) -> str:
+    """The name of what is kept: equal weights where the budget was too small for more."""
+    return PRIOR if any(candidate.name == PRIOR for candidate in candidates) else EQUAL
 
 
 def paired_interval(values: Values, *, seed: int, confidence: float = CONFIDENCE) -> Interval:
