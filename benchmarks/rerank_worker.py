@@ -59,7 +59,7 @@ def as_flags(arguments: dict[str, object]) -> list[str]:
 
 
 def train_ours(model: Path, data: Path, output: Path, steps: int) -> None:
-    from reranker_ft.run import parse
+    from reranker_ft.flags import parse
     from reranker_ft.train import run
 
     flags = {

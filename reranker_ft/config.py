@@ -357,8 +357,3 @@ def _has_accelerator() -> bool:
         return True
     accelerator = getattr(torch, "accelerator", None)  # from torch 2.6 on
     return accelerator is not None and bool(accelerator.is_available())
-
-
-def process_index() -> int:
-    """This process among all, as torchrun numbers them."""
-    return int(os.environ.get("RANK", "0"))

@@ -3,68 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Any, NoReturn
 
-from transformers import HfArgumentParser
-
-from reranker_ft.config import (
-    DataArguments,
-    ModelArguments,
-    RerankerTrainingArguments,
-    process_index,
-)
 from reranker_ft.errors import ArgumentError, RerankerError
-from reranker_ft.train import run
-
-USAGE = "reranker-ft train --model_name_or_path MODEL --train_data FILE... --output_dir DIR [flags]"
-
-# Flags of transformers 4, under the names they have now.
-RENAMED_FLAGS = {"--evaluation_strategy": "--eval_strategy", "--no_cuda": "--use_cpu"}
 
 
-class OneLineParser(HfArgumentParser):  # type: ignore[misc]
-    """Reports a wrong flag in one line instead of after two hundred lines of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ArgumentError(f"{message} - flags are those of the help - see --help")
-
-
-def _renamed(word: str) -> str:
-    """A word of the command line, an old flag under its new name."""
-    flag, equals, value = word.partition("=")
-    return RENAMED_FLAGS.get(flag, flag) + equals + value
-
-
-def parse(
-    argv: list[str] | None,
-) -> tuple[ModelArguments, DataArguments, RerankerTrainingArguments]:
-    """The arguments of a command line.
-
-    Raises:
-        ArgumentError: A flag that does not exist, is missing, or has a value that cannot be.
-    """
-    parser = OneLineParser(
-        (ModelArguments, DataArguments, RerankerTrainingArguments),
-        usage=USAGE,
-        allow_abbrev=False,
-    )
-    argv = [_renamed(word) for word in (sys.argv[1:] if argv is None else argv)]
-    parsed: Any = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    *arguments, unknown = parsed
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    model_args, data_args, training_args = arguments
-    return model_args, data_args, training_args
+def _process_index() -> int:
+    """This process among all, as torchrun numbers them."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _log_to_stderr() -> None:
     """Shows our notes and warnings, of the first process; other libraries keep their own ways."""
     package = logging.getLogger("reranker_ft")
     if not package.hasHandlers():
-        package.setLevel(logging.INFO if process_index() == 0 else logging.ERROR)
+        package.setLevel(logging.INFO if _process_index() == 0 else logging.ERROR)
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         package.addHandler(handler)
@@ -79,17 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     """
     _log_to_stderr()
     try:
+        # Seconds to import, in which Ctrl-C ends like later on.
+        from reranker_ft.flags import parse  # noqa: PLC0415
+        from reranker_ft.train import run  # noqa: PLC0415
+
         run(*parse(argv))
     except RerankerError as error:
-        if process_index() == 0:
+        if _process_index() == 0:
             sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ArgumentError) else 1
     except OSError as error:
-        if process_index() == 0:
+        if _process_index() == 0:
             sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        if process_index() == 0:
+        if _process_index() == 0:
             sys.stderr.write("reranker-ft: interrupted\n")
         return 130
     return 0

@@ -8,7 +8,8 @@ import torch
 
 from reranker_ft.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.errors import ArgumentError
-from reranker_ft.run import main, parse
+from reranker_ft.flags import parse
+from reranker_ft.run import main
 
 NEEDED = ["--output_dir", "out", "--model_name_or_path", "m", "--train_data", "d.jsonl"]
 
