@@ -16,6 +16,7 @@ from cocktail.dtypes import torch_dtype
 from cocktail.errors import NonFiniteError
 from cocktail.headers import TensorInfo
 from cocktail.methods.linear import accumulate
+from cocktail.methods.random_words import RandomWords
 from cocktail.output import Merge, MixedTensor
 from cocktail.reading import TensorReader, block_bounds
 
@@ -155,7 +156,8 @@ class Worker:
                 place.copy_(block)
                 for place, block in zip(places, chain(blocks, found), strict=True)
             ]
-            return self._rounded(tensor, _merged(tensor, tensor.merge, held[:count], held[count:]))
+            merged = _merged(tensor, tensor.merge, held[:count], held[count:], start)
+            return self._rounded(tensor, merged)
         out, term = (space.view(dtype)[:size] for space in (self.sum, self.term))
         accumulate(blocks, [source.weight for source in tensor.active], out=out, term=term)
         return self._rounded(tensor, out)
@@ -183,9 +185,17 @@ class Worker:
 
 
 def _merged(
-    tensor: MixedTensor, merge: Merge, held: list[torch.Tensor], statistics: list[torch.Tensor]
+    tensor: MixedTensor,
+    merge: Merge,
+    held: list[torch.Tensor],
+    statistics: list[torch.Tensor],
+    start: int = 0,
 ) -> torch.Tensor:
-    """Run the method on the sources, the base last among them, and on what was measured of them."""
+    """Run the method on the sources, the base last among them, and on what was measured of them.
+
+    Args:
+        start: where in the tensor the elements lie that are held.
+    """
     base = held.pop() if merge.base is not None else None
     # Seeded by recipe and name, so that neither threads nor the order of tensors matter.
     seed = xxhash.xxh3_64_intdigest(f"{merge.seed} {tensor.key}".encode()) >> 1
@@ -193,7 +203,7 @@ def _merged(
         held,
         base,
         [source.weight for source in tensor.sources],
-        generator=torch.Generator().manual_seed(seed),
+        generator=RandomWords(seed, tensor.first + start),
         options=merge.options,
         statistics=statistics,
     )

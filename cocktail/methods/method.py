@@ -11,15 +11,17 @@ from typing import Any, Literal
 import torch
 
 from cocktail.errors import RecipeError, listed
+from cocktail.methods.random_words import RandomWords
 
 MergeFunction = Callable[..., torch.Tensor]
 """``fn(tensors, base, weights, *, generator, **options) -> tensor``.
 
 ``tensors`` are the K models besides the base in recipe order, ``base`` is the base or ``None``, all
 fp32 (or fp64) and of one shape, contiguous, on the CPU; for an elementwise method flat blocks of
-it. They are the function's own and may be overwritten. ``weights`` are K numbers. ``generator`` is
-seeded from the recipe's seed and the tensor's name. A per-model option is a tuple of K values. A
-method with a statistic takes ``statistics`` too: one tensor for each model, or none at all.
+it. They are the function's own and may be overwritten. ``weights`` are K numbers. ``generator``
+gives random words, seeded from the recipe's seed and the tensor's name, and knows where in the
+tensor a block lies. A per-model option is a tuple of K values. A method with a statistic takes
+``statistics`` too: one tensor for each model, or none at all.
 """
 
 
@@ -131,7 +133,7 @@ class Method:
         base: torch.Tensor | None,
         weights: Sequence[float],
         *,
-        generator: torch.Generator | None = None,
+        generator: RandomWords | None = None,
         options: Mapping[str, Any] | None = None,
         statistics: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:

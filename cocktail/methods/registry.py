@@ -43,11 +43,14 @@ def _of_deltas(
     *options: Option,
     normalize: bool = False,
     rescale: bool = False,
+    elementwise: bool = False,
 ) -> Method:
     """A method that thins out deltas, with the options that all of them have."""
     scale = Option("rescale", rescale, "Scale what is kept up for what was dropped.")
     options = (_DENSITY, *options, _normalize(normalize), scale, _LAMBDA, _INT8_MASK)
-    return Method(name, title, _ARXIV + paper, function, options=options)
+    return Method(
+        name, title, _ARXIV + paper, function, elementwise=elementwise, options=options
+    )
 
 
 _ALL = (
@@ -115,8 +118,17 @@ _ALL = (
         options=(_normalize(False), _LAMBDA, _INT8_MASK),
     ),
     _of_deltas("ties", "TIES", "2306.01708", deltas.ties, normalize=True),
-    _of_deltas("dare_linear", "Linear DARE", "2311.03099", deltas.dare_linear, rescale=True),
-    _of_deltas("dare_ties", "DARE TIES", "2311.03099", deltas.dare_ties, rescale=True),
+    _of_deltas(
+        "dare_linear",
+        "Linear DARE",
+        "2311.03099",
+        deltas.dare_linear,
+        rescale=True,
+        elementwise=True,
+    ),
+    _of_deltas(
+        "dare_ties", "DARE TIES", "2311.03099", deltas.dare_ties, rescale=True, elementwise=True
+    ),
     _of_deltas(
         "della", "DELLA", "2406.11617", deltas.della, _EPSILON, normalize=True, rescale=True
     ),

@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cocktail.errors import RecipeError
 from cocktail.methods.blocks import BLOCK, blocks_of
+from cocktail.methods.random_words import WORDS, RandomWords
 from cocktail.methods.selection import keep_ranks
-
-_WORDS = 1 << 32
 
 
 def keep_largest(delta: torch.Tensor, density: float) -> None:
@@ -43,25 +40,29 @@ def keep_middle(delta: torch.Tensor, density: float, gamma: float) -> None:
         keep_ranks(delta, low, low + kept)
 
 
-def drop_at_random(delta: torch.Tensor, density: float, generator: torch.Generator) -> None:
+def drop_at_random(
+    delta: torch.Tensor, density: float, generator: RandomWords, model: int
+) -> None:
     """Keep every element with the probability ``density``.
 
     Args:
         delta: shape (n,).
+        model: whose delta it is.
     """
     if density >= 1:
         return
-    limit = np.uint32(min(_WORDS - 1, round(density * _WORDS)))
+    limit = np.uint32(min(WORDS - 1, round(density * WORDS)))
     scratch = torch.empty(BLOCK, dtype=delta.dtype)
-    words = _random_words(generator)
+    start = 0
     for (block,) in blocks_of([delta]):
         keep = scratch[: len(block)]
-        np.less(next(words)[: len(block)], limit, out=keep.numpy())
+        np.less(generator.of(model, start, len(block)), limit, out=keep.numpy())
         block.mul_(keep)
+        start += len(block)
 
 
 def drop_by_rank(
-    delta: torch.Tensor, density: float, epsilon: float, generator: torch.Generator
+    delta: torch.Tensor, density: float, epsilon: float, generator: RandomWords, model: int
 ) -> None:
     """Keep every element with a probability that grows with its rank by magnitude in its row.
 
@@ -70,6 +71,7 @@ def drop_by_rank(
 
     Args:
         delta: shape (rows, n).
+        model: whose delta it is.
 
     Raises:
         RecipeError: a probability would not be between 0 and 1.
@@ -86,13 +88,13 @@ def drop_by_rank(
         )
     rows, columns = delta.shape
     steps = np.linspace(-epsilon, epsilon, columns) if columns > 1 else np.zeros(columns)
-    limits = np.minimum(np.round((density + steps) * _WORDS), _WORDS - 1).astype(np.uint32)
+    limits = np.minimum(np.round((density + steps) * WORDS), WORDS - 1).astype(np.uint32)
     height = max(1, BLOCK // max(1, columns))
-    words = _random_words(generator, height * columns)
     for top in range(0, rows, height):
         block = delta[top : top + height]
         keep = np.empty(block.shape, block.numpy().dtype)
-        drawn = next(words)[: keep.size].reshape(keep.shape) < limits
+        words = generator.of(model, top * columns, keep.size)
+        drawn = words.reshape(keep.shape) < limits
         np.put_along_axis(keep, _order(block.numpy()), drawn, axis=1)
         block.mul_(torch.from_numpy(keep))
 
@@ -108,19 +110,8 @@ def _order(block: NDArray[np.floating]) -> NDArray[np.int64]:
     keys: NDArray[np.int64] = bits.astype(np.int64) << 32
     keys |= np.arange(block.shape[1])
     keys.sort(axis=1)
-    keys &= _WORDS - 1
+    keys &= WORDS - 1
     return keys
-
-
-def _random_words(generator: torch.Generator, size: int = BLOCK) -> Iterator[NDArray[np.uint32]]:
-    """Endless arrays of random 32-bit numbers, a fixed sequence for each state of the generator.
-
-    NumPy's bit generators keep their sequence for all versions, and take a fifth of torch's time.
-    """
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    source = np.random.SFC64(seed)
-    while True:
-        yield source.random_raw(size // 2 + 1).astype("<u8", copy=False).view("<u4")
 
 
 def magnitude_sum(delta: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ import torch
 
 from cocktail.methods.blocks import blocks_of, flat
 from cocktail.methods.election import ElectedSum, WeightedSum
+from cocktail.methods.random_words import RandomWords
 from cocktail.methods.sparsify import (
     drop_at_random,
     drop_by_rank,
@@ -131,13 +132,13 @@ def _dare(
     base: torch.Tensor,
     weights: Numbers,
     *,
-    generator: torch.Generator,
+    generator: RandomWords,
     density: Numbers,
     rescale: bool,
     **options: Any,
 ) -> torch.Tensor:
     def sparsify(delta: torch.Tensor, model: int) -> None:
-        drop_at_random(flat(delta), density[model], generator)
+        drop_at_random(flat(delta), density[model], generator, model)
         if rescale and density[model] > 0:
             delta.div_(density[model])
 
@@ -149,14 +150,14 @@ def _della(
     base: torch.Tensor,
     weights: Numbers,
     *,
-    generator: torch.Generator,
+    generator: RandomWords,
     density: Numbers,
     epsilon: Numbers,
     **options: Any,
 ) -> torch.Tensor:
     def sparsify(delta: torch.Tensor, model: int) -> None:
         rows = delta.flatten(1) if delta.dim() > 1 else delta.view(1, -1)
-        drop_by_rank(rows, density[model], epsilon[model], generator)
+        drop_by_rank(rows, density[model], epsilon[model], generator, model)
 
     return _merge(tensors, base, weights, sparsify, **options)
 

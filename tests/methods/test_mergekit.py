@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cocktail.methods.random_words import RandomWords
 from cocktail.methods.registry import METHODS
 
 PEER = os.environ.get("MERGEKIT_PYTHON")
@@ -76,7 +77,7 @@ class Case:
             [tensors[f"{shape}.model{i}"].clone() for i in range(self.models)],
             tensors[f"{shape}.base"].clone() if self.base else None,
             self.weights[: self.models],
-            generator=torch.Generator().manual_seed(3),
+            generator=RandomWords(3),
             options=self.options,
         )
 

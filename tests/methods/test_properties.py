@@ -10,6 +10,7 @@ import torch
 
 from cocktail.errors import RecipeError
 from cocktail.methods.method import Method
+from cocktail.methods.random_words import RandomWords
 from cocktail.methods.registry import METHODS, method_named
 
 SHAPES = [(13, 8), (3, 700), (9,), (1,), (), (0,), (0, 4), (4, 0), (5, 3, 2)]
@@ -43,6 +44,7 @@ def merge(
     base: torch.Tensor | None,
     weights: list[float] | None = None,
     seed: int = 5,
+    first: int = 0,
     **given: Any,
 ) -> torch.Tensor:
     """Run a method on copies; by default with equal weights that sum to one."""
@@ -50,7 +52,7 @@ def merge(
         [model.clone() for model in models],
         None if base is None or method.base == "ingredient" else base.clone(),
         weights or [1 / len(models)] * len(models),
-        generator=torch.Generator().manual_seed(seed),
+        generator=RandomWords(seed, first),
         options=options_for(method, len(models), **given),
     )
 
@@ -127,7 +129,7 @@ def test_the_size_of_blocks_changes_no_bit_of_elementwise_methods(method: Method
         parts = [
             merge(
                 method, [model[start : start + block] for model in models],
-                base[start : start + block],
+                base[start : start + block], first=start,
             )
             for start in range(0, size, block)
         ]  # fmt: skip
