@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from threading import Condition, Event
+from threading import Condition, Event, Lock
 
 import numpy as np
 import torch
@@ -32,18 +32,21 @@ SegmentDigests = list[bytes]
 class Room:
     """Lets threads hold tensors as long as these are no more than the largest one together.
 
+    Whoever waits comes first: a large tensor would never find room if small ones could pass it.
+
     Args:
         elements: that the largest tensor takes that is made in one piece.
     """
 
     def __init__(self, elements: int) -> None:
         self._free = elements
+        self._turn = Lock()
         self._changed = Condition()
 
     @contextmanager
     def hold(self, elements: int) -> Iterator[None]:
         """Wait until there is room for a tensor, and keep it for the block."""
-        with self._changed:
+        with self._turn, self._changed:
             self._changed.wait_for(lambda: self._free >= elements)
             self._free -= elements
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cocktail.methods.blocks import BLOCK, blocks_of, flat
 
@@ -25,7 +26,7 @@ def ram(
     https://arxiv.org/abs/2601.13572
     """
     _keep_changes(tensors, base, epsilon)
-    return _add(tensors, base, [1.0] * len(tensors))
+    return _add(tensors, base)
 
 
 def ramplus_tl(
@@ -44,15 +45,9 @@ def ramplus_tl(
     elements of this tensor that it changed with others and alone. https://arxiv.org/abs/2601.13572
     """
     _keep_changes(tensors, base, epsilon)
-    counts = np.zeros((2, len(tensors)))  # shared and alone
-    for models in blocks_of([flat(tensor) for tensor in tensors]):
-        changed = torch.stack([model != 0 for model in models])
-        takers = changed.sum(dim=0)
-        for row, of_kind in zip(counts, (takers > 1, takers == 1), strict=True):
-            row += (changed & of_kind).numpy().sum(axis=1)
-    shared, alone = counts
-    ratio = shared / np.maximum(alone, 1)
-    return _add(tensors, base, (1 + r * np.minimum(ratio, alpha)).tolist())
+    shared, alone = _shared_and_alone(tensors)
+    more = r * np.minimum(shared / np.maximum(alone, 1), alpha)
+    return _add(tensors, base, more.tolist())
 
 
 def _keep_changes(tensors: Sequence[torch.Tensor], base: torch.Tensor, epsilon: float) -> None:
@@ -65,15 +60,50 @@ def _keep_changes(tensors: Sequence[torch.Tensor], base: torch.Tensor, epsilon: 
             model.mul_(mask)
 
 
-def _add(
-    deltas: Sequence[torch.Tensor], base: torch.Tensor, scales: Sequence[float]
+def _shared_and_alone(deltas: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+    """How many elements each model changed with others, and alone; shape (2, K)."""
+    counts = np.zeros((2, len(deltas)))
+    takers, mask = torch.empty(2, BLOCK, dtype=deltas[0].dtype)
+    for models in blocks_of([flat(delta) for delta in deltas]):
+        size = len(models[0])
+        lonely = _number_of_takers(models, takers[:size], mask[:size]).eq_(1.0)
+        for model, delta in enumerate(models):
+            changed = torch.ne(delta, 0.0, out=mask[:size])
+            # Sums of zeros and ones are exact up to far more than a block.
+            alone = float(torch.dot(changed, lonely))
+            counts[:, model] += float(changed.sum()) - alone, alone
+    return counts
+
+
+def _number_of_takers(
+    deltas: Sequence[torch.Tensor], takers: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Add the mean over the models that changed an element, scaled where there is only one."""
+    """How many models changed each element, in ``takers``; ``mask`` is scratch."""
+    takers.zero_()
+    for delta in deltas:
+        takers.add_(torch.ne(delta, 0.0, out=mask))
+    return takers
+
+
+def _add(
+    deltas: Sequence[torch.Tensor], base: torch.Tensor, more: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Add the mean over the models that changed an element.
+
+    Args:
+        more: for each model, the part of what it alone changed that is added on top.
+    """
+    scratch = torch.empty(3, BLOCK, dtype=base.dtype)
     for block, *models in blocks_of([flat(base), *map(flat, deltas)]):
-        total, scaled, count = torch.zeros(3, len(block), dtype=base.dtype)
-        for model, scale in zip(models, scales, strict=True):
-            total.add_(model)
-            count.add_(model != 0)
-            scaled.add_(model.mul_(scale))
-        block.add_(torch.where(count == 1, scaled, total.div_(count.clamp_(min=1.0))))
+        change, takers, mask = scratch[:, : len(block)]
+        _number_of_takers(models, takers, mask)
+        change.zero_()
+        for delta in models:
+            change.add_(delta)
+        change.div_(torch.clamp(takers, min=1.0, out=mask))
+        if more is not None:
+            lonely = takers.eq_(1.0)
+            for delta, part in zip(models, more, strict=True):
+                change.add_(delta.mul_(lonely).mul_(part))
+        block.add_(change)
     return base

@@ -48,9 +48,7 @@ def _of_deltas(
     """A method that thins out deltas, with the options that all of them have."""
     scale = Option("rescale", rescale, "Scale what is kept up for what was dropped.")
     options = (_DENSITY, *options, _normalize(normalize), scale, _LAMBDA, _INT8_MASK)
-    return Method(
-        name, title, _ARXIV + paper, function, elementwise=elementwise, options=options
-    )
+    return Method(name, title, _ARXIV + paper, function, elementwise=elementwise, options=options)
 
 
 _ALL = (

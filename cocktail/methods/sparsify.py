@@ -40,9 +40,7 @@ def keep_middle(delta: torch.Tensor, density: float, gamma: float) -> None:
         keep_ranks(delta, low, low + kept)
 
 
-def drop_at_random(
-    delta: torch.Tensor, density: float, generator: RandomWords, model: int
-) -> None:
+def drop_at_random(delta: torch.Tensor, density: float, generator: RandomWords, model: int) -> None:
     """Keep every element with the probability ``density``.
 
     Args:

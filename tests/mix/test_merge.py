@@ -82,6 +82,22 @@ def test_threads_and_blocks_change_nothing(
         assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_small_tensors_do_not_keep_a_large_one_waiting(save: Save) -> None:
+    """Two tensors that each fill the room come first, though small ones could slip in between."""
+    sizes = {"large0": 1 << 18, "large1": 1 << 18} | {f"small{i}": 1 << 10 for i in range(64)}
+    models = [
+        save(f"model{seed}", {
+            name: torch.randn(size, generator=torch.Generator().manual_seed(seed))
+            for name, size in sizes.items()
+        })
+        for seed in range(3)
+    ]  # fmt: skip
+    order: list[str] = []
+    plan = build_plan(make_recipe(models[1:], (1, 1), base_model=models[0], **TIES))
+    stream(plan, lambda tensor, _start, _block: order.append(tensor.name), threads=2)
+    assert sorted(order[:2]) == ["large0", "large1"]
+
+
 @pytest.mark.parametrize("options", [{}, TIES])
 def test_written_verified_and_run_again_to_the_same_bytes(
     family: tuple[Path, Path, Path], tmp_path: Path, options: dict[str, Any]

@@ -4,134 +4,47 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
-    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
     PreTrainedModel,
 )
 
-from cocktail import search_weights
 from cocktail.adapters.lowrank import TILE
-from cocktail.api import checked_plan, mix_to_folder
-from cocktail.checkpoint import MAIN, resolve
+from cocktail.api import checked_plan
+from cocktail.checkpoint import resolve
 from cocktail.cli import main
 from cocktail.errors import CheckpointError, PlanError
 from cocktail.hub import needed_files
 from cocktail.mix import stream
 from cocktail.output import MixedTensor
-from cocktail.plan import Plan, build_plan
+from cocktail.plan import Plan
 from cocktail.pooling import pooling_mode, write_modules
 from cocktail.recipe import make_recipe
 from cocktail.verify import verify
-from reranker_ft.cli import main as train_main
-from reranker_ft.load import load_cross_encoder
+from tests.mix.adapters.conftest import (
+    Train,
+    as_reranker,
+    assert_close,
+    encoder,
+    gpt2,
+    masked,
+    mix,
+    plan_of,
+    reranker,
+)
 from tests.mix.conftest import load
 from tests.mix.test_checkpoint import hub_cache
-from tests.search.tiny import BERT, SIZES, ranked, tokenizer, write_jsonl
-
-GPT2 = GPT2Config(
-    vocab_size=24, n_positions=32, n_embd=32, n_layer=2, n_head=2, pad_token_id=1,
-    bos_token_id=0, eos_token_id=2, initializer_range=0.3,
-)  # fmt: skip
-LINEAR = ["query", "value", "dense"]
-
-
-@dataclass
-class Trained:
-    """An adapter, its base, and the same merged by PEFT and saved as a whole model."""
-
-    base: str
-    adapter: str
-    merged: str
-
-    @property
-    def pair(self) -> str:
-        return f"{self.base}+{self.adapter}"
-
-
-Train = Callable[..., Trained]
-
-
-def reranker() -> PreTrainedModel:
-    torch.manual_seed(1)
-    return BertForSequenceClassification(BertConfig(**BERT, num_labels=1)).eval()
-
-
-def gpt2() -> PreTrainedModel:
-    torch.manual_seed(1)
-    return GPT2LMHeadModel(GPT2).eval()
-
-
-def shake(model: torch.nn.Module, seed: int) -> None:
-    """Move what an adapter trains, so that B is not zero and magnitudes are not the norms."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter += 0.1 * noise
-
-
-@pytest.fixture
-def train(tmp_path: Path) -> Train:
-    """``train("name", model, LoraConfig options)``: the base is saved once, adapters beside it."""
-
-    def make(
-        name: str,
-        build: Callable[[], PreTrainedModel] = reranker,
-        *,
-        seed: int = 0,
-        load_base: Callable[[str], PreTrainedModel] | None = None,
-        **options: Any,
-    ) -> Trained:
-        base, adapter, merged = tmp_path / "base", tmp_path / name, tmp_path / f"{name}-merged"
-        if not base.exists():
-            build().save_pretrained(base)
-            tokenizer("bert").save_pretrained(base)
-        model = (load_base or type(build()).from_pretrained)(str(base)).eval()
-        options = {"r": 4, "lora_alpha": 6, "target_modules": LINEAR} | options
-        peft = get_peft_model(model, LoraConfig(**options))
-        shake(peft, seed)
-        peft.save_pretrained(adapter, save_embedding_layers=False)
-        again = (load_base or type(build()).from_pretrained)(str(base)).eval()
-        whole = PeftModel.from_pretrained(again, str(adapter)).merge_and_unload()
-        whole.save_pretrained(merged)
-        tokenizer("bert").save_pretrained(merged)
-        return Trained(str(base), str(adapter), str(merged))
-
-    return make
-
-
-def plan_of(models: list[str], numbers: list[float], **options: Any) -> Plan:
-    return build_plan(make_recipe(models, numbers, **options))
-
-
-def mix(models: list[str], numbers: list[float], output: Path, **options: Any) -> Any:
-    plan = checked_plan(make_recipe(models, numbers, **options), output)
-    mix_to_folder(plan, output, progress=False)
-    return load(output)
-
-
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6, msg=name)
-
+from tests.search.tiny import BERT, tokenizer
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -263,21 +176,6 @@ def test_verify_reads_base_and_adapter_again(train: Train, tmp_path: Path) -> No
     assert states == ["same", "same", "different"]
 
 
-def encoder() -> PreTrainedModel:
-    torch.manual_seed(1)
-    return BertModel(BertConfig(**BERT)).eval()
-
-
-def masked() -> PreTrainedModel:
-    torch.manual_seed(1)
-    return BertForMaskedLM(BertConfig(**BERT)).eval()
-
-
-def as_reranker(folder: str) -> PreTrainedModel:
-    torch.manual_seed(2)  # the head is drawn at random, the same one for both
-    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
-
-
 def test_the_head_that_an_adapter_trained_comes_along(train: Train, tmp_path: Path) -> None:
     """Its base is an encoder without head and without prefix."""
     one = train("one", encoder, load_base=as_reranker, task_type="SEQ_CLS")
@@ -401,176 +299,6 @@ def test_a_pickled_adapter_and_a_pickled_base(train: Train, tmp_path: Path) -> N
         file.unlink()
     found = mix([trained.base, trained.adapter], [0, 1], tmp_path / "x")
     assert_close(found, load(Path(trained.merged)))
-
-
-def edit(folder: str, **changes: Any) -> None:
-    path = Path(folder, "adapter_config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"peft_type": "IA3"}, "adapter of type 'IA3' - only LORA"),
-        ({"peft_type": "PREFIX_TUNING"}, "'PREFIX_TUNING'"),
-        ({"peft_type": "LOHA"}, "'LOHA'"),
-        ({"use_qalora": True}, "uses use_qalora"),
-        ({"layer_replication": [[0, 1]]}, "uses layer_replication"),
-        ({"target_parameters": ["x"], "use_new": 1}, "uses target_parameters, use_new"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4"),
-        ({"base_model_name_or_path": None}, r"names no base_model_name_or_path .* BASE\+"),
-        ({"base_model_name_or_path": "/nowhere"}, "base of .* cannot be opened: /nowhere"),
-        ({"base_model_name_or_path": "no-org/x"}, "no-org/x@main: no such folder here"),
-        ({"r": 8}, r"pooler.dense: A \[4, 32\] and B \[32, 4\] for rank 8"),
-        ({"r": 0}, "a rank is 0"),
-        ({"r": "many"}, "cannot be understood"),
-        ({"rank_pattern": {"(": 1}}, "cannot be understood"),
-        ({"use_dora": True}, "pooler.dense: holds A, B where A, B, magnitude_vector belong"),
-    ],
-)
-def test_refused_by_its_config(train: Train, changes: dict[str, Any], message: str) -> None:
-    trained = train("adapter", revision="main")
-    edit(trained.adapter, **changes)
-    with pytest.raises(CheckpointError, match=message) as error:
-        resolve(trained.adapter)
-    assert "\n" not in str(error.value)
-
-
-QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
-
-
-def pop(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    return tensors.pop(f"{QUERY}.{name}")
-
-
-def move(tensors: dict[str, torch.Tensor], name: str) -> None:
-    for matrix in ("lora_A", "lora_B"):
-        tensors[f"base_model.model.{name}.{matrix}.weight"] = pop(tensors, f"{matrix}.weight")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: pop(t, "lora_B.weight"), "query: holds A where A, B belong"),
-        (lambda t: move(t, "bert.extra"), r"changes bert\.extra\.weight, which .* lacks"),
-        (lambda t: t.update({f"{QUERY}.lora_E": torch.ones(4)}), r"holds bert\..*lora_E"),
-        (lambda t: t.update({"base_model.model.new.bias": torch.ones(4)}), r"changes new\.bias"),
-        (
-            lambda t: t.update({f"{QUERY}.lora_A.weight": torch.ones(4, 31)}),
-            r"does not fit .* \(bert.*query: A \[4, 31\] and B \[32, 4\] for \[32, 32\]\)",
-        ),
-        (
-            lambda t: t.update({f"{QUERY}.base_layer.bias": torch.ones(31)}),
-            r"query\.bias \[31\] for \[32\]",
-        ),
-        (lambda t: t.clear(), "holds no tensor"),
-    ],
-)
-def test_refused_by_its_tensors(
-    train: Train, change: Callable[[dict[str, torch.Tensor]], object], message: str
-) -> None:
-    trained = train("adapter", target_modules=["query"])
-    file = Path(trained.adapter, "adapter_model.safetensors")
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file)
-    with pytest.raises(CheckpointError, match=message) as error:
-        resolve(trained.adapter)
-    assert "\n" not in str(error.value)
-
-
-def test_refused_by_its_base(train: Train, tmp_path: Path) -> None:
-    trained = train("adapter")
-    with pytest.raises(CheckpointError, match="is an adapter itself"):
-        resolve(f"{trained.adapter}+{trained.adapter}")
-    with pytest.raises(CheckpointError, match=r"has no adapter_config\.json - behind the \+"):
-        resolve(f"{trained.base}+{trained.base}")
-    gpt2().save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(CheckpointError, match=r"changes bert\..*, which .*gpt2 lacks"):
-        resolve(f"{tmp_path / 'gpt2'}+{trained.adapter}")
-    path = Path(trained.base, "config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"b": 4}}))
-    with pytest.raises(CheckpointError, match="is quantised"):
-        resolve(trained.adapter)
-    Path(trained.adapter, "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"has none of adapter_model\.safetensors"):
-        resolve(trained.adapter)
-
-
-def test_a_real_adapter_of_another_type_is_refused(tmp_path: Path) -> None:
-    reranker().save_pretrained(tmp_path / "base")
-    model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
-    config = IA3Config(target_modules=["key"], feedforward_modules=[])
-    get_peft_model(model, config).save_pretrained(tmp_path / "ia3")
-    with pytest.raises(CheckpointError, match="adapter of type 'IA3'"):
-        resolve(tmp_path / "ia3")
-
-
-def test_its_own_output_embedding_under_a_tied_base_is_refused(train: Train) -> None:
-    trained = train("adapter", gpt2, target_modules=["c_attn"])
-    file = Path(trained.adapter, "adapter_model.safetensors")
-    head = {"base_model.model.lm_head.weight": torch.ones(24, 32)}
-    save_file(load_file(file) | head, file)
-    edit(trained.adapter, modules_to_save=["lm_head"])
-    with pytest.raises(CheckpointError, match=r"has trained lm_head\.weight alone, where .* ties"):
-        resolve(trained.adapter)
-
-
-def test_inspect_and_diff(train: Train) -> None:
-    trained = train("adapter", encoder, load_base=as_reranker, task_type="SEQ_CLS")
-    run = CliRunner().invoke(main, ["inspect", trained.adapter, "--json"])
-    assert run.exit_code == 0, run.output
-    shown = json.loads(run.output)
-    assert shown["kind"] == "reranker"
-    assert shown["folder"] == f"{trained.base}, {trained.adapter}"
-    assert shown["files"] == ["adapter_model.safetensors", "model.safetensors"]
-    merged = resolve(trained.merged).parts[MAIN].tensors
-    assert shown["parameters"] == sum(info.numel for info in merged.values())
-    for pair in ([trained.base, trained.adapter], [trained.base, trained.merged]):
-        run = CliRunner().invoke(main, ["diff", *pair, "--json"])
-        assert run.exit_code == 0, run.output
-        found = json.loads(run.output)
-        moved = {t["name"]: t["distance"] for t in found["tensors"] if t["distance"] > 0}
-        assert any(name.endswith("query.weight") for name in moved)
-        assert not any("embeddings" in name for name in moved)
-    run = CliRunner().invoke(main, ["diff", trained.adapter, trained.merged, "--json"])
-    assert json.loads(run.output)["distance"] < 1e-6
-
-
-def test_search_over_a_base_and_its_adapter(train: Train) -> None:
-    trained = train("adapter")
-    rows = ranked(8, negatives=3)
-    options: dict[str, Any] = {"progress": False, "device": "cpu"}
-    found = search_weights([trained.base, trained.adapter], "reranker", rows, **options)
-    merged = search_weights([trained.base, trained.merged], "reranker", rows, **options)
-    assert len(found.candidates) == len(merged.candidates)
-    for one, other in zip(found.candidates, merged.candidates, strict=True):
-        assert one.name == other.name
-        assert one.weights == pytest.approx(other.weights, abs=1e-2)
-        assert one.measured.losses == pytest.approx(other.measured.losses, abs=1e-2)
-
-
-def test_a_lora_reranker_of_the_trainer(tmp_path: Path) -> None:
-    """Trained from an encoder without head, mixed with a second one, and loaded for scoring."""
-    torch.manual_seed(1)
-    BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path / "base")
-    tokenizer("bert").save_pretrained(tmp_path / "base")
-    data = write_jsonl(tmp_path / "train.jsonl", ranked(8, negatives=3))
-    for seed in (1, 2):
-        arguments: list[Any] = [
-            *("train", "--model_name_or_path", tmp_path / "base", "--train_data", data),
-            *("--output_dir", tmp_path / f"lora{seed}", "--use_lora", "--lora_rank", 2),
-            *("--num_train_epochs", 1, "--seed", seed, "--train_group_size", 2),
-        ]
-        run = CliRunner().invoke(train_main, [str(argument) for argument in arguments])
-        assert run.exit_code == 0, run.output
-    adapters = [str(tmp_path / f"lora{seed}") for seed in (1, 2)]
-    found = mix(adapters, [0.5, 0.5], tmp_path / "x")
-    merged = [load_cross_encoder(adapter)[0].state_dict() for adapter in adapters]
-    for name, tensor in found.items():
-        expected = 0.5 * merged[0][name] + 0.5 * merged[1][name]
-        torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-6)
-    assert load_cross_encoder(tmp_path / "x")[0].config.num_labels == 1
 
 
 def test_modules_of_sentence_transformers_beside_an_adapter(train: Train, tmp_path: Path) -> None:
