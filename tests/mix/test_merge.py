@@ -24,6 +24,7 @@ from tests.mix.conftest import CONFIG, Save, load, weights
 
 Tensors = dict[str, torch.Tensor]
 TIES: dict[str, Any] = {"merge_method": "ties", "parameters": {"density": 0.4}}
+DARE: dict[str, Any] = {"merge_method": "dare_ties", "parameters": {"density": 0.4}}
 
 
 @pytest.fixture
@@ -71,12 +72,13 @@ def test_equals_the_function_on_whole_tensors(
         assert not torch.equal(tensor, base[name])
 
 
-@pytest.mark.parametrize("options", [{}, TIES])
-def test_threads_and_blocks_change_nothing(
-    family: tuple[Path, Path, Path], options: dict[str, Any]
+@pytest.mark.parametrize("options", [{}, TIES, DARE])
+def test_threads_segments_and_blocks_change_nothing(
+    family: tuple[Path, Path, Path], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = build_plan(recipe_for(family, **options))
     whole = streamed(plan, threads=1)
+    monkeypatch.setattr("cocktail.mix.SEGMENT", 9)
     for threads, block in ((1, 3), (3, 7), (2, 1 << 18)):
         again = streamed(plan, threads=threads, block=block)
         assert all(torch.equal(whole[name], again[name]) for name in whole)
