@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reranker_ft.collate import Pair, PairEncoder, token_batches
+from reranker_ft.embedding import looked_up_once
 from reranker_ft.forward import forward_logits
 from reranker_ft.groups import Group
 
@@ -113,9 +114,11 @@ class GroupCollator:
 
 def group_scores(model: nn.Module, batch: TrainingBatch) -> Tensor:
     """(Q, C) fp32 scores, with gradients; an empty place holds the score of another pair."""
-    scores = torch.cat([forward_logits(model, inputs) for inputs in batch["micro_batches"]])
+    micro_batches = batch["micro_batches"]
+    with looked_up_once(model, micro_batches):
+        scores = torch.cat([forward_logits(model, inputs) for inputs in micro_batches])
     for _ in range(batch["idle_forwards"]):
         # DDP and FSDP communicate in every forward, so all processes make equally many.
-        one_pair = {name: tensor[:1] for name, tensor in batch["micro_batches"][-1].items()}
+        one_pair = {name: tensor[:1] for name, tensor in micro_batches[-1].items()}
         scores = scores + 0 * forward_logits(model, one_pair)
     return scores[batch["places"]]
