@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cocktail.collector import collection_paused
 from cocktail.version import __version__
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `cocktail --help` does without it.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    with collection_paused():
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cocktail.checkpoint import MAIN
+from cocktail.collector import collection_paused
 from cocktail.dtypes import torch_dtype
 from cocktail.errors import PlanError, listed
 from cocktail.output import MixedTensor
@@ -39,6 +40,7 @@ class ModelInMemory:
         if tensor.part == MAIN:
             self.tensors[tensor.name].view(-1)[start : start + block.numel()].copy_(block)
 
+    @collection_paused()
     def prepare(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
         """Make the model of the plan's kind without weights, so that what cannot be loaded is
         refused before anything is mixed.
@@ -63,6 +65,7 @@ class ModelInMemory:
                 raise PlanError([self._unbuildable(folder, error, trust_remote_code)]) from None
         return self._skeleton
 
+    @collection_paused()
     def build(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
         """Make the model of the plan's kind around the tensors.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cocktail.checkpoint import MAIN
+from cocktail.collector import collection_paused
 from cocktail.errors import CheckpointError, PlanError, listed
 from cocktail.kinds.task import Batch, Task
 from cocktail.loading import ModelInMemory
@@ -91,6 +92,7 @@ class Mixture:
     def names(self) -> list[str]:
         return [checkpoint.reference for checkpoint in self.plan.ingredients]
 
+    @collection_paused()
     def tokenizer(self) -> Any:
         """The tokenizer of the ingredient that gives the config.
 
