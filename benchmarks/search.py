@@ -6,9 +6,10 @@
     python benchmarks/search.py ... --shuffle                 # control: the labels are random
 
 Each draw takes n random examples, searches once with `auto`, and measures on the test queries every
-weights that this search considered: base, best single, uniform, LM-Cocktail at T = 5 and at the
-temperature of the noise, ensemble, gradient, and what auto chose; beside them LM-Cocktail at the
-temperature that is best on the test queries themselves (an oracle). The first model is the base.
+weights that this search considered: base, best single, uniform, LM-Cocktail at T = 5, the prior
+(its rule at the temperature of the noise), ensemble, gradient, and what auto chose; beside them
+LM-Cocktail at the temperature that is best on the test queries themselves (an oracle). The first
+model is the base.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import json
 import random
 import resource
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from cocktail.search.strategies import softmax_of_losses
 
 TEMPERATURES = (0.05, 0.2, 0.5, 1.0, 5.0)
 COLUMNS = (
-    "base", "best-single", "uniform", "lm-cocktail", "oracle T", "tempered", "ensemble", "gradient",
+    "base", "best-single", "uniform", "lm-cocktail", "oracle T", "prior", "ensemble", "gradient",
     "auto",
 )  # fmt: skip
 QUICK = {"sizes": [10], "draws": 3, "test_queries": 30, "temperatures": (0.2, 1.0)}
@@ -169,11 +170,12 @@ def report(draws: dict[int, list[dict]], args: argparse.Namespace) -> None:
         print(table([head, *(row_of(name, found, measures) for name in COLUMNS)]))
         seconds = np.mean([draw["seconds"] for draw in found])
         forwards = np.mean([draw["forwards"] for draw in found])
-        kept = sum(draw["abstained"] for draw in found)
+        chosen = Counter(draw["chosen"] for draw in found)
         behind, _ = against("auto", "oracle T", found, "loss")
         print(
-            f"\nauto: {forwards:.1f} forward equivalents, {seconds:.0f} s a search; the prior was "
-            f"kept in {kept} of {len(found)} draws; test loss against the oracle T: {behind}"
+            f"\nauto: {forwards:.1f} forward equivalents, {seconds:.0f} s a search; chose "
+            f"{', '.join(f'{name} {count} times' for name, count in chosen.most_common())}; "
+            f"test loss against the oracle T: {behind}"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\nPeak memory of the whole benchmark {peak:.0f} MiB. Models: {', '.join(args.models)}")

@@ -22,7 +22,7 @@ from cocktail.search.objective import (
 from cocktail.search.options import SearchOptions
 from cocktail.search.prepare import Bench
 from cocktail.search.result import Frontier, SearchResult, reordered
-from cocktail.search.selection import EQUAL, PRIOR, Candidate, Verdict, choose
+from cocktail.search.selection import EQUAL, PRIOR, Candidate, Verdict, choose, kept_by_default
 from cocktail.search.strategies import (
     blackbox,
     greedy,
@@ -31,7 +31,7 @@ from cocktail.search.strategies import (
     sweep,
     uniform,
 )
-from cocktail.search.validation import Outputs, cross_validate, fit_outputs, tempered
+from cocktail.search.validation import Outputs, cross_validate, fit_outputs, prior
 
 POLISH_ROUNDS = 1
 BLACKBOX_EVALUATIONS = 20
@@ -160,7 +160,7 @@ class Search:
         rows = self._single_rows()
 
         def fit(examples: Sequence[int]) -> Weights:
-            return tempered(self.task, rows, examples)
+            return prior(self.task, rows, examples)
 
         self._add(PRIOR, fit(self.everything), fit)
 
@@ -288,7 +288,8 @@ class Search:
         reason = f"{asked} was asked for"
         if found.held_out is None or verdict.difference is None:
             return Verdict(asked, verdict.leader, False, None, reason)
-        reason += f"; its held-out loss is {verdict.difference} from {EQUAL}'s"
+        other = kept_by_default(self.candidates)
+        reason += f"; its held-out loss is {verdict.difference} from {other}'s"
         return Verdict(asked, verdict.leader, False, verdict.difference, reason)
 
     def _chance_losses(self, proposal: str) -> Values | None:

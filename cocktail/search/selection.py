@@ -11,8 +11,8 @@ from cocktail.search.objective import Measurement, Values
 
 EQUAL = "uniform"
 """What one would have mixed without examples."""
-PRIOR = "tempered"
-"""What is kept where the examples cannot tell: nearly that, but less of what is bad by itself."""
+PRIOR = "prior"
+"""What is kept where the examples cannot tell: each ingredient as far as it may be the best."""
 
 CONFIDENCE = 0.9
 """Of intervals; the better of two choices is then taken for worse one time in twenty."""
@@ -42,7 +42,7 @@ class Candidate:
     """A set of weights, and what the mixed model with these weights does.
 
     Attributes:
-        name: ``base``, ``best-single``, ``uniform``, ``lm-cocktail``, ``tempered``, ``ensemble``,
+        name: ``base``, ``best-single``, ``uniform``, ``lm-cocktail``, ``prior``, ``ensemble``,
             ``gradient``...
         weights: in the order of the ingredients.
         measured: in-sample, on all examples; measured on the mixed model.
@@ -68,9 +68,9 @@ class Verdict:
     Attributes:
         chosen: name of a candidate.
         leader: name of the one with the lowest held-out loss.
-        abstained: the examples did not speak for the proposal; the prior was kept.
-        difference: held-out loss of the proposal less that of equal weights, in pairs; ``None``
-            where there was nothing to compare.
+        abstained: the examples decided nothing; equal weights were kept.
+        difference: held-out loss of the proposal less that of the prior, in pairs; ``None`` where
+            there was nothing to compare.
         reason: one sentence.
     """
 
@@ -84,58 +84,55 @@ class Verdict:
 def choose(
     candidates: Sequence[Candidate], proposal: str, *, seed: int, chance: Values | None = None
 ) -> Verdict:
-    """Take the proposal if the examples speak for it, against equal weights; else keep the prior.
+    """Take the proposal if the examples surely speak for it, else keep the prior.
 
-    The proposal was held back when it was fitted, as cross-validation found it best; so where the
-    examples are worth anything, it need not be surely better than equal weights, only better held
-    out. What they are worth is seen against chance: with labels that mean nothing no model ranks
-    better than at random, and no input helps to write its output. Where the level of chance is not
-    known the proposal must be surely better.
+    The prior knows what each ingredient is worth by itself. Against labels that mean nothing that
+    is no help: there no model ranks better than at random, and no input helps to write its output,
+    so that the examples are seen against chance, and equal weights kept where they are no better.
 
     Args:
-        candidates: ``uniform`` and the proposal among them; those without held-out losses are not
-            compared.
+        candidates: ``uniform``, ``prior`` and the proposal among them; those without held-out
+            losses are not compared.
         proposal: a candidate's name; where it has no held-out losses the one with the lowest
             stands in for it.
         seed: of the bootstrap.
-        chance: (N,) losses of what knows nothing about the examples.
+        chance: (N,) losses of what knows nothing about the examples; ``None`` where not known.
     """
     compared = {c.name: c.held_out for c in candidates if c.held_out is not None}
     weights = {c.name: c.weights for c in candidates}
-    prior = prior_of(candidates)
-    equal = compared.get(EQUAL)
-    if equal is None or len(equal.losses) < FEWEST:
+    kept = kept_by_default(candidates)
+    prior = compared.get(kept)
+    if prior is None or len(prior.losses) < FEWEST:
         count = len(candidates[0].measured.losses)
-        reason = f"{count} examples are too few to compare anything: {prior} is kept"
-        return Verdict(prior, prior, True, None, reason)
+        reason = f"{count} examples are too few to compare anything: {EQUAL} is kept"
+        return Verdict(EQUAL, EQUAL, True, None, reason)
     # min keeps the first of equals: candidates come from simple to elaborate.
     leader = min(compared, key=lambda name: compared[name].loss)
     name = proposal if proposal in compared else leader
-    if weights[name] == weights[EQUAL]:
-        return Verdict(EQUAL, leader, False, None, f"{name} came to the same weights as {EQUAL}")
-    difference = paired_interval(compared[name].losses - equal.losses, seed=seed)
-    found = f"{name} has a held-out loss {difference} from {EQUAL}'s"
-    above_chance = None
+    difference = paired_interval(compared[name].losses - prior.losses, seed=seed)
+    found = f"{name} has a held-out loss {difference} from {kept}'s"
     if chance is not None:
-        above_chance = paired_interval(
+        from_chance = paired_interval(
             compared[name].losses - chance, seed=seed, confidence=EVIDENCE
         )
-    if above_chance is not None and above_chance.high >= 0:
-        found += f" and {above_chance} from chance's"
-        reason = f"{found}: the examples may as well be labelled at random, {prior} is kept"
-        return Verdict(prior, leader, True, difference, reason)
+        if from_chance.high >= 0:
+            reason = (
+                f"{name} has a held-out loss {from_chance} from chance's: the examples may as well "
+                f"be labelled at random, {EQUAL} is kept"
+            )
+            return Verdict(EQUAL, leader, True, difference, reason)
+    if weights[name] == weights[kept]:
+        return Verdict(kept, leader, False, None, f"{name} came to the same weights as {kept}")
     if difference.high < 0:
         return Verdict(name, leader, False, difference, f"{found}: it is better")
-    if difference.mean < 0 and above_chance is not None:
-        reason = f"{found}: it is likely better, though not surely"
-        return Verdict(name, leader, False, difference, reason)
-    reason = f"{found}: the examples cannot tell them apart, {prior} is kept"
-    return Verdict(prior, leader, True, difference, reason)
+    reason = f"{found}: the examples cannot tell them apart, {kept} is kept"
+    return Verdict(kept, leader, kept == EQUAL, difference, reason)
 
 
-def prior_of(candidates: Sequence[Candidate]) -> str:
-    """The name of what is kept: equal weights where the budget was too small for more."""
-    return PRIOR if any(candidate.name == PRIOR for candidate in candidates) else EQUAL
+def kept_by_default(candidates: Sequence[Candidate]) -> str:
+    """What a proposal is compared with: the prior; equal weights where the budget was too small."""
+    held_out = [c.name for c in candidates if c.held_out is not None]
+    return PRIOR if PRIOR in held_out else EQUAL
 
 
 def paired_interval(values: Values, *, seed: int, confidence: float = CONFIDENCE) -> Interval:

@@ -25,10 +25,9 @@ from cocktail.search.strategies import descend, softmax_of_losses, uniform
 STRENGTHS = (4.0, 2.0, 1.0, 0.5)
 """Of the prior on the weights, strongest first; the unit is the standard error of the difference of
 two ingredients' mean losses, in nats of loss for one nat of divergence."""
-FIT_TEMPERATURE = 0.5
-"""Of that prior, in the same unit: two standard errors worse is a fiftieth of the share."""
-KEPT_TEMPERATURE = 3.0
-"""Of what is kept where the examples cannot tell: three standard errors worse is a third of it."""
+PRIOR_TEMPERATURE = 0.5
+"""Of that prior, in the same unit. Two standard errors worse is then a fiftieth of the share, which
+is also how likely such an ingredient is the better of two."""
 FOLDS = 5
 LEAVE_ONE_OUT = 8
 """Up to this many examples each is left out by itself where that needs no forward."""
@@ -98,19 +97,22 @@ class Singles:
         error = np.sqrt(2 * (residual**2).sum() / freedom / len(examples))
         return cls(means, max(1e-6, float(error)))
 
-    def softmax(self, multiple: float) -> Weights:
-        """(K,) LM-Cocktail's rule, softmax(-L / T), with T a multiple of the standard error."""
-        return softmax_of_losses(self.losses, multiple * self.error)
+    def prior(self) -> Weights:
+        """(K,) LM-Cocktail's rule, softmax(-L / T), at the temperature of the noise."""
+        return softmax_of_losses(self.losses, PRIOR_TEMPERATURE * self.error)
 
 
-def tempered(task: Task, rows: Sequence[Tensor], examples: Sequence[int]) -> Weights:
-    """LM-Cocktail's rule at a temperature that leaves weights nearly equal within the noise.
+def prior(task: Task, rows: Sequence[Tensor], examples: Sequence[int]) -> Weights:
+    """What is likely of the ingredients before any mix is looked at.
 
     Two examples show too little of the noise: they give equal weights.
+
+    Args:
+        rows: K outputs (R, ...), one for each ingredient.
     """
     if len(examples) < FEWEST:
         return uniform(len(rows))
-    return Singles.measured(task, rows, examples).softmax(KEPT_TEMPERATURE)
+    return Singles.measured(task, rows, examples).prior()
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class _Fitting:
     def fit(self, multiple: float, start: Weights | None = None, tolerance: float = 1e-8) -> Fit:
         """The best weights with a prior whose strength is ``multiple`` standard errors."""
         strength = multiple * self.singles.error
-        prior = np.maximum(self.singles.softmax(FIT_TEMPERATURE), 1e-12)
+        prior = np.maximum(self.singles.prior(), 1e-12)
         made = Fit(prior, strength, prior)
         held_back = made.regularised(self.objective)
         if start is None:
