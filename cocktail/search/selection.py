@@ -68,7 +68,7 @@ class Verdict:
     Attributes:
         chosen: name of a candidate.
         leader: name of the one with the lowest held-out loss.
-        abstained: the examples decided nothing; equal weights were kept.
+        abstained: the examples are too few, or may as well be labelled at random.
         difference: held-out loss of the proposal less that of the prior, in pairs; ``None`` where
             there was nothing to compare.
         reason: one sentence.
@@ -86,9 +86,9 @@ def choose(
 ) -> Verdict:
     """Take the proposal if the examples surely speak for it, else keep the prior.
 
-    The prior knows what each ingredient is worth by itself. Against labels that mean nothing that
-    is no help: there no model ranks better than at random, and no input helps to write its output,
-    so that the examples are seen against chance, and equal weights kept where they are no better.
+    The prior knows what each ingredient is worth by itself, as far as the examples show. What they
+    are worth is seen against chance: with labels that mean nothing no model ranks better than at
+    random, and no input helps to write its output.
 
     Args:
         candidates: ``uniform``, ``prior`` and the proposal among them; those without held-out
@@ -118,15 +118,16 @@ def choose(
         if from_chance.high >= 0:
             reason = (
                 f"{name} has a held-out loss {from_chance} from chance's: the examples may as well "
-                f"be labelled at random, {EQUAL} is kept"
+                f"be labelled at random, {kept} is kept"
             )
-            return Verdict(EQUAL, leader, True, difference, reason)
+            return Verdict(kept, leader, True, difference, reason)
     if weights[name] == weights[kept]:
         return Verdict(kept, leader, False, None, f"{name} came to the same weights as {kept}")
     if difference.high < 0:
         return Verdict(name, leader, False, difference, f"{found}: it is better")
-    reason = f"{found}: the examples cannot tell them apart, {kept} is kept"
-    return Verdict(kept, leader, kept == EQUAL, difference, reason)
+    why = "it is worse" if difference.low > 0 else "the examples cannot tell them apart"
+    reason = f"{found}: {why}, {kept} is kept"
+    return Verdict(kept, leader, False, difference, reason)
 
 
 def kept_by_default(candidates: Sequence[Candidate]) -> str:
