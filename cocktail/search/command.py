@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--base", metavar="MODEL", help="Which MODEL is the base.  [the first]")
 @click.option(
     "--strategy", type=click.Choice(get_args(Strategy)), default="auto", show_default=True,
-    help="How weights are proposed; auto also decides whether to keep the plain average.",
+    help="How weights are proposed; auto also decides whether to keep the prior.",
 )  # fmt: skip
 @click.option("--budget", type=float, default=DEFAULT_BUDGET, show_default=True,
               help="Passes over the examples; a backward counts as two.")  # fmt: skip
