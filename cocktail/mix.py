@@ -30,6 +30,10 @@ Job = tuple[MixedTensor, int, int]
 """A tensor and the elements of it that one thread makes."""
 
 
+_ELEMENTS_A_JOB = 1 << 16
+"""With fewer, threads wait for the interpreter and not for memory: one alone is faster."""
+
+
 @dataclass(frozen=True)
 class Digests:
     """Fingerprints of the data that passed, xxh3-128 in hex.
@@ -55,7 +59,8 @@ def stream(
     """Mix every tensor of ``plan`` and hand the result to ``sink`` in blocks.
 
     Args:
-        threads: of reading, mixing and writing; the result does not depend on it.
+        threads: of reading, mixing and writing; the result does not depend on it. By default one
+            for each processor, one in all where the tensors are small.
         block: elements at a time; the result does not depend on it.
 
     Raises:
@@ -78,7 +83,7 @@ def stream(
             return worker.run_whole(tensor, tensor.merge)
 
     with TensorReader() as reader, one_torch_thread():
-        executor = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="mix")
+        executor = ThreadPoolExecutor(threads or _useful_threads(jobs), thread_name_prefix="mix")
         try:
             futures = [executor.submit(run, *job) for job in jobs]
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -103,6 +108,11 @@ def _jobs(plan: Plan) -> list[Job]:
         for start, stop in block_bounds(tensor.numel, SEGMENT)
     ]
     return [*((tensor, 0, tensor.numel) for tensor in whole), *segments]
+
+
+def _useful_threads(jobs: Sequence[Job]) -> int:
+    elements = sum(stop - start for _, start, stop in jobs)
+    return default_threads() if elements >= _ELEMENTS_A_JOB * len(jobs) else 1
 
 
 def _gather(plan: Plan, jobs: Sequence[Job], digests: Sequence[list[SegmentDigests]]) -> Digests:

@@ -161,7 +161,7 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
         return
     done = mix_recipe(
         recipe, output, max_shard_size=size, overwrite=given["overwrite"],
-        sync=not given["no_sync"], threads=threads, progress=shows_bar(quiet),
+        sync=not given["no_sync"], threads=given["threads"], progress=shows_bar(quiet),
     )  # fmt: skip
     plan = done.plan
     seconds = {key: round(value, 3) for key, value in done.seconds.items()}
