@@ -100,8 +100,8 @@ class TokenTask:
     def scale_slopes(self, scores: Tensor, scale: float) -> tuple[float, float]:
         return 0.0, 0.0
 
-    def metrics(self, rows: Tensor, examples: Sequence[int]) -> None:
-        return None
+    def groups(self, rows: Tensor, examples: Sequence[int]) -> Tensor:
+        return rows.new_empty(len(examples), 0)
 
     def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
         """Mean over the tokens of a batch, then over the batches, as LM_Cocktail has it."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
+from torch.nn.utils.rnn import pad_sequence
 
 from cocktail.checkpoint import MAIN, Checkpoint
 from cocktail.errors import CheckpointError, RecipeError
@@ -18,7 +18,6 @@ from cocktail.kinds.task import (
     Batch,
     by_length,
     length_limit,
-    ndcg_at_10,
     pad,
     pad_mask,
     softmax_slopes,
@@ -139,14 +138,24 @@ class EncoderTask:
         cosines, left_out, targets = scores
         return softmax_slopes(cosines / TEMPERATURE, left_out, targets, scale)
 
-    def metrics(self, rows: Tensor, examples: Sequence[int]) -> npt.NDArray[np.float64]:
-        """NDCG@10 of every query among its own passages."""
+    def groups(self, rows: Tensor, examples: Sequence[int]) -> Tensor:
+        """Cosines with a query's own passages; where it has no negatives, with all positives."""
         vectors = F.normalize(rows.detach().double(), dim=-1)
-        values = []
-        for example in examples:
-            own = vectors[self._starts[example] : self._starts[example + 1]]
-            values.append(ndcg_at_10(own[0] @ own[1:].T[None]))
-        return np.concatenate(values)
+        cosines = [vectors[self._starts[i]] @ vectors[self._ranked(i)].T for i in examples]
+        return pad_sequence(cosines, batch_first=True, padding_value=float("-inf"))
+
+    def _ranked(self, example: int) -> list[int]:
+        """Rows of the passages that an example's query ranks, the positive first."""
+        own = range(self._starts[example] + 1, self._starts[example + 1])
+        if len(own) > 1:
+            return list(own)
+        known = self._examples[example].positives
+        others = [
+            int(start) + 1
+            for start, other in zip(self._starts, self._examples, strict=False)
+            if other.passages[0] not in known
+        ]
+        return [*own, *others]
 
     def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
         """Every query against the passages of its batch, the mean over batches of their means."""

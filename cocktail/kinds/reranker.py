@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cocktail.errors import CocktailError
 from cocktail.kinds.examples import RankedExample
-from cocktail.kinds.task import Batch, ndcg_at_10, softmax_slopes
+from cocktail.kinds.task import Batch, softmax_slopes
 from reranker_ft.collate import (
     PairEncoder,
     needs_mask,
@@ -117,9 +116,9 @@ class RerankerTask:
         first = torch.zeros(len(values), dtype=torch.long)
         return softmax_slopes(values, ~present, first, scale)
 
-    def metrics(self, rows: Tensor, examples: Sequence[int]) -> npt.NDArray[np.float64]:
+    def groups(self, rows: Tensor, examples: Sequence[int]) -> Tensor:
         scores, present = self.scores(rows, examples)
-        return ndcg_at_10(scores.masked_fill(~present, float("-inf")))
+        return scores.masked_fill(~present, float("-inf"))
 
     def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
         """LM_Cocktail has no rule for rerankers: the mean over the examples."""

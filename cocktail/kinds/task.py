@@ -54,7 +54,7 @@ class Task(Protocol):
         entangled: an example's loss depends on the rows of other examples too.
         scale_free: a positive factor on the scores changes no ranking, so that it is fitted and
             not credited to the weights.
-        metric: name of what ``metrics`` returns, ``None`` where the loss is all there is.
+        metric: name of the ranking metric of ``groups``, ``None`` where the loss is all there is.
     """
 
     @property
@@ -96,8 +96,11 @@ class Task(Protocol):
     def scale_slopes(self, scores: Any, scale: float) -> tuple[float, float]:
         """Sums over the examples of the first two derivatives of their losses in the scale."""
 
-    def metrics(self, rows: Tensor, examples: Sequence[int]) -> npt.NDArray[np.float64] | None:
-        """(N',) values of the metric, larger is better."""
+    def groups(self, rows: Tensor, examples: Sequence[int]) -> Tensor:
+        """(N', G) scores of what each example ranks, the positive first, then ``-inf`` for none.
+
+        G is 0 where nothing is ranked.
+        """
 
     def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
         """The loss that LM_Cocktail weighs a model by: batches of consecutive examples."""

@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from cocktail.errors import CocktailError, NonFiniteError
-from cocktail.kinds.task import Task
+from cocktail.kinds.task import Task, ndcg_at_10
 from cocktail.search.mixture import BACKWARD_COST, Mixture, Weights
 
 SCALE_SPREAD = log(4)
@@ -90,8 +90,8 @@ def measure(task: Task, blocks: Sequence[Block], among: Sequence[int] | None = N
     scale, penalty = _fit_scale(task, scores)
     at = torch.tensor(scale, dtype=torch.float64)
     losses = torch.cat([task.losses(each, at) for each in scores]).numpy()
-    parts = [task.metrics(rows, examples) for rows, examples in blocks]
-    metrics = [part for part in parts if part is not None]
+    groups = [task.groups(rows, examples) for rows, examples in blocks]
+    metrics = [ndcg_at_10(group) for group in groups if group.shape[1]]
     return Measurement(losses, scale, penalty, np.concatenate(metrics) if metrics else None)
 
 

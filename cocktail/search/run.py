@@ -68,10 +68,11 @@ def search_weights(
             it from the config.
         example_data: a JSONL file or a list of dictionaries: ``{"query", "pos", "neg"}`` for
             rerankers and encoders, ``{"input", "output"}`` for the others.
-        strategy: ``auto`` (``ensemble``, polished by ``gradient``, then selection that keeps what
-            the ingredients are worth by themselves where the examples cannot tell), or one of
-            ``lm-cocktail``, ``ensemble``, ``gradient``, ``greedy``, ``sweep``, ``blackbox``, which
-            is then taken as asked.
+        strategy: ``auto`` (``ensemble``, polished by ``gradient``, then a choice that keeps what
+            the ingredients are worth by themselves where the examples cannot tell, and equal
+            weights where they may as well be labelled at random), or one of ``lm-cocktail``,
+            ``ensemble``, ``gradient``, ``greedy``, ``sweep``, ``blackbox``, which is then taken as
+            asked.
         temperature: of the rule softmax(-loss / T).
         batch_size: consecutive examples that this rule averages at a time.
         max_input_length: tokens of a text, as far as the model has positions.

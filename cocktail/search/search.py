@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cocktail.search.chance import chance_probability, worth_by_rank
 from cocktail.search.frontier import trace
 from cocktail.search.mixture import Weights, simplex_vertex
 from cocktail.search.objective import (
@@ -278,7 +279,7 @@ class Search:
         asked = self.options.strategy
         automatic = asked == "auto"
         proposal = "gradient" if automatic else asked
-        chance = self._chance_losses(proposal) if automatic else None
+        chance = self._chance() if automatic else None
         verdict = choose(self.candidates, proposal, seed=self.options.seed, chance=chance)
         if automatic:
             return verdict
@@ -292,23 +293,27 @@ class Search:
         reason += f"; its held-out loss is {verdict.difference} from {other}'s"
         return Verdict(asked, verdict.leader, False, verdict.difference, reason)
 
-    def _chance_losses(self, proposal: str) -> Values | None:
-        """(N,) what it costs to know nothing: a ranking, the scores of which are all alike; a text,
-        the input that belongs to it. ``None`` where the budget is spent.
+    def _chance(self) -> float | None:
+        """How likely labels at random look as good; ``None`` where the budget is spent.
+
+        Each ingredient and the equal mix judge: a ranking by the ranks of its passages, a text by
+        what it costs after its own input and after that of another example.
         """
-        if self.task.scale_free:
-            rows = self.objective.rows(np.array(self.singles[0].weights))
-            scores = self.task.scores(rows, self.everything)
-            return self.task.losses(scores, torch.zeros((), dtype=torch.float64)).numpy()
-        if self.bench.dealt is None:
-            return None
-        at = next((c for c in self.candidates if c.name == proposal), self.candidates[-1])
-        uninformed = MixObjective(self.bench.mixture, self.bench.dealt, budget=self.options.budget)
+        judges = [self.uniform, *(np.array(single.weights) for single in self.singles)]
         try:
-            return uninformed.measure(np.array(at.weights)).losses
+            worth = [self._worth(weights) for weights in judges]
         except BudgetSpentError as error:
-            self.notes.append(f"the level of chance is not known: {error}")
+            self.notes.append(f"labels at random were not compared: {error}")
             return None
+        return chance_probability(worth, seed=self.options.seed)
+
+    def _worth(self, judge: Weights) -> Values:
+        """(N, G) what each label an example might have is worth to a mix; its own is the first."""
+        if self.bench.dealt is None:
+            return worth_by_rank(self.task.groups(self.objective.rows(judge), self.everything))
+        dealt = MixObjective(self.bench.mixture, self.bench.dealt, budget=self.options.budget)
+        losses = self.objective.measure(judge).losses
+        return -np.stack([losses, dealt.measure(judge).losses], axis=1)
 
     def _best_so_far(self) -> Verdict:
         best = min(self.candidates, key=lambda c: c.measured.loss)

@@ -1,4 +1,4 @@
-"""Which candidate to take: held-out losses compared in pairs, the prior where they say nothing."""
+"""Which candidate to take: held-out losses compared in pairs, the prior where they are alike."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from cocktail.search.objective import Measurement, Values
 
 EQUAL = "uniform"
-"""What one would have mixed without examples."""
+"""What one would have mixed without examples, kept where these mean nothing."""
 PRIOR = "prior"
-"""What is kept where the examples cannot tell: each ingredient as far as it may be the best."""
+"""Each ingredient as far as it may be the best, kept where the examples cannot tell more."""
 
 CONFIDENCE = 0.9
 """Of intervals; the better of two choices is then taken for worse one time in twenty."""
-EVIDENCE = 0.8
-"""Of the interval that tells the examples from chance."""
+CHANCE = 0.1
+"""Labels at random look as good as those there are at most so often; else these mean nothing."""
 _RESAMPLES = 10_000
 FEWEST = 3
 """Examples below which no interval means anything."""
@@ -82,13 +82,12 @@ class Verdict:
 
 
 def choose(
-    candidates: Sequence[Candidate], proposal: str, *, seed: int, chance: Values | None = None
+    candidates: Sequence[Candidate], proposal: str, *, seed: int, chance: float | None = None
 ) -> Verdict:
     """Take the proposal if the examples surely speak for it, else keep the prior.
 
-    The prior knows what each ingredient is worth by itself, as far as the examples show. What they
-    are worth is seen against chance: with labels that mean nothing no model ranks better than at
-    random, and no input helps to write its output.
+    The prior knows what each ingredient is worth by itself, as far as the examples show. Where
+    their labels may as well be random, they show nothing: equal weights are kept.
 
     Args:
         candidates: ``uniform``, ``prior`` and the proposal among them; those without held-out
@@ -96,7 +95,8 @@ def choose(
         proposal: a candidate's name; where it has no held-out losses the one with the lowest
             stands in for it.
         seed: of the bootstrap.
-        chance: (N,) losses of what knows nothing about the examples; ``None`` where not known.
+        chance: how likely labels at random look as good, see
+            :func:`cocktail.search.chance.chance_probability`; ``None`` where not known.
     """
     compared = {c.name: c.held_out for c in candidates if c.held_out is not None}
     weights = {c.name: c.weights for c in candidates}
@@ -111,16 +111,13 @@ def choose(
     name = proposal if proposal in compared else leader
     difference = paired_interval(compared[name].losses - prior.losses, seed=seed)
     found = f"{name} has a held-out loss {difference} from {kept}'s"
-    if chance is not None:
-        from_chance = paired_interval(
-            compared[name].losses - chance, seed=seed, confidence=EVIDENCE
+    if chance is not None and chance > CHANCE:
+        reason = (
+            f"labels at random would look as good to the ingredients with a probability of "
+            f"{chance:.2f} (limit {CHANCE}): the examples may as well be labelled at random, "
+            f"{EQUAL} is kept"
         )
-        if from_chance.high >= 0:
-            reason = (
-                f"{name} has a held-out loss {from_chance} from chance's: the examples may as well "
-                f"be labelled at random, {kept} is kept"
-            )
-            return Verdict(kept, leader, True, difference, reason)
+        return Verdict(EQUAL, leader, True, difference, reason)
     if weights[name] == weights[kept]:
         return Verdict(kept, leader, False, None, f"{name} came to the same weights as {kept}")
     if difference.high < 0:

@@ -94,6 +94,24 @@ def _embed(net, tok, texts: list[str]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
 
 
+def test_an_encoder_ranks_own_passages_and_all_positives_where_there_are_none() -> None:
+    rows = [*ranked(2, negatives=2), *({**row, "neg": []} for row in ranked(3, seed=9))]
+    rows[4] = {**rows[4], "pos": [*rows[4]["pos"], *rows[0]["pos"]]}
+    net, tok = model("bert-encoder"), tokenizer("bert-encoder")
+    task = EncoderTask(read_ranked(rows), tok, net, pooling="mean", **LIMITS)
+    vectors = torch.randn(task.rows, 4, generator=torch.Generator().manual_seed(0))
+    groups = task.groups(vectors, range(5))
+
+    def cosines(query: int, passages: list[int]) -> list[float]:
+        return torch.cosine_similarity(vectors[[query]], vectors[passages]).tolist()
+
+    nothing = float("-inf")
+    # Rows: two queries with three passages each, then three with one.
+    np.testing.assert_allclose(groups[0], [*cosines(0, [1, 2, 3]), nothing, nothing], rtol=1e-5)
+    np.testing.assert_allclose(groups[2], cosines(8, [9, 1, 5, 11, 13]), rtol=1e-5)
+    np.testing.assert_allclose(groups[4], [*cosines(12, [13, 5, 9, 11]), nothing], rtol=1e-5)
+
+
 def test_scale_slopes_are_the_derivatives_of_the_losses() -> None:
     for task, rows in _tasks_with_rows():
         scores = task.scores(rows, range(4))

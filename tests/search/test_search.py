@@ -98,7 +98,8 @@ def test_shuffled_labels_make_the_selection_abstain(kitchen, rows) -> None:
             random.Random(100 * seed + i).shuffle(texts)
             shuffled.append({**row, "pos": texts[:1], "neg": texts[1:]})
         result = search_weights(list(kitchen.values()), "reranker", shuffled, **QUIET)
-        assert (result.verdict.chosen, result.verdict.abstained) == ("prior", True)
+        assert (result.verdict.chosen, result.verdict.abstained) == ("uniform", True)
+        assert result.weights == (1 / 3, 1 / 3, 1 / 3)
 
 
 def follow(model: torch.nn.Module, rows: list[dict], steps: int) -> None:
@@ -132,7 +133,7 @@ def test_outputs_dealt_to_other_inputs_make_the_selection_abstain(tmp_path) -> N
     random.Random(0).shuffle(outputs)
     rows = [{**row, "output": output} for row, output in zip(rows, outputs, strict=True)]
     untold = search_weights(names, "decoder", rows, **QUIET)
-    assert (untold.verdict.chosen, untold.verdict.abstained) == ("prior", True)
+    assert (untold.verdict.chosen, untold.verdict.abstained) == ("uniform", True)
     assert "may as well be labelled at random" in untold.verdict.reason
 
 
