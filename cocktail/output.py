@@ -177,10 +177,13 @@ class MixedTensor:
 
     @property
     def whole_numel(self) -> int:
-        """Elements in fp32 that it takes to make it in one piece: the sources and two more, and
-        with Gram matrices, which are worked on in fp64, as much again as four and six of these."""
+        """Elements in fp32 that it takes to make it in one piece: the sources and two more; with
+        Gram matrices, which are worked on in fp64, as much again as four and six of these; with
+        singular vectors, ten squares of a matrix's shorter side."""
         gram = self.statistic_numel
         held = self.numel * (len(self.active) + 2)
+        if self.merge is not None and self.merge.method.singular and len(self.shape) == 2:
+            held += 10 * min(self.shape) ** 2
         return held + (4 * self.numel + (len(self.sources) + 6) * gram if gram else 0)
 
 

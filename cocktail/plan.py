@@ -85,8 +85,8 @@ class Plan:
 
     def peak_memory(self, threads: int) -> int:
         """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors, and
-        the tensors that a method needs whole: at most K + 3 times the largest, in fp32. Or, before
-        that, a model with its gradients and statistics, without what a forward takes."""
+        what a method needs to make the largest tensor whole. Or, before that, a model with its
+        gradients and statistics, without what a forward takes."""
         side = sum(file.nbytes for file in self.files if not file.is_safetensors)
         deltas = {s.info.delta for t in self.tensors for s in t.active if s.info.delta is not None}
         side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing

@@ -94,6 +94,7 @@ class Method:
         elementwise: an element of the result depends on the same element of the ingredients alone,
             so that the method may be run block by block.
         linear: in the weights, so that it may be differentiated.
+        singular: works on the singular vectors of matrices.
         models: fewest and most models besides the base; ``None`` for no limit.
         statistic: what is measured of each model on examples before tensors are combined: the
             Fisher information of every element, or the Gram matrix of every linear layer's inputs.
@@ -107,6 +108,7 @@ class Method:
     weighted: bool = True
     elementwise: bool = False
     linear: bool = False
+    singular: bool = False
     models: tuple[int, int | None] = (1, None)
     options: tuple[Option, ...] = ()
     statistic: Literal["fisher", "gram"] | None = None

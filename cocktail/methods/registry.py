@@ -206,6 +206,7 @@ _ALL = (
         _ARXIV + "2502.04959",
         iso_c,
         weighted=False,
+        singular=True,
         options=(_LAMBDA,),
     ),
     Method(
@@ -214,6 +215,7 @@ _ALL = (
         _ARXIV + "2412.00081",
         tsv_m,
         weighted=False,
+        singular=True,
         options=(_LAMBDA,),
     ),
     Method(

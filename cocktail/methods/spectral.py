@@ -33,9 +33,10 @@ def iso_c(
         return _add_mean(tensors, base, lambda_)
     total = weighted_sum(tensors, [1.0] * len(tensors))
     with one_torch_thread():
-        left, values, right = _svd(total)
-        merged = torch.mm(left, right, out=total).mul_(values.sum() / min(base.shape))
-    return base.add_(merged.mul_(lambda_))
+        rows = _wide(total)
+        left, values, right = _svd(_orthonormalise(rows))
+        square = (left @ right).mul_(lambda_ * values.sum() / len(rows))
+        return _add_product(base, square, rows)
 
 
 def tsv_m(
@@ -56,16 +57,20 @@ def tsv_m(
     _subtract(tensors, base)
     if base.dim() != 2 or base.numel() == 0:
         return _add_mean(tensors, base, lambda_)
-    kept = max(1, min(base.shape) // len(tensors))
+    short, long = sorted(base.shape)
+    kept = max(1, short // len(tensors))
+    lefts, all_values, found = [], [], 0
+    rights = base.new_empty(kept * len(tensors), long)
     with one_torch_thread():
-        parts = [_svd(delta, kept) for delta in tensors]
-        left = torch.cat([part[0] for part in parts], dim=1)
-        values = torch.cat([part[1] for part in parts])
-        right = torch.cat([part[2] for part in parts])
-        del parts
-        if len(values):
-            merged = (_nearest_orthogonal(left) * values) @ _nearest_orthogonal(right)
-            base.add_(merged.mul_(lambda_))
+        for delta in tensors:
+            left, values = _leading(delta, kept, rights[found:])
+            lefts.append(left)
+            all_values.append(values)
+            found += len(values)
+        if found:
+            left = _nearest_orthogonal(torch.cat(lefts, dim=1)) * torch.cat(all_values)
+            square, rows = _nearest_orthogonal_rows(rights[:found])
+            _add_product(base, left.mul_(lambda_) @ square, rows)
     return base
 
 
@@ -76,6 +81,44 @@ def _subtract(tensors: Sequence[torch.Tensor], base: torch.Tensor) -> None:
 
 def _add_mean(deltas: Sequence[torch.Tensor], base: torch.Tensor, lambda_: float) -> torch.Tensor:
     return base.add_(weighted_sum(deltas, [lambda_ / len(deltas)] * len(deltas)))
+
+
+def _leading(
+    delta: torch.Tensor, kept: int, rights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most ``kept`` singular directions of a matrix lying down.
+
+    Args:
+        rights: (>= kept, n) the first of its rows become the right ones.
+
+    Returns:
+        U of shape (r, s), the singular values (s,).
+    """
+    rows = _wide(delta)
+    left, values, right = _svd(_orthonormalise(rows), kept)
+    torch.mm(right, rows, out=rights[: len(values)])
+    return left.clone(), values
+
+
+def _wide(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix lying down: itself, or a transposed copy, shape (r, n) with r <= n."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T.contiguous()
+
+
+def _orthonormalise(rows: torch.Tensor) -> torch.Tensor:
+    """Overwrite a contiguous matrix R of shape (r, n), r <= n, with W whose rows are orthonormal.
+
+    What is left to take apart is small, and no second matrix of the size of R is made.
+
+    Returns:
+        S of shape (r, r) with R = S W.
+    """
+    columns = rows.T  # as LAPACK wants them, so that it works in place
+    scales = rows.new_empty(len(rows))
+    torch.geqrf(columns, out=(columns, scales))
+    upper = columns[: len(rows)].triu()
+    torch.linalg.householder_product(columns, scales, out=columns)
+    return upper.T
 
 
 def _svd(
@@ -89,10 +132,24 @@ def _svd(
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     floor = float(values[0]) * max(matrix.shape) * torch.finfo(matrix.dtype).eps
     rank = int(torch.count_nonzero(values[:most] > floor))
-    return left[:, :rank].clone(), values[:rank].clone(), right[:rank].clone()
+    return left[:, :rank], values[:rank], right[:rank]
 
 
 def _nearest_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """U V^T of the matrix's singular value decomposition."""
     left, _, right = _svd(matrix)
     return left @ right
+
+
+def _nearest_orthogonal_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of a matrix (r, n) that is overwritten, as a product (r, s) (s, n)."""
+    if len(rows) > rows.shape[1]:
+        return _nearest_orthogonal(rows), torch.eye(rows.shape[1], dtype=rows.dtype)
+    return _nearest_orthogonal(_orthonormalise(rows)), rows
+
+
+def _add_product(base: torch.Tensor, square: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Add ``square @ rows`` to a matrix, or its transpose to one that stands up, in place."""
+    if base.shape[0] <= base.shape[1]:
+        return base.addmm_(square, rows)
+    return base.addmm_(rows.T, square.T)

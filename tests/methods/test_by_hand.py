@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cocktail.methods.registry import METHODS
+from cocktail.methods.spectral import _orthonormalise
 from tests.methods.test_properties import draw
 
 
@@ -190,6 +191,22 @@ def test_tsv_m_makes_directions_orthogonal() -> None:
     values = torch.cat([torch.linalg.svdvals(model)[:4] for model in models]).sort(descending=True)
     found = torch.linalg.svdvals(merge("tsv_m", models, torch.zeros(9, 8)))
     torch.testing.assert_close(found, values.values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["iso_c", "tsv_m"])
+@pytest.mark.parametrize(("count", "shape"), [(2, (12, 7)), (1, (5, 5)), (4, (3, 9)), (3, (1, 4))])
+def test_a_matrix_that_lies_down_is_merged_like_one_that_stands(name, count, shape) -> None:
+    base, *models = (draw(shape, seed) for seed in range(count + 1))
+    lying = merge(name, [model.T for model in models], base.T)
+    torch.testing.assert_close(lying.T, merge(name, models, base), rtol=1e-4, atol=1e-5)
+
+
+def test_a_matrix_is_made_orthonormal_in_place() -> None:
+    rows = draw((5, 40), 1)
+    given = rows.clone()
+    square = _orthonormalise(rows)
+    torch.testing.assert_close(square @ rows, given)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(5))
 
 
 @pytest.mark.parametrize("name", ["iso_c", "tsv_m"])

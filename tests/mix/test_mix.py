@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Barrier, current_thread
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from cocktail.api import checked_plan, mix_to_folder
 from cocktail.errors import CheckpointError, NonFiniteError
 from cocktail.mix import stream
-from cocktail.plan import build_plan
+from cocktail.plan import Plan, build_plan
 from cocktail.recipe import make_recipe
 from tests.mix.conftest import Save, load, weights
 
@@ -128,6 +129,23 @@ def test_torch_keeps_its_threads(pair: tuple[Path, Path]) -> None:
     before = torch.get_num_threads()
     stream(build_plan(make_recipe(pair, (0.5, 0.5))), lambda *_: None, threads=2)
     assert torch.get_num_threads() == before
+
+
+def test_small_tensors_are_mixed_by_one_thread_and_large_ones_by_several(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that share small tensors wait for the interpreter more than they work."""
+    monkeypatch.setattr("cocktail.mix.default_threads", lambda: 2)
+
+    def plan(size: int) -> Plan:
+        parts = {f"part{i}": torch.ones(size) for i in range(8)}
+        return build_plan(make_recipe([save(f"{size}a", parts), save(f"{size}b", parts)], (1, 0)))
+
+    names: set[str] = set()
+    stream(plan(1 << 10), lambda *_: names.add(current_thread().name))
+    assert len(names) == 1
+    both = Barrier(2, timeout=60)  # nobody passes alone
+    stream(plan(1 << 17), lambda *_: both.wait())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
