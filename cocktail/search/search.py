@@ -65,6 +65,7 @@ class Search:
         self.candidates: list[Candidate] = []
         self.curve: list[tuple[Weights, float]] = []
         self.notes: list[str] = []
+        self.chance: float | None = None
         self.kept: Tensor = torch.empty(0)
         self.started = time.perf_counter()
 
@@ -100,6 +101,8 @@ class Search:
         """Measure the trivial choices, then what the strategy proposes."""
         needs_outputs = self.options.strategy in ("auto", "ensemble", "gradient")
         self._measure_singles(keep=needs_outputs)
+        if self.options.strategy == "auto":
+            self.chance = self._chance()  # before what is worth less spends the budget
         self._add_softmax()
         steps = {
             "ensemble": (self._add_ensemble,),
@@ -279,8 +282,7 @@ class Search:
         asked = self.options.strategy
         automatic = asked == "auto"
         proposal = "gradient" if automatic else asked
-        chance = self._chance() if automatic else None
-        verdict = choose(self.candidates, proposal, seed=self.options.seed, chance=chance)
+        verdict = choose(self.candidates, proposal, seed=self.options.seed, chance=self.chance)
         if automatic:
             return verdict
         found = next((c for c in self.candidates if c.name == asked), None)
