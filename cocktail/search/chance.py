@@ -18,7 +18,8 @@ from torch import Tensor
 from cocktail.search.objective import Values
 
 _REDRAWN = 2_000
-_ROUNDING = 1e-9
+_ROUNDING = 1e-6
+"""Relative; scores were computed in fp32."""
 
 
 def chance_probability(judges: Sequence[Values], *, seed: int) -> float:
@@ -40,16 +41,20 @@ def chance_probability(judges: Sequence[Values], *, seed: int) -> float:
     examples = np.arange(len(counts))
     best = np.max([table[examples, drawn].mean(axis=1) for table in worth], axis=0)
     found = worth[:, :, 0].mean(axis=1).max()
-    return float((1 + (best >= found - _ROUNDING).sum()) / (1 + _REDRAWN))
+    return float((1 + (best >= found - _ROUNDING * abs(found)).sum()) / (1 + _REDRAWN))
 
 
-def worth_by_rank(groups: Tensor) -> Values:
-    """(N, G) for each passage, the gain 1 / log2(1 + rank) if it were the positive.
+def standing(groups: Tensor) -> Values:
+    """(N, G) how far each passage's score lies above its group's mean, in standard deviations.
 
-    Ranks bear what losses do not: one over-confident score among five.
+    That is free of scale and bounded, as ranks are, and tells more than ranks do of five examples.
 
     Args:
-        groups: (N, G) scores, ``-inf`` for no passage. A tie counts against the passage.
+        groups: (N, G) scores, ``-inf`` on the right for no passage, which becomes NaN.
     """
-    ranks = (groups[:, None, :] >= groups[:, :, None]).sum(dim=2).numpy()
-    return np.where(groups.isfinite().numpy(), 1 / np.log2(1 + ranks), np.nan)
+    scores = np.where(groups.isfinite().numpy(), groups.numpy(), np.nan)
+    above = scores - np.nanmean(scores, axis=1, keepdims=True)
+    spread = np.sqrt(np.nanmean(above**2, axis=1, keepdims=True))
+    alike = spread <= _ROUNDING * np.nanmax(np.abs(scores), axis=1, keepdims=True)
+    standings: Values = np.where(alike, 0.0 * above, above / np.where(alike, 1.0, spread))
+    return standings

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cocktail.search.chance import chance_probability, worth_by_rank
+from cocktail.search.chance import chance_probability, standing
 from cocktail.search.frontier import trace
 from cocktail.search.mixture import Weights, simplex_vertex
 from cocktail.search.objective import (
@@ -298,8 +298,8 @@ class Search:
     def _chance(self) -> float | None:
         """How likely labels at random look as good; ``None`` where the budget is spent.
 
-        Each ingredient and the equal mix judge: a ranking by the ranks of its passages, a text by
-        what it costs after its own input and after that of another example.
+        Each ingredient and the equal mix judge: a ranking by how its passages stand, a text by what
+        it costs after its own input and after that of another example.
         """
         judges = [self.uniform, *(np.array(single.weights) for single in self.singles)]
         try:
@@ -312,7 +312,7 @@ class Search:
     def _worth(self, judge: Weights) -> Values:
         """(N, G) what each label an example might have is worth to a mix; its own is the first."""
         if self.bench.dealt is None:
-            return worth_by_rank(self.task.groups(self.objective.rows(judge), self.everything))
+            return standing(self.task.groups(self.objective.rows(judge), self.everything))
         dealt = MixObjective(self.bench.mixture, self.bench.dealt, budget=self.options.budget)
         losses = self.objective.measure(judge).losses
         return -np.stack([losses, dealt.measure(judge).losses], axis=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocktail.search.chance import chance_probability, worth_by_rank
+from cocktail.search.chance import chance_probability, standing
 
 
 def test_it_is_the_share_of_all_labellings_that_look_as_good() -> None:
@@ -31,17 +31,17 @@ def test_labels_at_random_look_good_as_rarely_as_it_says() -> None:
     for draw in range(300):
         shared = random.normal(size=(5, 6))  # judges agree, as fine-tunes of one base do
         scores = [torch.from_numpy(shared + random.normal(size=(5, 6))) for _ in range(4)]
-        found.append(chance_probability([worth_by_rank(each) for each in scores], seed=draw))
+        found.append(chance_probability([standing(each) for each in scores], seed=draw))
     assert 0.05 < np.mean(np.array(found) <= 0.1) < 0.15
     assert 0.4 < np.mean(found) < 0.6
 
 
 def test_one_judge_that_knows_is_enough() -> None:
     random = np.random.default_rng(0)
-    ignorant = [worth_by_rank(torch.from_numpy(random.normal(size=(5, 6)))) for _ in range(4)]
+    ignorant = [standing(torch.from_numpy(random.normal(size=(5, 6)))) for _ in range(4)]
     knowing = random.normal(size=(5, 6))
     knowing[:, 0] += 4
-    judges = [*ignorant, worth_by_rank(torch.from_numpy(knowing))]
+    judges = [*ignorant, standing(torch.from_numpy(knowing))]
     assert chance_probability(judges, seed=0) < 0.02
 
 
@@ -55,13 +55,16 @@ def test_a_judge_who_likes_everything_is_no_better_than_one_who_tells() -> None:
 
 
 def test_groups_may_differ_in_size() -> None:
-    scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, float("-inf")]])
-    worth = worth_by_rank(scores)
-    np.testing.assert_allclose(worth[0], [1, 1 / np.log2(3), 0.5])
-    np.testing.assert_allclose(worth[1], [1, 1 / np.log2(3), np.nan])
+    worth = standing(torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, float("-inf")]]))
+    np.testing.assert_allclose(worth, [[1.5**0.5, 0, -(1.5**0.5)], [1, -1, np.nan]])
     assert chance_probability([worth], seed=0) == pytest.approx(1 / 6, abs=0.03)
 
 
-def test_a_tie_counts_against_every_passage_of_it() -> None:
-    worth = worth_by_rank(torch.tensor([[1.0, 1.0, 0.0]]))
-    np.testing.assert_allclose(worth, [[1 / np.log2(3), 1 / np.log2(3), 0.5]])
+def test_where_a_passage_stands_depends_on_no_scale() -> None:
+    scores = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    np.testing.assert_allclose(standing(scores), standing(1e4 * scores - 7))
+
+
+def test_scores_that_are_alike_to_rounding_stand_nowhere() -> None:
+    scores = torch.tensor([[0.3, 0.3 + 3e-8, 0.3 - 3e-8], [0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(standing(scores), np.zeros((2, 3)))
