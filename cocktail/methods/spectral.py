@@ -33,7 +33,7 @@ def iso_c(
         return _add_mean(tensors, base, lambda_)
     total = weighted_sum(tensors, [1.0] * len(tensors))
     with one_torch_thread():
-        rows = _wide(total)
+        rows = _wide(total).contiguous()
         left, values, right = _svd(_orthonormalise(rows))
         square = (left @ right).mul_(lambda_ * values.sum() / len(rows))
         return _add_product(base, square, rows)
@@ -59,8 +59,8 @@ def tsv_m(
         return _add_mean(tensors, base, lambda_)
     short, long = sorted(base.shape)
     kept = max(1, short // len(tensors))
+    rights = _room(tensors[0], kept * len(tensors), long)
     lefts, all_values, found = [], [], 0
-    rights = base.new_empty(kept * len(tensors), long)
     with one_torch_thread():
         for delta in tensors:
             left, values = _leading(delta, kept, rights[found:])
@@ -83,26 +83,36 @@ def _add_mean(deltas: Sequence[torch.Tensor], base: torch.Tensor, lambda_: float
     return base.add_(weighted_sum(deltas, [lambda_ / len(deltas)] * len(deltas)))
 
 
+def _room(first: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """A matrix for the right singular vectors, in the first difference's memory if that is enough.
+
+    It is: every difference is copied before it is taken apart, and this one comes first.
+    """
+    if rows * columns > first.numel():  # more models than the shorter side has elements
+        return first.new_empty(rows, columns)
+    return first.reshape(-1)[: rows * columns].view(rows, columns)
+
+
 def _leading(
     delta: torch.Tensor, kept: int, rights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """At most ``kept`` singular directions of a matrix lying down.
 
     Args:
-        rights: (>= kept, n) the first of its rows become the right ones.
+        rights: (>= kept, n) the first of its rows become the right ones; the matrix may lie there.
 
     Returns:
         U of shape (r, s), the singular values (s,).
     """
-    rows = _wide(delta)
+    rows = _wide(delta).clone(memory_format=torch.contiguous_format)
     left, values, right = _svd(_orthonormalise(rows), kept)
     torch.mm(right, rows, out=rights[: len(values)])
     return left.clone(), values
 
 
 def _wide(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix lying down: itself, or a transposed copy, shape (r, n) with r <= n."""
-    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T.contiguous()
+    """A view of the matrix lying down, shape (r, n) with r <= n."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
 
 def _orthonormalise(rows: torch.Tensor) -> torch.Tensor:

@@ -193,6 +193,18 @@ def test_tsv_m_makes_directions_orthogonal() -> None:
     torch.testing.assert_close(found, values.values, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (7, 1), (1, 7)])
+@pytest.mark.parametrize("changed", [0, 1])
+def test_tsv_m_takes_nothing_from_a_model_that_is_the_base(shape, changed) -> None:
+    base, change = draw(shape, 1), draw(shape, 2)
+    models = [base, base]
+    models[changed] = base + change
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    kept = max(1, min(shape) // 2)
+    wanted = base + (left[:, :kept] * values[:kept]) @ right[:kept]
+    torch.testing.assert_close(merge("tsv_m", models, base), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["iso_c", "tsv_m"])
 @pytest.mark.parametrize(("count", "shape"), [(2, (12, 7)), (1, (5, 5)), (4, (3, 9)), (3, (1, 4))])
 def test_a_matrix_that_lies_down_is_merged_like_one_that_stands(name, count, shape) -> None:
