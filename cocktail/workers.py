@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from threading import Condition, Event, Lock
 
@@ -115,6 +116,8 @@ class Worker:
             tensors.append(flat.view(tensor.shape))
         statistics = [self._whole(info) for info in merge.statistics]
         merged = _merged(tensor, merge, tensors, statistics).reshape(-1)
+        if merge.method.singular:
+            _trim_heap()
         for (start, stop), found in zip(segments, digests, strict=True):
             output = xxhash.xxh3_128()
             for low, high in block_bounds(stop - start, self.block):
@@ -216,6 +219,13 @@ def _large(numel: int, dtype: torch.dtype) -> torch.Tensor:
     """Memory for a whole tensor, shape (numel,), from NumPy, which asks the system for huge pages:
     with small ones, making the pages takes longer than filling them."""
     return torch.from_numpy(np.empty(numel, np.float64 if dtype == torch.float64 else np.float32))
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system: the C library keeps matrices of some megabytes for
+    later, and with singular vectors those come to most of the largest tensor."""
+    with suppress(AttributeError, OSError):  # GNU's alone can
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _sum_dtype(tensor: MixedTensor) -> torch.dtype:

@@ -139,7 +139,15 @@ def _svd(
     Returns:
         U of shape (m, r), s of shape (r,), V^T of shape (r, n).
     """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    try:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        import scipy.linalg  # noqa: PLC0415 - hardly ever needed, and slow to import
+
+        # Dividing and conquering fails on some matrices with many equal singular values, such as
+        # those of two equal models; the slower iteration does not.
+        found = scipy.linalg.svd(matrix.numpy(), full_matrices=False, lapack_driver="gesvd")
+        left, values, right = (torch.from_numpy(array) for array in found)
     floor = float(values[0]) * max(matrix.shape) * torch.finfo(matrix.dtype).eps
     rank = int(torch.count_nonzero(values[:most] > floor))
     return left[:, :rank], values[:rank], right[:rank]

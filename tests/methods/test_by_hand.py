@@ -205,6 +205,28 @@ def test_tsv_m_takes_nothing_from_a_model_that_is_the_base(shape, changed) -> No
     torch.testing.assert_close(merge("tsv_m", models, base), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_singular_vectors_are_found_where_the_fast_way_fails(monkeypatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    base, *models = (draw((12, 7), seed) for seed in range(3))
+    wanted = [merge(name, models, base) for name in ("iso_c", "tsv_m")]
+    monkeypatch.setattr(torch.linalg, "svd", fail)
+    for name, tensor in zip(("iso_c", "tsv_m"), wanted, strict=True):
+        torch.testing.assert_close(merge(name, models, base), tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_tsv_m_of_two_equal_models() -> None:
+    # A size at which dividing and conquering fails on the right vectors, which come twice.
+    base = torch.zeros(1500, 512)
+    model = draw((1500, 512), 0)
+    found = merge("tsv_m", [model, model.clone()], base)
+    left, values, right = torch.linalg.svd(model, full_matrices=False)
+    wanted = (left[:, :256] * values[:256]) @ right[:256]
+    # U' = [U U] / sqrt(2) and V' likewise, so that the two add up to one of them.
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["iso_c", "tsv_m"])
 @pytest.mark.parametrize(("count", "shape"), [(2, (12, 7)), (1, (5, 5)), (4, (3, 9)), (3, (1, 4))])
 def test_a_matrix_that_lies_down_is_merged_like_one_that_stands(name, count, shape) -> None:
