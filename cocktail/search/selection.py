@@ -25,16 +25,15 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bootstrap interval."""
+    """A mean and its bootstrap interval, of ``CONFIDENCE``."""
 
     mean: float
     low: float
     high: float
-    confidence: float = CONFIDENCE
 
     def __str__(self) -> str:
         ends = f"[{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{self.mean:+.4f} ({self.confidence:.0%} interval {ends})"
+        return f"{self.mean:+.4f} ({CONFIDENCE:.0%} interval {ends})"
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def kept_by_default(candidates: Sequence[Candidate]) -> str:
     return PRIOR if PRIOR in held_out else EQUAL
 
 
-def paired_interval(values: Values, *, seed: int, confidence: float = CONFIDENCE) -> Interval:
-    """Mean of paired differences and its percentile bootstrap interval.
+def paired_interval(values: Values, *, seed: int) -> Interval:
+    """Mean of paired differences and its percentile bootstrap interval, of ``CONFIDENCE``.
 
     Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. Few values vary
     less in resamples than they do in truth, by sqrt((N - 1) / N); the interval makes up for that.
@@ -145,9 +144,9 @@ def paired_interval(values: Values, *, seed: int, confidence: float = CONFIDENCE
     count = len(values)
     mean = float(values.mean())
     if count < 2:
-        return Interval(mean, -np.inf, np.inf, confidence)
+        return Interval(mean, -np.inf, np.inf)
     drawn = np.random.default_rng(seed).integers(count, size=(_RESAMPLES, count))
     means = values[drawn].mean(axis=1)
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = mean + (np.quantile(means, [tail, 1 - tail]) - mean) * np.sqrt(count / (count - 1))
-    return Interval(mean, float(low), float(high), confidence)
+    return Interval(mean, float(low), float(high))
