@@ -154,8 +154,9 @@ def theirs(
     cases = {case.key: case.for_mergekit() for case in DETERMINISTIC + RANDOM}
     assert len(cases) == len(DETERMINISTIC + RANDOM)
     (folder / "cases.json").write_text(json.dumps(cases))
+    peer = str(Path(str(PEER)).absolute())  # resolved, it would leave its environment
     run = subprocess.run(
-        [str(PEER), "-c", _PEER_SCRIPT, "inputs.safetensors", "cases.json", "out.safetensors"],
+        [peer, "-c", _PEER_SCRIPT, "inputs.safetensors", "cases.json", "out.safetensors"],
         cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
