@@ -206,10 +206,10 @@ class Recipe:
         if broken:
             return [f"weights are {list(self.weights)} - they must be finite numbers"]
         if len(self.weights) != count:
-            return [
-                f"{len(self.weights)} weights for {count} models - each model takes one weight, in "
-                "the same order - make the numbers agree"
-            ]
+            takes = "each model takes one weight, in the same order"
+            if count < len(self.models):
+                takes = f"the base {self.base_model} takes none, each other model one, in order"
+            return [f"{len(self.weights)} weights for {count} models - {takes} - make them agree"]
         total = math.fsum(self.weights)
         if self.is_weighted_sum and abs(total - 1) > WEIGHT_TOLERANCE:
             return [

@@ -155,6 +155,10 @@ def test_a_plain_recipe_stays_plain() -> None:
         ("models: [a, b]\nmerge_method: ties\nweights: [1, 1]", "ties has no base"),
         ("models: [a, b]\nmerge_method: ties\nbase_model: c", "no weights for 2 models"),
         (
+            "models: [a, b]\nmerge_method: ties\nbase_model: a\nweights: [1, 1]",
+            "2 weights for 1 models - the base a takes none",
+        ),
+        (
             "models: [a, b]\nmerge_method: ties\nbase_model: c\nweights: [1, 1]\n"
             "parameters: {density: 1.5}",
             "density is 1.5 - it is a number from 0 to 1",
