@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,22 @@ def theirs(
     tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, torch.Tensor]:
     """What mergekit makes of every case."""
-    folder: Path = tmp_path_factory.mktemp("mergekit")
+    return merged_by_mergekit(tensors, DETERMINISTIC + RANDOM, tmp_path_factory.mktemp("mergekit"))
+
+
+def merged_by_mergekit(
+    tensors: dict[str, torch.Tensor], cases: Sequence[Case], folder: Path
+) -> dict[str, torch.Tensor]:
+    """Results by the case's key and the shape's name, from tensors by the shape's and the model's.
+
+    Args:
+        folder: for what passes between the processes.
+    """
+    folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "inputs.safetensors")
-    cases = {case.key: case.for_mergekit() for case in DETERMINISTIC + RANDOM}
-    assert len(cases) == len(DETERMINISTIC + RANDOM)
-    (folder / "cases.json").write_text(json.dumps(cases))
+    calls = {case.key: case.for_mergekit() for case in cases}
+    assert len(calls) == len(cases)
+    (folder / "cases.json").write_text(json.dumps(calls))
     peer = str(Path(str(PEER)).absolute())  # resolved, it would leave its environment
     run = subprocess.run(
         [peer, "-c", _PEER_SCRIPT, "inputs.safetensors", "cases.json", "out.safetensors"],
