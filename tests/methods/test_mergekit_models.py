@@ -6,6 +6,7 @@ Needs an interpreter that has mergekit 0.1.5 installed, named by ``MERGEKIT_PYTH
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def theirs(models: Path) -> dict[str, torch.Tensor]:
         for name, tensor in load_file(path / "model.safetensors").items()
     }
     names = tuple(name.removesuffix(".base") for name in tensors if name.endswith(".base"))
-    cases = [Case(c.method, c.models, c.base, c.weights, c.options, names) for c in CASES]
+    cases = [replace(case, shapes=names) for case in CASES]
     return merged_by_mergekit(tensors, cases, models.parent / f"{models.name}-theirs")
 
 
