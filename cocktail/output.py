@@ -178,13 +178,15 @@ class MixedTensor:
     @property
     def whole_numel(self) -> int:
         """Elements in fp32 that it takes to make it in one piece: the sources and two more; with
-        Gram matrices, which are worked on in fp64, as much again as four and six of these; with
-        singular vectors, the sources, one more, and ten squares of a matrix's shorter side."""
+        Gram matrices, two of these, and what works on 256 rows in fp64; with singular vectors, the
+        sources, one more, and ten squares of a matrix's shorter side."""
         if self.merge is not None and self.merge.method.singular and len(self.shape) == 2:
             return self.numel * (len(self.active) + 1) + 10 * min(self.shape) ** 2
-        gram = self.statistic_numel
-        held = self.numel * (len(self.active) + 2)
-        return held + (4 * self.numel + (len(self.sources) + 6) * gram if gram else 0)
+        gram, held = self.statistic_numel, self.numel * (len(self.active) + 2)
+        if not gram:
+            return held
+        height, width = self.shape
+        return held + 2 * gram + 256 * (2 * height + 8 * width)
 
 
 def _weighted(source: Source, weight: float) -> Source:

@@ -108,6 +108,30 @@ class TensorReader:
             return descriptor
 
 
+class StoredMatrix:
+    """A matrix in a file that need not be held: some of its rows after the other."""
+
+    def __init__(self, reader: TensorReader, info: TensorInfo) -> None:
+        self._reader = reader
+        self._info = info
+
+    def split(self, rows: int) -> Iterator[torch.Tensor]:
+        """Like that of ``torch.Tensor``, in memory that the next rows overwrite.
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        import torch  # noqa: PLC0415 - reading headers does without it
+
+        height, width = self._info.shape
+        buffer = torch.empty(
+            min(rows, height) * width * ITEM_SIZE[self._info.dtype], dtype=torch.uint8
+        )
+        for start, stop in block_bounds(height, rows):
+            block = self._reader.read(self._info, start * width, stop * width, buffer)
+            yield block.view(stop - start, width)
+
+
 def block_bounds(numel: int, block: int = BLOCK) -> Iterator[tuple[int, int]]:
     """Cut ``range(numel)`` into runs of at most ``block``: ``(0, block), (block, 2*block), ...``"""
     return ((start, min(start + block, numel)) for start in range(0, numel, block))

@@ -19,7 +19,7 @@ from cocktail.headers import TensorInfo
 from cocktail.methods.linear import accumulate
 from cocktail.methods.random_words import RandomWords
 from cocktail.output import Merge, MixedTensor
-from cocktail.reading import TensorReader, block_bounds
+from cocktail.reading import StoredMatrix, TensorReader, block_bounds
 
 Sink = Callable[[MixedTensor, int, torch.Tensor], None]
 """Takes a tensor of the plan, the first element of a block, and the block: shape (n,), in the
@@ -114,7 +114,7 @@ class Worker:
             # A method may select by magnitude, where NaN has no rank.
             _require_finite(flat, flat.dtype, source.info.name, "before")
             tensors.append(flat.view(tensor.shape))
-        statistics = [self._whole(info) for info in merge.statistics]
+        statistics = [StoredMatrix(self.reader, info) for info in merge.statistics]
         merged = _merged(tensor, merge, tensors, statistics).reshape(-1)
         if merge.method.singular:
             _trim_heap()
@@ -125,12 +125,6 @@ class Worker:
                 self._hand_over(tensor, start + low, block, output)
             found.insert(0, output.digest())
         return digests
-
-    def _whole(self, info: TensorInfo) -> torch.Tensor:
-        flat = _large(info.numel, torch.float32)
-        for start, stop in block_bounds(info.numel, self.block):
-            flat[start:stop].copy_(self.reader.read(info, start, stop, self.raw))
-        return flat.view(info.shape)
 
     def _hand_over(
         self, tensor: MixedTensor, start: int, block: torch.Tensor, hasher: xxhash.xxh3_128
@@ -194,7 +188,7 @@ def _merged(
     tensor: MixedTensor,
     merge: Merge,
     held: list[torch.Tensor],
-    statistics: list[torch.Tensor],
+    statistics: Sequence[torch.Tensor | StoredMatrix],
     start: int = 0,
 ) -> torch.Tensor:
     """Run the method on the sources, the base last among them, and on what was measured of them.

@@ -21,7 +21,8 @@ fp32 (or fp64) and of one shape, contiguous, on the CPU; for an elementwise meth
 it. They are the function's own and may be overwritten. ``weights`` are K numbers. ``generator``
 gives random words, seeded from the recipe's seed and the tensor's name, and knows where in the
 tensor a block lies. A per-model option is a tuple of K values. A method with a statistic takes
-``statistics`` too: one tensor for each model, or none at all.
+``statistics`` too, one for each model or none at all: tensors where it is elementwise, otherwise
+matrices that it reads some rows at a time.
 """
 
 
@@ -137,7 +138,7 @@ class Method:
         *,
         generator: RandomWords | None = None,
         options: Mapping[str, Any] | None = None,
-        statistics: Sequence[torch.Tensor] = (),
+        statistics: Sequence[Any] = (),
     ) -> torch.Tensor:
         """Run the function with the defaults of all options that are not given."""
         filled: dict[str, Any] = {

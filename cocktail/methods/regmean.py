@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -12,6 +12,15 @@ from cocktail.methods.linear import weighted_sum
 
 FLOOR = 1e-6
 """What is added on the diagonal, in traces: well above the rounding of a Gram matrix in fp32."""
+ROWS = 128
+"""Of a matrix at a time: nothing in fp64 is as large as a tensor but the two sums."""
+
+
+class Gram(Protocol):
+    """A Gram matrix as it is needed: a tensor is one, and so is a matrix in a file."""
+
+    def split(self, split_size: int) -> Iterable[torch.Tensor]:
+        """Runs of that many rows, one after the other."""
 
 
 def regmean(
@@ -20,7 +29,7 @@ def regmean(
     weights: Sequence[float],
     *,
     alpha: float,
-    statistics: Sequence[torch.Tensor] = (),
+    statistics: Sequence[Gram] = (),
     **_: Any,
 ) -> torch.Tensor:
     """Makes each linear layer's outputs on given examples as near as can be to every model's.
@@ -33,31 +42,57 @@ def regmean(
 
     Args:
         weights: 0 or more, not all 0.
-        statistics: G_i of each model, shape (in, in); none for a plain average.
+        statistics: G_i of each model, shape (in, in), read once; none for a plain average.
     """
     weights = [weight / math.fsum(weights) for weight in weights]
-    if not any(bool(gram.any()) for gram in statistics):
+    if not statistics:
         return weighted_sum(tensors, weights)
-    total = torch.zeros_like(statistics[0], dtype=torch.float64)
-    for gram, weight in zip(statistics, weights, strict=True):
-        total.add_(_scaled(gram, alpha, weight))
-    floor = FLOOR * float(total.trace())
-    first, *others = (i for i, weight in enumerate(weights) if weight)
+    first = next(i for i, weight in enumerate(weights) if weight)
     origin = tensors[first]
-    # What the first model's weights are moved by: exactly nothing where all are equal.
-    moved = torch.zeros(origin.shape, dtype=torch.float64)
-    for i in others:
-        gram = _scaled(statistics[i], alpha, weights[i])
-        gram.diagonal().add_(floor * weights[i])
-        moved.addmm_(tensors[i].double().sub_(origin), gram)
+    total, moved = _sums(tensors, weights, statistics, origin, alpha)
+    floor = FLOOR * float(total.trace())
+    if floor == 0:
+        return weighted_sum(tensors, weights)
     total.diagonal().add_(floor)
-    factor = torch.linalg.cholesky(total)
-    return origin.add_(torch.cholesky_solve(moved.T, factor).T)
+    # A symmetric matrix is its own transpose, and that is what LAPACK works on in place.
+    torch.linalg.cholesky(total.T, out=total.T)
+    for i, rows in enumerate(torch.split(moved, ROWS)):
+        part = slice(i * ROWS, i * ROWS + len(rows))
+        for tensor, weight in zip(tensors, weights, strict=True):
+            if tensor is not origin and weight:
+                rows.add_(tensor[part].double().sub_(origin[part]), alpha=floor * weight)
+        # Not cholesky_solve, which copies the factor.
+        half = torch.linalg.solve_triangular(total.T, rows.T, upper=False)
+        origin[part].add_(torch.linalg.solve_triangular(total, half, upper=True).T)
+    return origin
 
 
-def _scaled(gram: torch.Tensor, alpha: float, weight: float) -> torch.Tensor:
-    """A Gram matrix in fp64, off the diagonal times ``alpha``, and all of it times a weight."""
-    scaled = gram.to(torch.float64, copy=True)
-    diagonal = scaled.diagonal().clone()
-    scaled.mul_(alpha).diagonal().copy_(diagonal)
-    return scaled.mul_(weight)
+def _sums(
+    tensors: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    grams: Sequence[Gram],
+    origin: torch.Tensor,
+    alpha: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the Gram matrices, and what they make of each model's difference from one of them.
+
+    Differences, so that the answer is exactly nothing where all models are equal.
+
+    Returns:
+        sum_i w_i G_i of shape (in, in) and sum_i w_i (W_i - W_origin) G_i of shape (out, in), fp64.
+    """
+    moved = torch.zeros(origin.shape, dtype=torch.float64)
+    total = moved.new_zeros(origin.shape[1], origin.shape[1])
+    for tensor, weight, gram in zip(tensors, weights, grams, strict=True):
+        if not weight:
+            continue
+        start = 0
+        for found in gram.split(ROWS):
+            part = slice(start, start + len(found))
+            rows = found.double().mul_(alpha * weight)
+            rows.diagonal(start).copy_(found.diagonal(start)).mul_(weight)
+            total[part].add_(rows)
+            if tensor is not origin:
+                moved.addmm_(tensor[:, part].double().sub_(origin[:, part]), rows)
+            start += len(found)
+    return total, moved
