@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
@@ -37,7 +39,7 @@ def load_cross_encoder(
     """
     name = str(name_or_path)
     options = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
-    with model_errors(name):
+    with model_errors(name, cache_dir):
         if (Path(name) / "adapter_config.json").is_file():
             model = _load_adapter(name, options)
         else:
@@ -63,9 +65,10 @@ def load_tokenizer(name_or_path: str) -> Any:
 
 
 @contextmanager
-def model_errors(name: str) -> Iterator[None]:
+def model_errors(name: str, cache_dir: str | None = None) -> Iterator[None]:
     """Turns what transformers raises while it loads `name` into a ModelError of one line."""
     try:
+        _require_reachable(name, cache_dir)
         yield
     except (RerankerError, ModuleNotFoundError):
         raise
@@ -75,6 +78,32 @@ def model_errors(name: str) -> Iterator[None]:
         raise ModelError(
             f"{name} does not load ({reason}) - a model is a folder that save_pretrained wrote, or "
             "a Hub id - check the path"
+        ) from error
+
+
+def _require_reachable(name: str, cache_dir: str | None) -> None:
+    """Refuses at once what is not on this machine while the Hub cannot be reached.
+
+    transformers would ask for one file after the other, six times each, for a minute.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and it is no Hub id; or it is not in the cache
+            and there is no connection.
+    """
+    if Path(name).exists():
+        return
+    try:
+        files = ("config.json", "adapter_config.json")
+        if not any(try_to_load_from_cache(name, file, cache_dir=cache_dir) for file in files):
+            HfApi().model_info(name)
+    except HfHubHTTPError:
+        return  # transformers says why the Hub refused
+    except HFValidationError as error:
+        reason = "no such folder here, and no model of the Hub is named so"
+        raise FileNotFoundError(reason) from error
+    except Exception as error:  # each HTTP library that the Hub's client used has its own types
+        raise FileNotFoundError(
+            "no such folder here, nothing in the Hub's cache, and no connection to the Hub"
         ) from error
 
 

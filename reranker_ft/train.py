@@ -34,7 +34,7 @@ from reranker_ft.groups import GroupDataset
 from reranker_ft.history import HISTORY_FILE, PICTURE_FILE, HistoryCallback, draw_history
 from reranker_ft.load import model_errors, no_load_report
 from reranker_ft.ranking import RankingSet
-from reranker_ft.trainer import CollapseCallback, RerankerTrainer
+from reranker_ft.trainer import BestCheckpointCallback, CollapseCallback, RerankerTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
         "token": args.token,
         "trust_remote_code": args.trust_remote_code,
     }
-    with model_errors(name):
+    with model_errors(name, args.cache_dir):
         tokenizer = AutoTokenizer.from_pretrained(
             args.tokenizer_name or name, use_fast=args.use_fast_tokenizer, **common
         )
@@ -126,7 +126,7 @@ def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
             "from a reranker or from the encoder"
         )
     config.num_labels = 1
-    with model_errors(name), no_load_report():
+    with model_errors(name, args.cache_dir), no_load_report():
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name,
             config=config,
@@ -233,6 +233,7 @@ def _make_trainer(
         )
     callbacks = [
         HistoryCallback(),
+        BestCheckpointCallback(),
         CollapseCallback(data_args.train_group_size + data_args.in_batch_negatives),
     ]
     if training_args.early_stopping_patience is not None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,9 +136,12 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[TrainingBatch], num_batches: int, device: torch.device
     ) -> tuple[list[TrainingBatch], Tensor]:
-        """The batches of one optimizer step, and how many queries they hold on all processes."""
+        """The batches of one optimizer step, and how many queries they hold on all processes.
+
+        Older versions ask for steps that a resumed epoch does not have any more: they get none.
+        """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        queries = torch.stack([batch["weights"].sum() for batch in batches]).sum().to(device)
+        queries = torch.tensor(sum(float(batch["weights"].sum()) for batch in batches)).to(device)
         if self.args.world_size > 1:
             dist.all_reduce(queries)
             forwards = [len(batch["micro_batches"]) for batch in batches]
@@ -244,6 +248,27 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
 def _interleave(parts: list[list[Any]]) -> list[Any]:
     total = sum(map(len, parts))
     return [parts[i % len(parts)][i // len(parts)] for i in range(total)]
+
+
+class BestCheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Remembers the best checkpoint with --save_strategy best, where transformers 4 does not.
+
+    Every checkpoint is then the best so far; without this none would be loaded at the end.
+    """
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called where a checkpoint has just been written."""
+        if args.save_strategy == "best":
+            state.best_model_checkpoint = _checkpoint(args, state)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A run that is resumed starts from the best checkpoint there was."""
+        if Path(_checkpoint(args, state)).is_dir():
+            self.on_save(args, state, control)
+
+
+def _checkpoint(args: Any, state: Any) -> str:
+    return str(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class CollapseCallback(TrainerCallback):  # type: ignore[misc]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
@@ -347,6 +348,9 @@ def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
         mix_recipe(recipe, tmp_path / "out", progress=False)
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="transformers 4 rearranges nothing"
+)
 def test_a_model_that_is_rearranged_as_it_loads_is_refused(tmp_path: Path) -> None:
     config = MixtralConfig(
         vocab_size=24, hidden_size=8, intermediate_size=8, num_hidden_layers=1,

@@ -69,6 +69,8 @@ def test_all_listed_classes_are_tested():
 def test_scores_and_gradients_are_those_of_the_whole_layer(
     config_class, model_class, padded, attention
 ):
+    if attention == "sdpa" and not model_class._supports_sdpa:
+        pytest.skip("this version of transformers has no sdpa for it")
     model = build(config_class, model_class, attn_implementation=attention)
     inputs = inputs_of(padded=padded)
     expected = model(**inputs).logits[:, 0]

@@ -258,9 +258,13 @@ def test_what_is_no_reranker_is_refused_in_one_line(tmp_path):
     make_tokenizer("bert").save_pretrained(tmp_path / "three")
     with pytest.raises(ModelError, match="gives 3 scores"):
         Reranker(tmp_path / "three", devices="cpu")
-    with pytest.raises(ModelError, match="does not load") as refused:
-        Reranker(tmp_path / "absent", devices="cpu")
-    assert "\n" not in str(refused.value)
+    for absent, reason in (
+        (tmp_path / "absent", "no such folder here, and no model of the Hub is named so"),
+        ("no-such/model", "no such folder here, nothing in the Hub's cache, and no connection"),
+    ):
+        with pytest.raises(ModelError, match=f"{absent} does not load .{reason}") as refused:
+            Reranker(absent, devices="cpu")
+        assert "\n" not in str(refused.value)
 
 
 def test_a_broken_file_is_refused_in_one_line(model_folders, tmp_path):
