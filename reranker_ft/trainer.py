@@ -262,8 +262,8 @@ class BestCheckpointCallback(TrainerCallback):  # type: ignore[misc]
             state.best_model_checkpoint = _checkpoint(args, state)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A run that is resumed starts from the best checkpoint there was."""
-        if Path(_checkpoint(args, state)).is_dir():
+        """A run that is resumed starts from the best checkpoint there was, which did not know."""
+        if state.best_model_checkpoint is None and Path(_checkpoint(args, state)).is_dir():
             self.on_save(args, state, control)
 
 

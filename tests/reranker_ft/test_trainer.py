@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from reranker_ft.run import main
-from reranker_ft.trainer import COLLAPSED_LOGS
+from reranker_ft.trainer import COLLAPSED_LOGS, BestCheckpointCallback
 
 from .conftest import make_model, make_tokenizer, toy_rows
 
@@ -173,3 +174,24 @@ def test_a_healthy_model_is_not_called_collapsed(model_folders, data, tmp_path, 
     with caplog.at_level(logging.WARNING):
         train(model_folders("bert"), data, tmp_path / "out", "--logging_steps", 1)
     assert "collapsed" not in caplog.text
+
+
+def test_the_best_checkpoint_is_known_where_transformers_forgets_it(tmp_path):
+    callback = BestCheckpointCallback()
+    best, steps = (
+        SimpleNamespace(output_dir=tmp_path, save_strategy=strategy)
+        for strategy in ("best", "steps")
+    )
+    state = SimpleNamespace(global_step=3, best_model_checkpoint=None)
+    callback.on_train_begin(best, state, None)
+    assert state.best_model_checkpoint is None
+    (tmp_path / "checkpoint-3").mkdir()
+    callback.on_train_begin(steps, state, None)
+    assert state.best_model_checkpoint is None
+    callback.on_train_begin(best, state, None)
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
+    state.global_step = 5
+    callback.on_save(steps, state, None)
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
+    callback.on_save(best, state, None)
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoint-5")
