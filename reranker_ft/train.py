@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     EarlyStoppingCallback,
+    TrainerCallback,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -231,17 +232,6 @@ def _make_trainer(
             "in_batch_negatives is set and a batch holds 1 query - they come from the others - use "
             "--per_device_train_batch_size 2 or more"
         )
-    callbacks = [
-        HistoryCallback(),
-        BestCheckpointCallback(),
-        CollapseCallback(data_args.train_group_size + data_args.in_batch_negatives),
-    ]
-    if training_args.early_stopping_patience is not None:
-        callbacks.append(
-            EarlyStoppingCallback(
-                training_args.early_stopping_patience, training_args.early_stopping_threshold
-            )
-        )
     if training_args.dataloader_num_workers:
         # The tokenizer's own threads and forked workers do not go together.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -255,7 +245,7 @@ def _make_trainer(
             ranking_sets=ranking_sets,
             distil=data_args.knowledge_distillation,
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=_callbacks(data_args, training_args),
         )
     except (ValueError, ImportError) as error:
         # The Trainer checks further combinations of flags: --fsdp with one process, --report_to.
@@ -268,6 +258,18 @@ def _make_trainer(
             f"push_to_hub cannot make its repository ({_one_line(error)}) - it needs the Hub and a "
             "token that may write - log in, or leave the flag out"
         ) from error
+
+
+def _callbacks(
+    data_args: DataArguments, training_args: RerankerTrainingArguments
+) -> list[TrainerCallback]:
+    columns = data_args.train_group_size + data_args.in_batch_negatives
+    callbacks = [HistoryCallback(), BestCheckpointCallback(), CollapseCallback(columns)]
+    patience = training_args.early_stopping_patience
+    if patience is not None:
+        threshold = training_args.early_stopping_threshold
+        callbacks.append(EarlyStoppingCallback(patience, threshold))
+    return callbacks
 
 
 def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairEncoder:
