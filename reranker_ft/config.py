@@ -243,6 +243,12 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
         """What shuffling and drawing are seeded with: data_seed, or seed if that is not given."""
         return int(self.seed if self.data_seed is None else self.data_seed)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the processes hold one model together: FSDP, DeepSpeed."""
+        launched = (os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
+        return bool(self.fsdp or self.deepspeed) or "true" in launched
+
     def _check_values(self) -> None:
         if self.loss not in LOSSES:
             raise ArgumentError(

@@ -297,7 +297,7 @@ def _ranking_sets(
     encoder: PairEncoder, data_args: DataArguments, training_args: RerankerTrainingArguments
 ) -> dict[str, RankingSet]:
     # Processes that hold a model together make its forwards together, on the same queries.
-    sharded = bool(training_args.fsdp or training_args.deepspeed)
+    together = training_args.is_sharded
     sets: dict[str, RankingSet] = {}
     for name, paths in (
         ("eval", training_args.eval_data),
@@ -309,8 +309,8 @@ def _ranking_sets(
                 examples[: training_args.max_eval_queries],
                 encoder,
                 data_args.instructions,
-                process=0 if sharded else training_args.process_index,
-                processes=1 if sharded else training_args.world_size,
+                process=0 if together else training_args.process_index,
+                processes=1 if together else training_args.world_size,
             )
     return sets
 

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from reranker_ft.batch import GroupCollator, TrainingBatch, group_scores
-from reranker_ft.collate import score_encodings
+from reranker_ft.collate import score_encodings, to_device
 from reranker_ft.config import RerankerTrainingArguments
+from reranker_ft.forward import forward_logits
 from reranker_ft.groups import Group, GroupBatchSampler, GroupDataset
 from reranker_ft.loss import LOSSES, distillation
 from reranker_ft.ranking import RankingSet, ranking_loss, ranking_metrics, score_spread
@@ -92,6 +93,11 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         distil: bool = False,
         **others: Any,
     ) -> None:
+        alike = args.world_size > 1 and not args.is_sharded
+        if alike and args.ddp_find_unused_parameters is None:
+            # Looking for them costs every forward a walk through its graph, and a warning.
+            pair = data_collator.encoder([("query", "passage")]).pad([0], always_mask=True)
+            args.ddp_find_unused_parameters = has_unused_parameters(model, pair)
         super().__init__(
             model,
             args,
@@ -248,6 +254,21 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
 def _interleave(parts: list[list[Any]]) -> list[Any]:
     total = sum(map(len, parts))
     return [parts[i % len(parts)][i // len(parts)] for i in range(total)]
+
+
+def has_unused_parameters(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+    """Whether a trained parameter has no part in the scores: the processes' DDP must know.
+
+    Args:
+        inputs: Of one forward.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    model.eval()  # without dropout, which would draw from the run's random numbers
+    scores = forward_logits(model, to_device(inputs, next(model.parameters()).device))
+    model.train(was_training)
+    gradients = torch.autograd.grad(scores.sum(), trained, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
 
 
 class BestCheckpointCallback(TrainerCallback):  # type: ignore[misc]

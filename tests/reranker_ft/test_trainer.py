@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from reranker_ft.run import main
-from reranker_ft.trainer import COLLAPSED_LOGS, BestCheckpointCallback
+from reranker_ft.trainer import COLLAPSED_LOGS, BestCheckpointCallback, has_unused_parameters
 
 from .conftest import make_model, make_tokenizer, toy_rows
 
@@ -92,6 +92,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(model_folders, write_j
         command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "find_unused_parameters" not in done.stderr
     assert_equal_weights(one, load_file(two / "model.safetensors"))
     histories = [json.loads((tmp_path / n / "history.json").read_text()) for n in ("one", "two")]
     for first, second in zip(*histories, strict=True):
@@ -174,6 +175,18 @@ def test_a_healthy_model_is_not_called_collapsed(model_folders, data, tmp_path, 
     with caplog.at_level(logging.WARNING):
         train(model_folders("bert"), data, tmp_path / "out", "--logging_steps", 1)
     assert "collapsed" not in caplog.text
+
+
+def test_parameters_that_have_no_part_in_the_scores_are_found():
+    model = make_model("bert").train()
+    inputs = {"input_ids": torch.tensor([[2, 5, 3, 6, 3]])}
+    assert not has_unused_parameters(model, inputs)
+    model.spare = torch.nn.Linear(2, 2)
+    assert has_unused_parameters(model, inputs)
+    model.spare.requires_grad_(False)
+    assert not has_unused_parameters(model, inputs)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_best_checkpoint_is_known_where_transformers_forgets_it(tmp_path):
