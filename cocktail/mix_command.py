@@ -127,8 +127,8 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
 
     A MODEL is a local folder, a Hub id org/name[@revision], or a LoRA adapter. Config and tokenizer
     come from the base, or else from the first. In place of models, one YAML file may stand: a
-    recipe of ours or of mergekit. Where no MODEL is named, what is left out is read from
-    cocktail.yaml in the current folder.
+    recipe of ours or of mergekit; or the cocktail.json of a mix, to run it again. Where no MODEL is
+    named, what is left out is read from cocktail.yaml in the current folder.
 
     \b
     Examples:
@@ -139,6 +139,7 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
         --parameter density=0.3 -o ./mixed
       cocktail mix ./one ./other --method fisher --data examples.jsonl -o ./mixed
       cocktail mix recipe.yaml --output ./mixed
+      cocktail mix ./mixed/cocktail.json --output ./again
     """
     from cocktail.api import checked_plan, mix_recipe
     from cocktail.threads import default_threads
@@ -183,7 +184,7 @@ def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dic
     path = Path(RECIPE_FILE)
     found = not models and path.is_file()
     documents: list[dict[str, Any]] = [read_recipe(path)] if found else [{}]
-    if len(models) == 1 and Path(models[0]).suffix in (".yaml", ".yml"):
+    if len(models) == 1 and Path(models[0]).suffix in (".yaml", ".yml", ".json"):
         documents, models = read_recipes(Path(models[0])), ()
     keys = ("models", "weights", "output", "max_shard_size", "dtype")
     settings = {**dict.fromkeys(keys), **documents[-1]}

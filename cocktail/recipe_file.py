@@ -1,8 +1,9 @@
-"""Recipes as YAML: ours, and mergekit's for what both know."""
+"""Recipes as YAML: ours, and mergekit's for what both know; and those in the records of mixes."""
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,30 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def read_recipes(path: Path) -> list[dict[str, Any]]:
     """Read every document of a file; see ``read_recipe``.
 
-    Later documents may use the ``name`` of earlier ones as a model.
+    Later documents may use the ``name`` of earlier ones as a model. A ``.json`` file is the record
+    of a mix (``cocktail.json``), whose recipe runs again.
     """
+    kind, read = ("JSON", _recorded) if path.suffix == ".json" else ("YAML", yaml.safe_load_all)
     try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        documents = list(read(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise RecipeError(f"{path}: is not valid YAML ({reason})") from None
+        raise RecipeError(f"{path}: is not valid {kind} ({reason})") from None
+    except LookupError:
+        raise RecipeError(
+            f"{path}: holds no recipe - the record of a mix has one - name a cocktail.json"
+        ) from None
     return [_recipe(path, document) for document in documents or [None] if document != {}] or [{}]
+
+
+def _recorded(text: str) -> list[Any]:
+    """The documents of a record; a LookupError where it is none."""
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise LookupError
+    return [*record.get("steps", ()), record["recipe"]]
 
 
 def _recipe(path: Path, values: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,11 @@ def test_steps_build_on_each_other(family: tuple[Path, Path, Path], tmp_path: Pa
         torch.testing.assert_close(tensor, expected[name])
     record = json.loads((tmp_path / "out" / "cocktail.json").read_text())
     assert record["steps"][0]["name"] == "half"
+    again = ["mix", str(tmp_path / "out" / "cocktail.json"), "--output", str(tmp_path / "again")]
+    assert CliRunner().invoke(main, again).exit_code == 0
+    written = [tmp_path / name / "model.safetensors" for name in ("out", "again")]
+    assert written[0].read_bytes() == written[1].read_bytes()
+    shutil.rmtree(tmp_path / "again")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "base", "chain.yaml", "one", "out", "two",
     ]  # fmt: skip

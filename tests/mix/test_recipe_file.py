@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,22 @@ def test_a_plain_recipe_stays_plain() -> None:
 )
 def test_refusals(tmp_path: Path, text: str, message: str) -> None:
     assert message in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[1]", "holds no recipe - the record of a mix has one"),
+        ('{"architectures": []}', "holds no recipe"),
+        ('{"recipe": {"modles": []}}', "did you mean models?"),
+    ],
+)
+def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "cocktail.json"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        read_recipes(path)
 
 
 def ties(**parameters: Any) -> Recipe:
