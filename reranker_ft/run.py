@@ -24,6 +24,14 @@ def _log_to_stderr() -> None:
         package.addHandler(handler)
 
 
+def _leave_group() -> None:
+    """Ends the threads that connect the processes: left alone, they now and then abort the exit."""
+    import torch.distributed as dist  # noqa: PLC0415
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Trains as the flags say; returns the exit code.
 
@@ -38,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         from reranker_ft.train import run  # noqa: PLC0415
 
         run(*parse(argv))
+        _leave_group()
     except RerankerError as error:
         if _process_index() == 0:
             sys.stderr.write(f"error: {error}\n")
