@@ -13,6 +13,7 @@ from cocktail.checkpoint import tensor_key
 from cocktail.dtypes import ITEM_SIZE
 from cocktail.headers import TensorInfo, build_header
 from cocktail.methods.method import Method
+from cocktail.methods.regmean import ROWS
 from cocktail.vocabularies import Run
 
 
@@ -178,15 +179,15 @@ class MixedTensor:
     @property
     def whole_numel(self) -> int:
         """Elements in fp32 that it takes to make it in one piece: the sources and two more; with
-        Gram matrices, two of these, and what works on 256 rows in fp64; with singular vectors, the
-        sources, one more, and ten squares of a matrix's shorter side."""
+        Gram matrices, two of these, and what works on ``ROWS`` rows in fp64; with singular vectors,
+        the sources, one more, and ten squares of a matrix's shorter side."""
         if self.merge is not None and self.merge.method.singular and len(self.shape) == 2:
             return self.numel * (len(self.active) + 1) + 10 * min(self.shape) ** 2
         gram, held = self.statistic_numel, self.numel * (len(self.active) + 2)
         if not gram:
             return held
         height, width = self.shape
-        return held + 2 * gram + 256 * (2 * height + 8 * width)
+        return held + 2 * gram + ROWS * (4 * height + 16 * width)
 
 
 def _weighted(source: Source, weight: float) -> Source:

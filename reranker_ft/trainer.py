@@ -147,7 +147,8 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         Older versions ask for steps that a resumed epoch does not have any more: they get none.
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        queries = torch.tensor(sum(float(batch["weights"].sum()) for batch in batches)).to(device)
+        counts = [float(batch["weights"].sum()) for batch in batches]
+        queries = torch.tensor(math.fsum(counts), device=device)
         if self.args.world_size > 1:
             dist.all_reduce(queries)
             forwards = [len(batch["micro_batches"]) for batch in batches]
