@@ -20,6 +20,7 @@ from cocktail.pooling import pooling_problems
 from cocktail.reading import BLOCK
 from cocktail.recipe import Recipe
 from cocktail.schedule import layer_depths, unmatched_filters
+from cocktail.statistics.memory import measuring_bytes
 from cocktail.vocabularies import Vocabularies, compare_vocabularies
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -85,8 +86,8 @@ class Plan:
 
     def peak_memory(self, threads: int) -> int:
         """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors, and
-        what a method needs to make the largest tensor whole. Or, before that, a model with its
-        gradients and statistics, without what a forward takes."""
+        what a method needs to make the largest tensor whole. Or, before that, what it takes to
+        measure a model on examples."""
         side = sum(file.nbytes for file in self.files if not file.is_safetensors)
         deltas = {s.info.delta for t in self.tensors for s in t.active if s.info.delta is not None}
         side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
@@ -94,12 +95,7 @@ class Plan:
         whole = max((p.whole_numel for p in self.pieces if p.is_whole), default=0)
         sources = (len(p.active) + len(p.sources) * p.is_measured for p in self.pieces if p.merge)
         mixing = threads * (4 + max(sources, default=0)) * BLOCK * 8 + side + whole * 4
-        return RUNTIME_BYTES + max(mixing, self._measuring_bytes())
-
-    def _measuring_bytes(self) -> int:
-        statistic = self.recipe.method.statistic
-        copies = {"fisher": 2, "gram": 1, None: 0}[statistic]  # the model, and its gradients
-        return 4 * copies * self.parameters + self.statistics_bytes
+        return RUNTIME_BYTES + max(mixing, measuring_bytes(self))
 
     def reweighted(self, weights: Sequence[float]) -> Plan:
         """The same plan with other weights, checked like the first; nothing is read again.

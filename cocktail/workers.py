@@ -117,7 +117,7 @@ class Worker:
         statistics = [StoredMatrix(self.reader, info) for info in merge.statistics]
         merged = _merged(tensor, merge, tensors, statistics).reshape(-1)
         if merge.method.singular:
-            _trim_heap()
+            trim_heap()
         for (start, stop), found in zip(segments, digests, strict=True):
             output = xxhash.xxh3_128()
             for low, high in block_bounds(stop - start, self.block):
@@ -215,7 +215,7 @@ def _large(numel: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.empty(numel, np.float64 if dtype == torch.float64 else np.float32))
 
 
-def _trim_heap() -> None:
+def trim_heap() -> None:
     """Give freed memory back to the system: the C library keeps matrices of some megabytes for
     later, and with singular vectors those come to most of the largest tensor."""
     with suppress(AttributeError, OSError):  # GNU's alone can

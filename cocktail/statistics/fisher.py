@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from cocktail.kinds.task import Task
+from cocktail.kinds.task import Batch, Task
 from cocktail.search.mixture import Mixture
+from cocktail.workers import trim_heap
 
 
 def fisher_information(
@@ -31,20 +33,48 @@ def fisher_information(
         By the same names, shaped like the parameters, fp32, on the model's device.
     """
     model, count = mixture.model, len(task.places)
-    distinct = {id(parameter): parameter for parameter in parameters.values()}
-    sums = {key: torch.zeros_like(parameter.data) for key, parameter in distinct.items()}
+    sums = {parameter: torch.zeros_like(parameter.data) for parameter in parameters.values()}
     upstream = _row_gradients(task, mixture.rows(task, mixture.weights))
-    for example in range(count):
-        model.zero_grad(set_to_none=True)
-        for batch in task.batches([example]):
-            rows = task.forward(model, batch)
-            torch.autograd.backward(rows, upstream[batch.rows].to(rows.device, rows.dtype))
-        for key, parameter in distinct.items():
-            if parameter.grad is not None:
-                sums[key].addcmul_(parameter.grad, parameter.grad, value=1 / count)
-        advance()
+
+    def run(batch: Batch) -> None:
+        rows = task.forward(model, batch)
+        torch.autograd.backward(rows, upstream[batch.rows].to(rows.device, rows.dtype))
+        trim_heap()
+
     model.zero_grad(set_to_none=True)
-    return {name: sums[id(parameter)] for name, parameter in parameters.items()}
+    for example in range(count):
+        *others, last = task.batches([example])
+        for batch in others:
+            run(batch)
+        with _squaring(sums, 1 / count):
+            run(last)
+        model.zero_grad(set_to_none=True)
+        advance()
+    return {name: sums[parameter] for name, parameter in parameters.items()}
+
+
+@contextmanager
+def _squaring(sums: Mapping[nn.Parameter, Tensor], share: float) -> Iterator[None]:
+    """Add the square of each gradient as soon as a backward has it, and let go of it: where an
+    example is one batch, the gradients are never held together."""
+
+    def add(parameter: nn.Parameter) -> None:
+        gradient = parameter.grad
+        if gradient is not None:
+            sums[parameter].addcmul_(gradient, gradient, value=share)
+            parameter.grad = None
+
+    handles = [
+        parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+        for parameter in sums
+    ]
+    try:
+        yield
+        for parameter in sums:
+            add(parameter)  # what the last batch of several did not reach
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _row_gradients(task: Task, rows: Tensor) -> Tensor:

@@ -12,6 +12,36 @@ from torch import Tensor, nn
 from cocktail.errors import PlanError
 from cocktail.kinds.task import Task
 from cocktail.search.mixture import Mixture
+from cocktail.statistics.memory import GRAMS_AT_ONCE
+
+
+def gram_groups(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> list[dict[str, nn.Parameter]]:
+    """The weights of the linear layers, by name, in groups that are measured together: in one run
+    on the examples, with ``GRAMS_AT_ONCE`` bytes of Gram matrices or one that is larger.
+
+    Raises:
+        PlanError: the model has no linear layer.
+    """
+    layers = _linear_layers(model, parameters)
+    if not layers:
+        raise PlanError(
+            [
+                f"{type(model).__name__} has no torch.nn.Linear layer of its own - regmean works "
+                "on these, all else it averages - merge by another method"
+            ]
+        )
+    groups: list[dict[str, nn.Parameter]] = []
+    filled = GRAMS_AT_ONCE
+    for name, own in layers.items():
+        size = 4 * own[0].in_features ** 2
+        if filled + size > GRAMS_AT_ONCE:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = parameters[name]
+        filled += size
+    return groups
 
 
 def input_grams(
@@ -26,25 +56,15 @@ def input_grams(
     https://arxiv.org/abs/2212.09849, section 4
 
     Args:
-        parameters: by names.
+        parameters: weights of linear layers by names, see :func:`gram_groups`.
         advance: called after every example.
 
     Returns:
         X^T X (in, in) of the inputs X (tokens, in) of each linear layer, by the name of its
         weights, fp32, on the model's device.
-
-    Raises:
-        PlanError: the model has no linear layer.
     """
     model = mixture.model
     layers = _linear_layers(model, parameters)
-    if not layers:
-        raise PlanError(
-            [
-                f"{type(model).__name__} has no torch.nn.Linear layer of its own - regmean works "
-                "on these, all else it averages - merge by another method"
-            ]
-        )
     grams = {
         name: torch.zeros((own[0].in_features,) * 2, device=model.device)
         for name, own in layers.items()

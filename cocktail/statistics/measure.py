@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,10 +24,7 @@ from cocktail.search.mixture import Mixture, simplex_vertex
 from cocktail.search.options import SearchOptions
 from cocktail.search.prepare import Bench, not_refillable, prepare, read_examples
 from cocktail.statistics.fisher import fisher_information
-from cocktail.statistics.inputs import input_grams
-
-MOST_GRAM_BYTES = 2 << 30
-"""Gram matrices of one model: enough for 24 layers of width 1024."""
+from cocktail.statistics.inputs import gram_groups, input_grams
 
 _MEASURES: Mapping[str, Callable[..., dict[str, Tensor]]] = {
     "fisher": fisher_information,
@@ -44,12 +42,6 @@ def measuring_problems(plan: Plan) -> list[str]:
         problems.append(
             f"{found} - {recipe.merge_method} measures all models in one, which is refilled with "
             "whole tensors of each - merge by a method without examples"
-        )
-    if recipe.method.statistic == "gram" and plan.statistics_bytes > MOST_GRAM_BYTES:
-        problems.append(
-            f"the Gram matrices of one model take {plan.statistics_bytes / 1e9:,.1f} GB - they are "
-            f"held in memory, {MOST_GRAM_BYTES / 1e9:.1f} GB at most - merge by fisher, or by a "
-            "method without examples"
         )
     try:
         if plan.kind.name == "encoder":
@@ -77,7 +69,7 @@ def measure(
     """Measure the ingredients one after the other.
 
     Args:
-        folder: takes a file of statistics for each ingredient, which the mix reads.
+        folder: takes the statistics of each ingredient, which the mix reads.
         trust_remote_code: to build the model and its tokenizer.
         progress: show a bar on stderr.
 
@@ -98,13 +90,15 @@ def measure(
         trust_remote_code=trust_remote_code, threads=threads,
     )  # fmt: skip
     parameters = _parameters(bench.mixture, plan)
-    total = len(plan.ingredients) * len(bench.order)
+    by_grams = recipe.method.statistic == "gram"
+    groups = gram_groups(bench.mixture.model, parameters) if by_grams else [parameters]
+    total = len(plan.ingredients) * len(groups) * len(bench.order)
     with tqdm(
         total=total, desc="measuring", unit=" examples", file=sys.stderr, leave=False,
         disable=not progress,
     ) as bar:  # fmt: skip
         tables = [
-            _store(folder / f"{i}.safetensors", _measured(bench, plan, i, parameters, bar.update))
+            _measured(bench, plan, i, groups, folder, bar.update)
             for i in range(len(plan.ingredients))
         ]
     files = tuple(
@@ -146,28 +140,35 @@ def _measured(
     bench: Bench,
     plan: Plan,
     ingredient: int,
-    parameters: Mapping[str, nn.Parameter],
+    groups: Sequence[Mapping[str, nn.Parameter]],
+    folder: Path,
     advance: Callable[[], object],
-) -> dict[str, Tensor]:
-    """The statistics of one ingredient by the tensors' names, checked."""
+) -> dict[str, TensorInfo]:
+    """Store the statistics of one ingredient, and say by the tensors' names where each lies."""
     statistic = plan.recipe.method.statistic or ""
     bench.mixture.fill(simplex_vertex(ingredient, len(plan.ingredients)))
-    found = _MEASURES[statistic](bench.mixture, bench.task, parameters, advance)
     who = plan.ingredients[ingredient].reference
-    for name, tensor in found.items():
-        if not bool(tensor.isfinite().all()):
-            raise NonFiniteError(
-                f"{who}: the {_NAMES[statistic]} of {name} is not finite - models are weighed by "
-                "it - look at the model with `cocktail inspect`, or leave it out"
-            )
-    if not any(bool(tensor.any()) for tensor in found.values()):
+    stored: dict[str, TensorInfo] = {}
+    says_something = False
+    for number, group in enumerate(groups):
+        found = _MEASURES[statistic](bench.mixture, bench.task, group, advance)
+        for name, tensor in found.items():
+            low, high = torch.aminmax(tensor)  # NaN where an element is
+            if not bool(low.isfinite() and high.isfinite()):
+                raise NonFiniteError(
+                    f"{who}: the {_NAMES[statistic]} of {name} is not finite - models are weighed "
+                    "by it - look at the model with `cocktail inspect`, or leave it out"
+                )
+            says_something |= bool(low or high)
+        stored |= _store(folder / f"{ingredient}-{number}.safetensors", found)
+    if not says_something:
         raise PlanError(
             [
                 f"{who}: the {_NAMES[statistic]} is zero everywhere - the examples say nothing "
                 "about this model - give others, or merge by a method without examples"
             ]
         )
-    return found
+    return stored
 
 
 def _store(path: Path, found: Mapping[str, Tensor]) -> dict[str, TensorInfo]:

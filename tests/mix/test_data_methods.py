@@ -28,11 +28,14 @@ from transformers import (
 from cocktail.api import checked_plan, mix_models, mix_recipe
 from cocktail.cli import main
 from cocktail.errors import CocktailError
+from cocktail.kinds import task
 from cocktail.kinds.examples import read_ranked
 from cocktail.mix import stream
 from cocktail.output import MixedTensor
 from cocktail.recipe import make_recipe
+from cocktail.statistics import inputs
 from cocktail.statistics import measure as measuring
+from cocktail.statistics.memory import floats_a_token
 from cocktail.verify import verify
 from tests.mix.conftest import load
 from tests.search.tiny import FAMILIES, examples, ingredients, ranked, save_model, write_jsonl
@@ -101,10 +104,16 @@ def inputs_by_hand(folder: str, data: Path) -> Iterator[tuple[str, torch.nn.Line
         yield name, layer, torch.cat(seen[name]).double()
 
 
-@pytest.mark.parametrize("weights", [None, [0.2, 0.7]])
+@pytest.mark.parametrize(("weights", "tokens"), [(None, 1024), ([0.2, 0.7], 16)])
 def test_fisher_is_the_average_by_squared_gradients(
-    models: list[str], data: Path, weights: list[float] | None
+    models: list[str],
+    data: Path,
+    weights: list[float] | None,
+    tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With few tokens in a forward, an example takes several."""
+    monkeypatch.setattr(task, "CPU_TOKENS", tokens)
     found = mixed(models, data, "fisher", weights=weights)
     tensors = [load(Path(folder)) for folder in models]
     information = [fisher_by_hand(folder, data) for folder in models]
@@ -317,13 +326,45 @@ def test_a_model_that_is_rearranged_as_it_loads_is_refused(tmp_path: Path) -> No
         mix_recipe(recipe, tmp_path / "out", progress=False)
 
 
-def test_large_gram_matrices_are_refused_with_their_size(
-    models: list[str], data: Path, monkeypatch: pytest.MonkeyPatch
+def test_gram_matrices_are_measured_as_many_at_a_time_as_are_held(
+    models: list[str],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    expected = mixed(models, data, "regmean")
+    monkeypatch.setattr(inputs, "GRAMS_AT_ONCE", 4 * 32**2)  # one, even if it is larger
     recipe = make_recipe(models, None, merge_method="regmean", data=data)
-    monkeypatch.setattr(measuring, "MOST_GRAM_BYTES", 1 << 10)
-    with pytest.raises(CocktailError, match=r"Gram matrices of one model take 0\.0 GB"):
-        checked_plan(recipe, None)
+    measuring.measure(checked_plan(recipe, None), tmp_path, progress=True)
+    stored = {path.name for path in tmp_path.iterdir()}
+    assert stored == {f"{i}-{number}.safetensors" for i in range(2) for number in range(14)}
+    assert re.search(r"measuring: .*/140 ", capsys.readouterr().err)  # 14 layers, 5 examples
+    found = mixed(models, data, "regmean")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("family", "tokens"), [("bert-reranker", 400), ("llama", 30)])
+def test_the_plan_counts_what_a_backward_needs(family: str, tokens: int, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3}
+    model = FAMILIES[family][1]()
+    model = type(model)(type(model.config)(**{**model.config.to_dict(), **sizes})).eval()
+    folders = [save_model(model, family, tmp_path / name) for name in "ab"]
+    rows = write_jsonl(tmp_path / "rows.jsonl", examples(family, 3))
+    plan = checked_plan(make_recipe(folders, None, merge_method="fisher", data=rows), None)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=torch.randint(24, (1, tokens)))
+    saved = sum(nbytes for place, nbytes in kept.items() if place not in own)
+    counted = 4 * tokens * floats_a_token(plan)
+    assert saved <= counted <= 1.6 * saved
 
 
 def test_a_bar_counts_the_examples_of_all_models(
