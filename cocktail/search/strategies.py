@@ -22,9 +22,9 @@ def softmax_of_losses(losses: Sequence[float] | Weights, temperature: float) -> 
     """softmax(-L / T): LM-Cocktail, https://arxiv.org/abs/2311.13534, equation 2.
 
     Args:
-        losses: (..., K) of the single models.
+        losses: (K,) of the single models.
     """
-    weights: Weights = softmax(-np.asarray(losses, dtype=np.float64) / temperature, axis=-1)
+    weights: Weights = softmax(-np.asarray(losses, dtype=np.float64) / temperature)
     return weights
 
 

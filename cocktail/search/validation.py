@@ -25,13 +25,12 @@ from cocktail.search.strategies import descend, softmax_of_losses, uniform
 STRENGTHS = (4.0, 2.0, 1.0, 0.5)
 """Of the prior on the weights, strongest first; the unit is the standard error of the difference of
 two ingredients' mean losses, in nats of loss for one nat of divergence."""
-PRIOR_TEMPERATURE = 0.25
-"""Of that prior, in the same unit: ingredients share where they are as good as equal."""
+PRIOR_TEMPERATURE = 0.5
+"""Of that prior, in the same unit. Two standard errors worse is then a fiftieth of the share, which
+is also how likely such an ingredient is the better of two."""
 FOLDS = 5
 LEAVE_ONE_OUT = 8
 """Up to this many examples each is left out by itself where that needs no forward."""
-_DRAWS_AT_ONCE, _ROUNDS = 100, 40
-"""Of what the ingredients' losses may be in truth."""
 
 
 def folds(examples: Sequence[int], count: int = FOLDS) -> list[list[int]]:
@@ -80,8 +79,8 @@ class Singles:
     """The ingredients by themselves.
 
     Attributes:
-        losses: (K, N) of the examples, each ingredient at its own best scale.
-        error: standard error of the difference of two ingredients' mean losses.
+        losses: (K,) mean losses, each at its own best scale.
+        error: standard error of the difference of two of them.
     """
 
     losses: Values
@@ -96,25 +95,11 @@ class Singles:
         residual = losses - losses.mean(axis=0) - means[:, None] + losses.mean()
         freedom = max(1, (len(losses) - 1) * (len(examples) - 1))
         error = np.sqrt(2 * (residual**2).sum() / freedom / len(examples))
-        return cls(losses, max(1e-6, float(error)))
+        return cls(means, max(1e-6, float(error)))
 
     def prior(self) -> Weights:
-        """(K,) LM-Cocktail's rule, softmax(-L / T), averaged over what the mean losses L may be.
-
-        They are drawn from their posterior, a multivariate t with N - 1 degrees of freedom: Gelman
-        et al., "Bayesian Data Analysis" (2013), section 3.6. A single example says nothing.
-        """
-        means, count = self.losses.mean(axis=1), self.losses.shape[1]
-        if count < 2:
-            return uniform(len(means))
-        deviations = (self.losses - means[:, None]) / np.sqrt(count * (count - 1))
-        random = np.random.default_rng(0)
-        # By example and not by ingredient: their order changes nothing, and equals stay equal.
-        normal = [random.standard_normal((_DRAWS_AT_ONCE, count)) for _ in range(_ROUNDS)]
-        tails = np.sqrt((count - 1) / random.chisquare(count - 1, (_DRAWS_AT_ONCE * _ROUNDS, 1)))
-        drawn = means + tails * np.concatenate([each @ deviations.T for each in normal])
-        shares: Weights = softmax_of_losses(drawn, PRIOR_TEMPERATURE * self.error).mean(axis=0)
-        return shares
+        """(K,) LM-Cocktail's rule, softmax(-L / T), at the temperature of the noise."""
+        return softmax_of_losses(self.losses, PRIOR_TEMPERATURE * self.error)
 
 
 def prior(task: Task, rows: Sequence[Tensor], examples: Sequence[int]) -> Weights:
@@ -149,7 +134,7 @@ class Fit:
     Attributes:
         weights: (K,).
         strength: of the prior.
-        prior: (K,) what the ingredients' own losses give.
+        prior: (K,) softmax(-L / T) of the ingredients' own losses.
     """
 
     weights: Weights
@@ -164,9 +149,9 @@ class Fit:
 class _Fitting:
     """Fits of averaged outputs to some of the examples, at any strength of the prior.
 
-    The prior knows how well each ingredient does by itself, as far as the examples show: few leave
-    all alike; where they show that one is bad, it does not get in because it happens to help in a
-    mix.
+    The prior is LM-Cocktail's rule, softmax(-L_i / T), at a temperature that the examples set: few
+    leave all ingredients alike; where they show that one is bad by itself, it does not get in
+    because it happens to help in a mix.
     """
 
     def __init__(self, outputs: Outputs, examples: Sequence[int]) -> None:
