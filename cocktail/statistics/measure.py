@@ -153,6 +153,8 @@ def _measured(
     for number, group in enumerate(groups):
         found = _MEASURES[statistic](bench.mixture, bench.task, group, advance)
         for name, tensor in found.items():
+            if not tensor.numel():
+                continue
             low, high = torch.aminmax(tensor)  # NaN where an element is
             if not bool(low.isfinite() and high.isfinite()):
                 raise NonFiniteError(
