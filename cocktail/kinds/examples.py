@@ -225,7 +225,7 @@ def _checked(
         raise ExampleError(problems[0] + others)
     if not examples:
         found = f"{data}: holds no example" if isinstance(data, str | Path) else "no examples given"
-        raise ExampleError(f"{found} - a search needs at least one, {columns} - add some")
+        raise ExampleError(f"{found} - at least one is needed, {columns} - add some")
     return examples
 
 
