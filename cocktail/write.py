@@ -28,6 +28,7 @@ from cocktail.output import MixedTensor, OutputFile
 from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader
 from cocktail.temporary import LOCK, clear_abandoned, folder_prefix, hold
+from cocktail.writeback import Writeback
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
 _PRETRAINED = re.compile(r"For(MaskedLM|PreTraining)$")
@@ -114,6 +115,7 @@ class StagedModel:
         self._paths: dict[str, Path] = {}
         self._descriptors: list[int] = []
         self._side: dict[str, dict[str, torch.Tensor]] = {}
+        self._writeback = Writeback() if sync else None
         self._lock = -1
         self._committed = False
 
@@ -185,7 +187,10 @@ class StagedModel:
             return
         descriptor, offset = place
         data = block_bytes(block)
-        _write_all(self.folder, descriptor, data, offset + start * ITEM_SIZE[tensor.dtype])
+        position = offset + start * ITEM_SIZE[tensor.dtype]
+        _write_all(self.folder, descriptor, data, position)
+        if self._writeback is not None:
+            self._writeback.wrote(descriptor, position, position + data.nbytes)
 
     def read_digest(self, tensor: MixedTensor) -> str:
         """The digest of a tensor that was written in pieces, which no pass saw in one order."""
