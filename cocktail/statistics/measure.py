@@ -152,17 +152,9 @@ def _measured(
     says_something = False
     for number, group in enumerate(groups):
         found = _MEASURES[statistic](bench.mixture, bench.task, group, advance)
-        for name, tensor in found.items():
-            if not tensor.numel():
-                continue
-            low, high = torch.aminmax(tensor)  # NaN where an element is
-            if not bool(low.isfinite() and high.isfinite()):
-                raise NonFiniteError(
-                    f"{who}: the {_NAMES[statistic]} of {name} is not finite - models are weighed "
-                    "by it - look at the model with `cocktail inspect`, or leave it out"
-                )
-            says_something |= bool(low or high)
+        says_something |= _says_something(found, f"{who}: the {_NAMES[statistic]}")
         stored |= _store(folder / f"{ingredient}-{number}.safetensors", found)
+        del found  # before the next group's are made
     if not says_something:
         raise PlanError(
             [
@@ -171,6 +163,26 @@ def _measured(
             ]
         )
     return stored
+
+
+def _says_something(found: Mapping[str, Tensor], what: str) -> bool:
+    """Whether any element is not zero.
+
+    Raises:
+        NonFiniteError: one is NaN or infinite.
+    """
+    says_something = False
+    for name, tensor in found.items():
+        if not tensor.numel():
+            continue
+        low, high = torch.aminmax(tensor)  # NaN where an element is
+        if not bool(low.isfinite() and high.isfinite()):
+            raise NonFiniteError(
+                f"{what} of {name} is not finite - models are weighed by it - look at the model "
+                "with `cocktail inspect`, or leave it out"
+            )
+        says_something |= bool(low or high)
+    return says_something
 
 
 def _store(path: Path, found: Mapping[str, Tensor]) -> dict[str, TensorInfo]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,15 @@ def test_gram_matrices_are_measured_as_many_at_a_time_as_are_held(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     expected = mixed(models, data, "regmean")
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(*arguments: Any) -> Tensors:
+        assert all(reference() is None for reference in held)
+        found = inputs.input_grams(*arguments)
+        held.extend(map(weakref.ref, found.values()))
+        return found
+
+    monkeypatch.setitem(measuring._MEASURES, "gram", watched)
     monkeypatch.setattr(inputs, "GRAMS_AT_ONCE", 4 * 32**2)  # one, even if it is larger
     recipe = make_recipe(models, None, merge_method="regmean", data=data)
     measuring.measure(checked_plan(recipe, None), tmp_path, progress=True)
