@@ -203,8 +203,8 @@ def _store(path: Path, found: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
                 file.write(block_bytes(found[name].reshape(-1).cpu()))
     except OSError as error:
         raise OutputError(
-            f"{path}: writing what was measured failed ({error.strerror}) - it takes as much room "
-            "as the model in fp32 - free some space, run again"
+            f"{path}: writing what was measured failed ({error.strerror}) - it stays there until "
+            "the models are mixed - free some space, run again"
         ) from None
     stored = read_header(path)[0]
     return {name: stored[names[id(tensor)]] for name, tensor in found.items()}
