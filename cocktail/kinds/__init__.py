@@ -30,6 +30,11 @@ class Kind:
     pipeline_tag: str
     ties_embeddings: bool = False
 
+    @property
+    def ranks(self) -> bool:
+        """Whether its examples are queries with passages; else they are texts to write."""
+        return self.name in ("reranker", "encoder")
+
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind

@@ -31,8 +31,6 @@ from cocktail.search.options import SearchOptions
 from cocktail.search.processes import Processes
 from cocktail.threads import default_threads
 
-RANKED = ("reranker", "encoder")
-
 
 @dataclass(frozen=True)
 class Bench:
@@ -149,7 +147,7 @@ def read_examples(
     Raises:
         ExampleError: they cannot be used.
     """
-    if plan.kind.name in RANKED:
+    if plan.kind.ranks:
         return read_ranked(data, negatives=options.neg_number, seed=options.seed)
     return read_written(data)
 

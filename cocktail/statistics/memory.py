@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cocktail.plan import Plan
 
 MODELLING_BYTES = 140_000_000  # transformers loaded, measured; the rest is computed
-BYTES_A_TOKEN = 3  # of text: four in English, three in Chinese
+BYTES_A_TOKEN = 3  # where no tokenizer.json tells: four in English, three in Chinese
 GRAMS_AT_ONCE = 2 << 30
 """Bytes of Gram matrices that are held: enough for 24 layers of width 1024. A model whose matrices
 take more runs on the examples several times."""
@@ -22,8 +22,8 @@ def measuring_bytes(plan: Plan) -> int:
     """Estimated bytes of memory, beyond the runtime, that measuring one model takes.
 
     The model in fp32, what is measured of it (of Gram matrices, those that are held) and what a
-    forward needs; for ``fisher`` gradients too: of the largest tensor while it is added, and of
-    all where an example is run in several batches.
+    forward needs; for ``fisher`` gradients too: two of the largest tensor, as a tied embedding has
+    before they are added, and those of all where an example is run in several batches.
     """
     statistic = plan.recipe.method.statistic
     if statistic is None:
@@ -34,8 +34,8 @@ def measuring_bytes(plan: Plan) -> int:
         largest = max(4 * tensor.statistic_numel for tensor in plan.tensors)
         measured = min(measured, max(GRAMS_AT_ONCE, largest))
     else:
-        gradients = 4 * max(tensor.numel for tensor in plan.tensors)
-        gradients += 4 * plan.parameters * _is_ranked(plan)
+        gradients = 2 * 4 * max(tensor.numel for tensor in plan.tensors)
+        gradients += 4 * plan.parameters * plan.kind.ranks
     activations = 4 * _tokens(plan) * floats_a_token(plan)
     return MODELLING_BYTES + 4 * plan.parameters + measured + gradients + activations
 
@@ -53,7 +53,7 @@ def floats_a_token(plan: Plan) -> int:
     ]
     by_gradients = plan.recipe.method.statistic == "fisher"
     floats = sum(widths) * 5 // 4 if by_gradients else max(widths, default=0)
-    logits = 0 if _is_ranked(plan) else int(config.get("vocab_size") or 0)
+    logits = 0 if plan.kind.ranks else int(config.get("vocab_size") or 0)
     return floats + 3 * logits
 
 
@@ -66,12 +66,18 @@ def _tokens(plan: Plan) -> int:
     limit = min(SearchOptions().max_input_length, positions or SearchOptions().max_input_length)
     try:
         with Path(plan.recipe.data or "").open("rb") as lines:
-            longest = max(map(len, lines), default=0)
+            longest = max(lines, key=len, default=b"")
     except OSError:  # named where examples are read
-        longest = 0
-    tokens = min(limit, longest // BYTES_A_TOKEN)
-    return max(CPU_TOKENS, tokens) if _is_ranked(plan) else tokens
+        longest = b""
+    tokens = min(limit, _count(longest, plan.donor.main_folder / "tokenizer.json"))
+    return max(CPU_TOKENS, tokens) if plan.kind.ranks else tokens
 
 
-def _is_ranked(plan: Plan) -> bool:
-    return plan.kind.name in ("reranker", "encoder")
+def _count(text: bytes, tokenizer: Path) -> int:
+    """Tokens of a text, without what it takes to load the tokenizer with its model."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - few plans have examples
+
+    try:
+        return len(Tokenizer.from_file(str(tokenizer)).encode(text.decode("utf-8", "replace")).ids)
+    except Exception:  # all that this library raises
+        return len(text) // BYTES_A_TOKEN
