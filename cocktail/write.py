@@ -31,6 +31,7 @@ from cocktail.temporary import LOCK, clear_abandoned, folder_prefix, hold
 from cocktail.writeback import Writeback
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
+_AT_ONCE = 1 << 19  # bytes; for more, the page cache looks for runs of memory that are long to find
 _PRETRAINED = re.compile(r"For(MaskedLM|PreTraining)$")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -328,7 +329,7 @@ def _sync(path: Path) -> None:
 def _write_all(path: Path, descriptor: int, data: memoryview, position: int) -> None:
     while data:
         try:
-            count = os.pwritev(descriptor, [data], position)
+            count = os.pwritev(descriptor, [data[:_AT_ONCE]], position)
         except OSError as error:
             raise _write_error(path, error) from None
         data = data[count:]
