@@ -18,7 +18,6 @@ from cocktail.card import (
     token_width,
 )
 from cocktail.errors import PlanError, RecipeError
-from cocktail.loading import ModelInMemory
 from cocktail.mix import Digests, stream
 from cocktail.output import MixedTensor
 from cocktail.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
@@ -36,6 +35,9 @@ from cocktail.write import (
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from cocktail.loading import ModelInMemory
+    from cocktail.sums import Bytes
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def mix_to_folder(
     ):
         staged.lay_out(file_metadata(plan))
 
-        def both(tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
+        def both(tensor: MixedTensor, start: int, block: Bytes) -> None:
             staged.write_block(tensor, start, block)
             if memory is not None:
                 memory.write_block(tensor, start, block)
@@ -282,6 +284,8 @@ def mix_models(
     )  # fmt: skip
     output = None if output_path is None else Path(output_path).expanduser()
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
+    from cocktail.loading import ModelInMemory  # noqa: PLC0415 - imports torch
+
     memory = ModelInMemory(plan)
     memory.prepare(trust_remote_code=trust_remote_code)
     if output is not None:

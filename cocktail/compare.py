@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from cocktail.checkpoint import MAIN, Checkpoint, tensor_key
 from cocktail.configs import is_tied
@@ -18,9 +20,6 @@ from cocktail.pooling import pooling_mode
 from cocktail.prefixes import extra_prefix
 from cocktail.reading import BLOCK, TensorReader, block_bounds
 from cocktail.vocabularies import read_vocabulary
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -145,18 +144,14 @@ def _measures(gap: float, a: float, b: float, product: float) -> tuple[float, fl
 
 def equal_tensors(a: TensorInfo, b: TensorInfo) -> bool:
     """Whether two tensors of one dtype have the same shape and bytes."""
-    import torch  # noqa: PLC0415
-
     if a.shape != b.shape:
         return False
-    buffers = [torch.empty(BLOCK * 8, dtype=torch.uint8) for _ in range(2)]
-
-    def raw(info: TensorInfo, buffer: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        return reader.read(info, start, stop, buffer).view(torch.uint8)
-
+    one, other = (np.empty(BLOCK * 8, np.uint8) for _ in range(2))
     with TensorReader() as reader:
         return all(
-            torch.equal(raw(a, buffers[0], start, stop), raw(b, buffers[1], start, stop))
+            np.array_equal(
+                reader.read_bytes(a, start, stop, one), reader.read_bytes(b, start, stop, other)
+            )
             for start, stop in block_bounds(a.numel)
         )
 

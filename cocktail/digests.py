@@ -9,24 +9,23 @@ They find damage and tell versions apart; they are no defence against forgery.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 
-import torch
+import numpy as np
 import xxhash
 
 from cocktail.checkpoint import Checkpoint, tensor_key
 from cocktail.dtypes import ITEM_SIZE
 from cocktail.headers import TensorInfo
 from cocktail.reading import BLOCK, TensorReader, block_bounds
+from cocktail.sums import Bytes
 from cocktail.threads import one_torch_thread
 
 SEGMENT = 1 << 24
 """Elements that are hashed as one run. Recorded digests depend on it: it never changes."""
+SegmentDigests = list[bytes]
+"""Of a segment of the output, and of the same segment of each source that was read."""
 METHOD = "xxh3-128 over the tensors' names and data, in segments of 2^24 elements"
-
-
-def block_bytes(block: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous block, without a copy."""
-    return block.view(torch.uint8).numpy().data
 
 
 def join_segments(segments: Iterable[bytes]) -> str:
@@ -54,8 +53,10 @@ def checkpoint_digest(
     """
     skipped = set(left_out)
     digests = {}
-    buffer = torch.empty(BLOCK * 8, dtype=torch.uint8)
-    with TensorReader() as reader, one_torch_thread():
+    buffer = np.empty(BLOCK * 8, np.uint8)
+    # An adapter's change is multiplied out.
+    adapted = any(info.delta is not None for _, info in checkpoint)
+    with TensorReader() as reader, one_torch_thread() if adapted else nullcontext():
         for path, part in checkpoint.parts.items():
             for info in part.tensors.values():
                 name = tensor_key(path, info.name)
@@ -65,15 +66,15 @@ def checkpoint_digest(
 
 
 def tensor_digest(
-    reader: TensorReader, info: TensorInfo, buffer: torch.Tensor, progress: Callable[[int], None]
+    reader: TensorReader, info: TensorInfo, buffer: Bytes, progress: Callable[[int], None]
 ) -> str:
     """Read a tensor and compute its digest; see ``checkpoint_digest``."""
     segments = []
     for start, stop in block_bounds(info.numel, SEGMENT):
         hasher = xxhash.xxh3_128()
         for low, high in block_bounds(stop - start, BLOCK):
-            block = reader.read(info, start + low, start + high, buffer)
-            hasher.update(block_bytes(block))
-            progress(block.numel() * ITEM_SIZE[info.dtype])
+            block = reader.read_bytes(info, start + low, start + high, buffer)
+            hasher.update(block.data)
+            progress((high - low) * ITEM_SIZE[info.dtype])
         segments.append(hasher.digest())
     return join_segments(segments)

@@ -9,6 +9,8 @@ from cocktail.errors import RecipeError
 if TYPE_CHECKING:
     import torch
 
+    from cocktail.sums import Bytes
+
 ITEM_SIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -39,6 +41,21 @@ def torch_dtype(code: str) -> torch.dtype:
 def torch_name(code: str) -> str:
     """The name that configs use: ``"BF16"`` gives ``"bfloat16"``."""
     return _TORCH_NAME[code]
+
+
+def as_tensor(data: Bytes, code: str) -> torch.Tensor:
+    """The elements of type ``code`` whose bytes these are, shape (n,); shares the memory."""
+    import torch  # noqa: PLC0415
+
+    return torch.from_numpy(data).view(torch_dtype(code))
+
+
+def as_bytes(block: torch.Tensor) -> Bytes:
+    """The bytes of a contiguous tensor of shape (n,); shares its memory."""
+    import torch  # noqa: PLC0415
+
+    data: Bytes = block.view(torch.uint8).numpy()
+    return data
 
 
 def code_of(dtype: torch.dtype) -> str:

@@ -55,6 +55,11 @@ class TensorInfo:
     def nbytes(self) -> int:
         return self.numel * ITEM_SIZE[self.dtype]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its elements lie in the file one after the other, as they are read."""
+        return self.mapped is None and self.delta is None
+
     def rows(self, start: int, count: int) -> TensorInfo:
         """Rows ``start:start + count`` as a tensor of their own.
 

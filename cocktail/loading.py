@@ -12,10 +12,11 @@ import torch
 
 from cocktail.checkpoint import MAIN
 from cocktail.collector import collection_paused
-from cocktail.dtypes import torch_dtype
+from cocktail.dtypes import as_tensor, torch_dtype
 from cocktail.errors import PlanError, listed
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan
+from cocktail.sums import Bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,9 +37,10 @@ class ModelInMemory:
         }
         self._skeleton: PreTrainedModel | None = None
 
-    def write_block(self, tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
+    def write_block(self, tensor: MixedTensor, start: int, block: Bytes) -> None:
         if tensor.part == MAIN:
-            self.tensors[tensor.name].view(-1)[start : start + block.numel()].copy_(block)
+            values = as_tensor(block, tensor.dtype)
+            self.tensors[tensor.name].view(-1)[start : start + len(values)].copy_(values)
 
     @collection_paused()
     def prepare(self, *, trust_remote_code: bool = False) -> PreTrainedModel:

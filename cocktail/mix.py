@@ -11,20 +11,21 @@ block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from threading import Event, local
 
-import torch
-
 from cocktail.checkpoint import tensor_key
-from cocktail.digests import SEGMENT, join_segments
+from cocktail.digests import SEGMENT, SegmentDigests, join_segments
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader, block_bounds
 from cocktail.threads import default_threads, one_torch_thread
-from cocktail.workers import Progress, Room, SegmentDigests, Sink, Worker
+from cocktail.workers import Progress, Sink, Worker
 
 Job = tuple[MixedTensor, int, int]
 """A tensor and the elements of it that one thread makes."""
@@ -68,22 +69,25 @@ def stream(
         NonFiniteError: a mixed tensor holds NaN or infinity.
     """
     jobs = _jobs(plan)
-    room = Room(max((tensor.whole_numel for tensor, _, _ in jobs if tensor.is_whole), default=0))
+    make_worker = _worker_for(plan)
+    # Where the mix does without torch, the sink may not.
+    has_torch = "torch" in sys.modules
     stopped = Event()
     workers = local()
 
-    def run(tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
-        if not hasattr(workers, "own"):
-            torch.set_num_threads(1)  # the threads here are the parallelism
-            workers.own = Worker(reader, block, sink, progress, stopped)
-        worker: Worker = workers.own
-        if tensor.merge is None or not tensor.is_whole:
-            return worker.run_segment(tensor, start, stop)
-        with room.hold(tensor.whole_numel):
-            return worker.run_whole(tensor, tensor.merge)
+    def start_thread() -> None:
+        if has_torch:
+            sys.modules["torch"].set_num_threads(1)  # the threads here are the parallelism
+        workers.own = make_worker(reader, block, sink, progress, stopped)
 
-    with TensorReader() as reader, one_torch_thread():
-        executor = ThreadPoolExecutor(threads or _useful_threads(jobs), thread_name_prefix="mix")
+    def run(tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
+        worker: Worker = workers.own
+        return worker.run(tensor, start, stop)
+
+    with TensorReader() as reader, one_torch_thread() if has_torch else nullcontext():
+        executor = ThreadPoolExecutor(
+            threads or _useful_threads(jobs), "mix", initializer=start_thread
+        )
         try:
             futures = [executor.submit(run, *job) for job in jobs]
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -95,6 +99,17 @@ def stream(
                 future.result()
         digests = [future.result() for future in futures]
     return _gather(plan, jobs, digests)
+
+
+def _worker_for(plan: Plan) -> Callable[..., Worker]:
+    """What makes a thread's worker: one without torch, which takes a second to import, where the
+    plan has nothing but sums of plain tensors."""
+    if all(piece.is_plain_sum for piece in plan.pieces):
+        return Worker
+    from cocktail.merging import MergingWorker, Room  # noqa: PLC0415 - imports torch
+
+    largest = max((piece.whole_numel for piece in plan.pieces if piece.is_whole), default=0)
+    return partial(MergingWorker, Room(largest))
 
 
 def _jobs(plan: Plan) -> list[Job]:

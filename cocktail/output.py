@@ -10,10 +10,11 @@ from typing import Any
 
 from cocktail.align import Source, shares
 from cocktail.checkpoint import tensor_key
-from cocktail.dtypes import ITEM_SIZE
+from cocktail.dtypes import FLOATING, ITEM_SIZE
 from cocktail.headers import TensorInfo, build_header
 from cocktail.methods.method import Method
-from cocktail.methods.regmean import ROWS
+from cocktail.reading import ROWS
+from cocktail.sums import SUMMED
 from cocktail.vocabularies import Run
 
 
@@ -156,6 +157,15 @@ class MixedTensor:
             and self.active[0].weight == 1
             and self.active[0].info.read_dtype == self.dtype
         )
+
+    @cached_property
+    def is_plain_sum(self) -> bool:
+        """Whether NumPy makes it: a weighted sum of fp32 and bf16, or a copy of integers."""
+        if self.merge is not None or not all(source.info.is_plain for source in self.active):
+            return False
+        if self.is_copy and self.dtype not in FLOATING:
+            return True
+        return {self.dtype, *(source.info.dtype for source in self.active)} <= SUMMED
 
     @property
     def is_whole(self) -> bool:

@@ -25,6 +25,7 @@ from cocktail.vocabularies import Vocabularies, compare_vocabularies
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 RUNTIME_BYTES = 260_000_000  # an interpreter with torch loaded, measured; the rest is computed
+BARE_RUNTIME_BYTES = 40_000_000  # one without
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
@@ -95,7 +96,9 @@ class Plan:
         whole = max((p.whole_numel for p in self.pieces if p.is_whole), default=0)
         sources = (len(p.active) + len(p.sources) * p.is_measured for p in self.pieces if p.merge)
         mixing = threads * (4 + max(sources, default=0)) * BLOCK * 8 + side + whole * 4
-        return RUNTIME_BYTES + max(mixing, measuring_bytes(self))
+        bare = all(piece.is_plain_sum for piece in self.pieces)
+        runtime = BARE_RUNTIME_BYTES if bare else RUNTIME_BYTES
+        return runtime + max(mixing, measuring_bytes(self))
 
     def reweighted(self, weights: Sequence[float]) -> Plan:
         """The same plan with other weights, checked like the first; nothing is read again.

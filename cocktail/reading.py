@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 from cocktail.dtypes import ITEM_SIZE, torch_dtype
 from cocktail.errors import CheckpointError
 from cocktail.headers import TensorInfo
+from cocktail.sums import Bytes
 
 if TYPE_CHECKING:
     import torch
 
 BLOCK = 1 << 19
 """Elements read at a time: with fewer, threads wait for the interpreter; more leave the caches."""
+ROWS = 128
+"""Of a matrix at a time where it is widened to fp64: nothing that wide is as large as a tensor but
+the sums of regmean."""
 
 
 class TensorReader:
@@ -46,6 +50,29 @@ class TensorReader:
         self._descriptors.clear()
         self._whole.clear()
 
+    def read_bytes(self, info: TensorInfo, start: int, stop: int, buffer: Bytes) -> Bytes:
+        """Read elements ``start:stop`` as :meth:`read` does, without torch where they lie in a
+        plain file.
+
+        Args:
+            buffer: at least ``(stop - start)`` elements of ``info.read_dtype`` long.
+
+        Returns:
+            The first bytes of ``buffer``, shape ((stop - start) * item size,).
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        size = ITEM_SIZE[info.read_dtype]
+        raw = buffer[: (stop - start) * size]
+        if info.is_plain:
+            self._fill(info, info.offset + start * size, raw.data)
+        else:
+            import torch  # noqa: PLC0415 - seconds to import
+
+            self.read(info, start, stop, torch.from_numpy(raw))
+        return raw
+
     def read(self, info: TensorInfo, start: int, stop: int, buffer: torch.Tensor) -> torch.Tensor:
         """Read elements ``start:stop`` of the flattened tensor.
 
@@ -61,12 +88,11 @@ class TensorReader:
         """
         if info.delta is not None:
             return info.delta.read(self, info, start, stop, buffer)
-        size = ITEM_SIZE[info.dtype]
-        raw = buffer[: (stop - start) * size]
+        raw = buffer[: (stop - start) * ITEM_SIZE[info.dtype]]
         if info.mapped is not None:
             block = info.mapped.reshape(-1)[start:stop]
             return raw.view(torch_dtype(info.dtype)).copy_(block)
-        self._fill(info, info.offset + start * size, raw.numpy().data)
+        self.read_bytes(info, start, stop, raw.numpy())
         return raw.view(torch_dtype(info.dtype))
 
     def whole(self, info: TensorInfo) -> torch.Tensor:

@@ -15,6 +15,7 @@ import yaml
 from cocktail.dtypes import parse_dtype, torch_name
 from cocktail.errors import RecipeError, listed
 from cocktail.methods.method import Method, Option
+from cocktail.methods.registry import method_named
 from cocktail.schedule import checked_setting, known_options, lines_depth, value_at
 
 WEIGHT_TOLERANCE = 1e-3
@@ -78,8 +79,6 @@ class Recipe:
         Raises:
             RecipeError: there is none.
         """
-        from cocktail.methods.registry import method_named  # noqa: PLC0415 - imports torch
-
         return method_named(self.merge_method)
 
     @property

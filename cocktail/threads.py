@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 MOST = 16
 """More of them wait for the disk together."""
 
@@ -25,6 +23,8 @@ def one_torch_thread() -> Iterator[None]:
 
     Linear algebra that splits its sums among threads gives other bits for other numbers of them.
     """
+    import torch  # noqa: PLC0415 - seconds to import
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,65 +1,27 @@
-"""What one thread of the engine does: a segment block by block, or a tensor in one piece."""
+"""What one thread of the engine does: a segment, block by block."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import chain
-from threading import Condition, Event, Lock
+from collections.abc import Callable, Sequence
+from threading import Event
 
 import numpy as np
-import torch
 import xxhash
 
-from cocktail.digests import SEGMENT, block_bytes
-from cocktail.dtypes import torch_dtype
-from cocktail.errors import NonFiniteError
-from cocktail.headers import TensorInfo
-from cocktail.methods.linear import accumulate
-from cocktail.methods.random_words import RandomWords
-from cocktail.output import Merge, MixedTensor
-from cocktail.reading import StoredMatrix, TensorReader, block_bounds
+from cocktail.digests import SegmentDigests
+from cocktail.output import MixedTensor
+from cocktail.reading import TensorReader, block_bounds
+from cocktail.sums import SUMMED, Bytes, narrow, require_finite, weigh
 
-Sink = Callable[[MixedTensor, int, torch.Tensor], None]
-"""Takes a tensor of the plan, the first element of a block, and the block: shape (n,), in the
-output's dtype, valid until the call returns. Called from several threads."""
+Sink = Callable[[MixedTensor, int, Bytes], None]
+"""Takes a tensor of the plan, the first element of a block, and the block's bytes: shape (n * item
+size,), uint8, valid until the call returns. Called from several threads."""
 Progress = Callable[[int], None]
 """Takes the number of output bytes that have just been handed to the sink."""
-SegmentDigests = list[bytes]
-"""Of a segment of the output, and of the same segment of each source that was read."""
-
-
-class Room:
-    """Lets threads hold tensors as long as these are no more than the largest one together.
-
-    Whoever waits comes first: a large tensor would never find room if small ones could pass it.
-
-    Args:
-        elements: that the largest tensor takes that is made in one piece.
-    """
-
-    def __init__(self, elements: int) -> None:
-        self._free = elements
-        self._turn = Lock()
-        self._changed = Condition()
-
-    @contextmanager
-    def hold(self, elements: int) -> Iterator[None]:
-        """Wait until there is room for a tensor, and keep it for the block."""
-        with self._turn, self._changed:
-            self._changed.wait_for(lambda: self._free >= elements)
-            self._free -= elements
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += elements
-                self._changed.notify_all()
 
 
 class Worker:
-    """One thread's memory, and the loops over blocks.
+    """One thread's memory, and the loop over blocks of what needs no torch.
 
     Args:
         block: elements at a time; the result does not depend on it.
@@ -80,171 +42,46 @@ class Worker:
         self.progress = progress
         self.stopped = stopped
         # Wide enough for fp64; pages that narrower types do not touch are never allocated.
-        self.raw, self.term, self.sum, self.rounded = (
-            torch.empty(block * 8, dtype=torch.uint8) for _ in range(4)
-        )
-        self.spaces: list[torch.Tensor] = []
+        self.raw, self.term, self.sum, self.out = (np.empty(block * 8, np.uint8) for _ in range(4))
 
-    def run_segment(self, tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
+    def run(self, tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
         """Mix elements ``start:stop``, a block of every source at a time."""
         output = xxhash.xxh3_128()
         inputs = [xxhash.xxh3_128() for _ in tensor.active]
         for low, high in block_bounds(stop - start, self.block):
             if self.stopped.is_set():
                 break
-            mixed = self._mix(tensor, start + low, start + high, inputs)
-            self._hand_over(tensor, start + low, mixed, output)
+            mixed = self.mix(tensor, start + low, start + high, inputs)
+            self.hand_over(tensor, start + low, mixed, output)
         return [[output.digest(), *(hasher.digest() for hasher in inputs)]]
 
-    def run_whole(self, tensor: MixedTensor, merge: Merge) -> list[SegmentDigests]:
-        """Make a tensor in one piece: read all sources, merge, round and hand over."""
-        segments = list(block_bounds(tensor.numel, SEGMENT))
-        digests: list[SegmentDigests] = [[] for _ in segments]
-        tensors = []
-        for source in tensor.active:
-            flat = _large(tensor.numel, _sum_dtype(tensor))
-            for (start, stop), found in zip(segments, digests, strict=True):
-                hasher = xxhash.xxh3_128()
-                for low, high in block_bounds(stop - start, self.block):
-                    if self.stopped.is_set():
-                        return digests
-                    place = flat[start + low : start + high]
-                    place.copy_(self._read(source.info, start + low, start + high, hasher))
-                found.append(hasher.digest())
-            # A method may select by magnitude, where NaN has no rank.
-            _require_finite(flat, flat.dtype, source.info.name, "before")
-            tensors.append(flat.view(tensor.shape))
-        statistics = [StoredMatrix(self.reader, info) for info in merge.statistics]
-        merged = _merged(tensor, merge, tensors, statistics).reshape(-1)
-        if merge.method.singular:
-            trim_heap()
-        for (start, stop), found in zip(segments, digests, strict=True):
-            output = xxhash.xxh3_128()
-            for low, high in block_bounds(stop - start, self.block):
-                block = self._rounded(tensor, merged[start + low : start + high])
-                self._hand_over(tensor, start + low, block, output)
-            found.insert(0, output.digest())
-        return digests
-
-    def _hand_over(
-        self, tensor: MixedTensor, start: int, block: torch.Tensor, hasher: xxhash.xxh3_128
+    def hand_over(
+        self, tensor: MixedTensor, start: int, block: Bytes, hasher: xxhash.xxh3_128
     ) -> None:
-        hasher.update(block_bytes(block))
+        """Give a block to whoever takes it, and count it."""
+        hasher.update(block.data)
         self.sink(tensor, tensor.first + start, block)
         if self.progress is not None:
             self.progress(block.nbytes)
 
-    def _mix(
+    def mix(
         self, tensor: MixedTensor, start: int, stop: int, inputs: Sequence[xxhash.xxh3_128]
-    ) -> torch.Tensor:
-        blocks = (
-            self._read(source.info, start, stop, hasher)
-            for source, hasher in zip(tensor.active, inputs, strict=True)
-        )
+    ) -> Bytes:
+        """The weighted sum of the sources, or the one that is copied, in the output's type."""
+        total, term = (space.view(np.float32)[: stop - start] for space in (self.sum, self.term))
+        raw = self.raw
+        for position, (source, hasher) in enumerate(zip(tensor.active, inputs, strict=True)):
+            raw = self.reader.read_bytes(source.info, start, stop, self.raw)
+            hasher.update(raw.data)
+            if tensor.is_copy and tensor.dtype not in SUMMED:
+                return raw
+            with np.errstate(over="ignore", invalid="ignore"):  # an error tells more than a warning
+                weigh(raw, source.info.dtype, source.weight, term if position else total)
+                if position:
+                    np.add(total, term, out=total)
+        require_finite(total, tensor.dtype, tensor.key)
         if tensor.is_copy:
-            mixed = next(blocks)
-            _require_finite(mixed, mixed.dtype, tensor.key)
-            return mixed
-        dtype, size = _sum_dtype(tensor), stop - start
-        if tensor.merge is not None:
-            measured = tensor.merge.statistics
-            count = len(tensor.active)
-            places = self._places(count + len(measured), dtype, size)
-            # Statistics are no ingredients: they are read like these, but not hashed.
-            found = (self.reader.read(info, start, stop, self.raw) for info in measured)
-            held = [
-                place.copy_(block)
-                for place, block in zip(places, chain(blocks, found), strict=True)
-            ]
-            merged = _merged(tensor, tensor.merge, held[:count], held[count:], start)
-            return self._rounded(tensor, merged)
-        out, term = (space.view(dtype)[:size] for space in (self.sum, self.term))
-        accumulate(blocks, [source.weight for source in tensor.active], out=out, term=term)
-        return self._rounded(tensor, out)
-
-    def _read(
-        self, info: TensorInfo, start: int, stop: int, hasher: xxhash.xxh3_128
-    ) -> torch.Tensor:
-        block = self.reader.read(info, start, stop, self.raw)
-        hasher.update(block_bytes(block))
-        return block
-
-    def _places(self, count: int, dtype: torch.dtype, size: int) -> list[torch.Tensor]:
-        """Memory for a block of each of ``count`` sources."""
-        while len(self.spaces) < count:
-            self.spaces.append(torch.empty(self.block * 8, dtype=torch.uint8))
-        return [space.view(dtype)[:size] for space in self.spaces[:count]]
-
-    def _rounded(self, tensor: MixedTensor, block: torch.Tensor) -> torch.Tensor:
-        """The block in the output's type, checked."""
-        dtype = torch_dtype(tensor.dtype)
-        _require_finite(block, dtype, tensor.key)
-        if block.dtype == dtype:
-            return block.contiguous()
-        return self.rounded.view(dtype)[: block.numel()].copy_(block)
-
-
-def _merged(
-    tensor: MixedTensor,
-    merge: Merge,
-    held: list[torch.Tensor],
-    statistics: Sequence[torch.Tensor | StoredMatrix],
-    start: int = 0,
-) -> torch.Tensor:
-    """Run the method on the sources, the base last among them, and on what was measured of them.
-
-    Args:
-        start: where in the tensor the elements lie that are held.
-    """
-    base = held.pop() if merge.base is not None else None
-    # Seeded by recipe and name, so that neither threads nor the order of tensors matter.
-    seed = xxhash.xxh3_64_intdigest(f"{merge.seed} {tensor.key}".encode()) >> 1
-    return merge.method.merge(
-        held,
-        base,
-        [source.weight for source in tensor.sources],
-        generator=RandomWords(seed, tensor.first + start),
-        options=merge.options,
-        statistics=statistics,
-    )
-
-
-def _large(numel: int, dtype: torch.dtype) -> torch.Tensor:
-    """Memory for a whole tensor, shape (numel,), from NumPy, which asks the system for huge pages:
-    with small ones, making the pages takes longer than filling them."""
-    return torch.from_numpy(np.empty(numel, np.float64 if dtype == torch.float64 else np.float32))
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system: the C library keeps matrices of some megabytes for
-    later, and with singular vectors those come to most of the largest tensor."""
-    with suppress(AttributeError, OSError):  # GNU's alone can
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _sum_dtype(tensor: MixedTensor) -> torch.dtype:
-    """fp32, whatever goes in; fp64 only if that is what is written."""
-    return torch.float64 if tensor.dtype == "F64" else torch.float32
-
-
-def _require_finite(
-    block: torch.Tensor, dtype: torch.dtype, name: str, when: str = "after"
-) -> None:
-    """Refuse what is not finite, or would not be once it is rounded to ``dtype``."""
-    if not block.is_floating_point() or block.numel() == 0:
-        return
-    limit = torch.finfo(dtype).max
-    if block.dtype == torch.float32:
-        # One cheap pass: a sum of squares below the limit's square proves every element finite
-        # and in range. Where it proves nothing, look closely.
-        norm = float(torch.dot(block, block))
-        if norm <= min(limit * limit, torch.finfo(torch.float32).max):
-            return
-    if bool(block.isfinite().all()) and bool(block.to(dtype).isfinite().all()):
-        return
-    worst = float(block[~block.isfinite()][0]) if not bool(block.isfinite().all()) else None
-    found = f"holds {worst}" if worst is not None else f"exceeds {limit:g}, the largest {dtype}"
-    raise NonFiniteError(
-        f"{name} {found} {when} mixing - a mixed model has finite weights only - look at the "
-        "ingredients with `cocktail inspect`, or write a wider dtype"
-    )
+            return raw
+        if tensor.dtype == "BF16":
+            return narrow(total, term, self.out)
+        return total.view(np.uint8)

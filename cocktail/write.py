@@ -17,16 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
+import numpy as np
 
 from cocktail.checkpoint import MAIN, Checkpoint
-from cocktail.digests import block_bytes, tensor_digest
-from cocktail.dtypes import ITEM_SIZE, torch_dtype, torch_name
+from cocktail.digests import tensor_digest
+from cocktail.dtypes import ITEM_SIZE, as_tensor, torch_name
 from cocktail.errors import OutputError
 from cocktail.headers import TensorInfo
 from cocktail.output import MixedTensor, OutputFile
 from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader
+from cocktail.sums import Bytes
 from cocktail.temporary import LOCK, clear_abandoned, folder_prefix, hold
 from cocktail.writeback import Writeback
 
@@ -115,7 +116,7 @@ class StagedModel:
         self._files: dict[str, tuple[int, int]] = {}  # tensor key -> descriptor, offset
         self._paths: dict[str, Path] = {}
         self._descriptors: list[int] = []
-        self._side: dict[str, dict[str, torch.Tensor]] = {}
+        self._side: dict[str, dict[str, Bytes]] = {}  # by path, then by name
         self._writeback = Writeback() if sync else None
         self._lock = -1
         self._committed = False
@@ -149,11 +150,8 @@ class StagedModel:
         """Write every header and reserve the space, so that a full disk shows at once."""
         for file in self.plan.files:
             if not file.is_safetensors:
-                for tensor in file.tensors:
-                    dtype = torch_dtype(tensor.dtype)
-                    self._side.setdefault(file.path, {})[tensor.name] = torch.empty(
-                        tensor.shape, dtype=dtype
-                    )
+                empty = {tensor.name: np.empty(tensor.nbytes, np.uint8) for tensor in file.tensors}
+                self._side[file.path] = empty
                 continue
             self._lay_out_file(file, metadata)
 
@@ -175,7 +173,7 @@ class StagedModel:
             self._files[tensor.key] = (descriptor, offset)
             self._paths[tensor.key] = path
 
-    def write_block(self, tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
+    def write_block(self, tensor: MixedTensor, start: int, block: Bytes) -> None:
         """Put a block in its place; the sink of ``cocktail.mix.stream``.
 
         Raises:
@@ -183,22 +181,21 @@ class StagedModel:
         """
         place = self._files.get(tensor.key)
         if place is None:
-            flat = self._side[tensor.part][tensor.name].view(-1)
-            flat[start : start + block.numel()].copy_(block)
+            first = start * ITEM_SIZE[tensor.dtype]
+            self._side[tensor.part][tensor.name][first : first + block.nbytes] = block
             return
         descriptor, offset = place
-        data = block_bytes(block)
         position = offset + start * ITEM_SIZE[tensor.dtype]
-        _write_all(self.folder, descriptor, data, position)
+        _write_all(self.folder, descriptor, block.data, position)
         if self._writeback is not None:
-            self._writeback.wrote(descriptor, position, position + data.nbytes)
+            self._writeback.wrote(descriptor, position, position + block.nbytes)
 
     def read_digest(self, tensor: MixedTensor) -> str:
         """The digest of a tensor that was written in pieces, which no pass saw in one order."""
         offset = self._files[tensor.key][1]
         info = TensorInfo(tensor.name, tensor.dtype, tensor.shape, self._paths[tensor.key], offset)
         with TensorReader() as reader:
-            buffer = torch.empty(BLOCK * 8, dtype=torch.uint8)
+            buffer = np.empty(BLOCK * 8, np.uint8)
             return tensor_digest(reader, info, buffer, lambda _: None)
 
     def write_companions(self) -> None:
@@ -207,10 +204,9 @@ class StagedModel:
             target = self.folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        for path, state in self._side.items():
-            buffer = io.BytesIO()  # a file would hide what the disk says behind a RuntimeError
-            torch.save(state, buffer)
-            (self.folder / path).write_bytes(buffer.getvalue())
+        for file in self.plan.files:
+            if not file.is_safetensors:
+                self._write_side(file)
         for folder in {str(Path(file.path).parent) for file in self.plan.files}:
             index = self.plan.index(folder)
             if index is not None:
@@ -219,6 +215,15 @@ class StagedModel:
         if config != self.plan.donor.config:
             relative_main = self.plan.donor.main_folder.relative_to(self.plan.donor.folder)
             self.write_json(f"{relative_main.as_posix()}/config.json", config)
+
+    def _write_side(self, file: OutputFile) -> None:
+        import torch  # noqa: PLC0415 - seconds to import
+
+        held = self._side[file.path]
+        state = {t.name: as_tensor(held[t.name], t.dtype).view(t.shape) for t in file.tensors}
+        buffer = io.BytesIO()  # a file would hide what the disk says behind a RuntimeError
+        torch.save(state, buffer)
+        (self.folder / file.path).write_bytes(buffer.getvalue())
 
     def write_text(self, relative: str, text: str) -> None:
         (self.folder / relative).write_text(text, encoding="utf-8")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from keyword import iskeyword
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from cocktail.errors import RecipeError, listed
 from cocktail.methods.random_words import RandomWords
 
-MergeFunction = Callable[..., torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+MergeFunction = Callable[..., "torch.Tensor"]
 """``fn(tensors, base, weights, *, generator, **options) -> tensor``.
 
 ``tensors`` are the K models besides the base in recipe order, ``base`` is the base or ``None``, all
@@ -89,6 +92,8 @@ class Method:
     Attributes:
         title: its usual name.
         paper: where it comes from, a URL.
+        module: of this package; holds the function, which bears the method's name. It is imported
+            when it is needed, for all of them import torch, and a plan does without.
         base: ``required``; ``optional`` (the method works on differences from it where there is
             one); or ``ingredient`` (a base is one of the models like any other).
         weighted: needs a weight for each model; where one may be given, it is an option.
@@ -104,7 +109,7 @@ class Method:
     name: str
     title: str
     paper: str
-    function: MergeFunction
+    module: str
     base: Literal["required", "optional", "ingredient"] = "required"
     weighted: bool = True
     elementwise: bool = False
@@ -113,6 +118,11 @@ class Method:
     models: tuple[int, int | None] = (1, None)
     options: tuple[Option, ...] = ()
     statistic: Literal["fisher", "gram"] | None = None
+
+    @cached_property
+    def function(self) -> MergeFunction:
+        found: MergeFunction = getattr(import_module(f"{__package__}.{self.module}"), self.name)
+        return found
 
     @property
     def takes_weights(self) -> bool:

@@ -5,19 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from cocktail.errors import RecipeError
-from cocktail.methods import task_arithmetic as deltas
-from cocktail.methods.arcee_fusion import arcee_fusion
-from cocktail.methods.consensus import consensus
-from cocktail.methods.fisher import fisher
-from cocktail.methods.interpolation import karcher, multislerp, nuslerp, slerp
-from cocktail.methods.linear import linear
-from cocktail.methods.method import MergeFunction, Method, Option
-from cocktail.methods.model_stock import model_stock
-from cocktail.methods.nearswap import nearswap
-from cocktail.methods.ram import ram, ramplus_tl
-from cocktail.methods.regmean import regmean
-from cocktail.methods.sce import sce
-from cocktail.methods.spectral import iso_c, tsv_m
+from cocktail.methods.method import Method, Option
 
 _LAMBDA = Option("lambda", 1.0, "Scales what is added to the base.")
 _INT8_MASK = Option("int8_mask", False, "Of mergekit, to save memory; changes nothing here.")
@@ -39,7 +27,6 @@ def _of_deltas(
     name: str,
     title: str,
     paper: str,
-    function: MergeFunction,
     *options: Option,
     normalize: bool = False,
     rescale: bool = False,
@@ -48,7 +35,9 @@ def _of_deltas(
     """A method that thins out deltas, with the options that all of them have."""
     scale = Option("rescale", rescale, "Scale what is kept up for what was dropped.")
     options = (_DENSITY, *options, _normalize(normalize), scale, _LAMBDA, _INT8_MASK)
-    return Method(name, title, _ARXIV + paper, function, elementwise=elementwise, options=options)
+    return Method(
+        name, title, _ARXIV + paper, "task_arithmetic", elementwise=elementwise, options=options
+    )
 
 
 _ALL = (
@@ -56,7 +45,7 @@ _ALL = (
         "linear",
         "Linear",
         _ARXIV + "2203.05482",
-        linear,
+        "linear",
         base="ingredient",
         elementwise=True,
         linear=True,
@@ -66,7 +55,7 @@ _ALL = (
         "slerp",
         "SLERP",
         "https://en.wikipedia.org/wiki/Slerp",
-        slerp,
+        "interpolation",
         weighted=False,
         models=(1, 1),
         options=(Option("t", None, "How far along the arc; 0 is the base.", 0, 1),),
@@ -75,7 +64,7 @@ _ALL = (
         "nuslerp",
         "NuSLERP",
         "https://github.com/arcee-ai/mergekit",
-        nuslerp,
+        "interpolation",
         base="optional",
         models=(2, 2),
         options=(
@@ -87,7 +76,7 @@ _ALL = (
         "multislerp",
         "Multi-SLERP",
         "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-        multislerp,
+        "interpolation",
         base="optional",
         options=(
             Option("normalize_weights", True, "Divide the weights by their sum."),
@@ -98,7 +87,7 @@ _ALL = (
         "karcher",
         "Karcher Mean",
         _ARXIV + "2603.04972",
-        karcher,
+        "interpolation",
         base="ingredient",
         weighted=False,
         options=(
@@ -110,42 +99,34 @@ _ALL = (
         "task_arithmetic",
         "Task Arithmetic",
         _ARXIV + "2212.04089",
-        deltas.task_arithmetic,
+        "task_arithmetic",
         elementwise=True,
         linear=True,
         options=(_normalize(False), _LAMBDA, _INT8_MASK),
     ),
-    _of_deltas("ties", "TIES", "2306.01708", deltas.ties, normalize=True),
+    _of_deltas("ties", "TIES", "2306.01708", normalize=True),
     _of_deltas(
         "dare_linear",
         "Linear DARE",
         "2311.03099",
-        deltas.dare_linear,
         rescale=True,
         elementwise=True,
     ),
-    _of_deltas(
-        "dare_ties", "DARE TIES", "2311.03099", deltas.dare_ties, rescale=True, elementwise=True
-    ),
-    _of_deltas(
-        "della", "DELLA", "2406.11617", deltas.della, _EPSILON, normalize=True, rescale=True
-    ),
-    _of_deltas(
-        "della_linear", "Linear DELLA", "2406.11617", deltas.della_linear, _EPSILON, rescale=True
-    ),
-    _of_deltas("breadcrumbs", "Model Breadcrumbs", "2312.06795", deltas.breadcrumbs, _GAMMA),
+    _of_deltas("dare_ties", "DARE TIES", "2311.03099", rescale=True, elementwise=True),
+    _of_deltas("della", "DELLA", "2406.11617", _EPSILON, normalize=True, rescale=True),
+    _of_deltas("della_linear", "Linear DELLA", "2406.11617", _EPSILON, rescale=True),
+    _of_deltas("breadcrumbs", "Model Breadcrumbs", "2312.06795", _GAMMA),
     _of_deltas(
         "breadcrumbs_ties",
         "Model Breadcrumbs with TIES",
         "2312.06795",
-        deltas.breadcrumbs_ties,
         _GAMMA,
     ),
     Method(
         "model_stock",
         "Model Stock",
         _ARXIV + "2403.19522",
-        model_stock,
+        "model_stock",
         weighted=False,
         models=(2, None),
         options=(Option("filter_wise", False, "Every vector along the last index by itself."),),
@@ -154,7 +135,7 @@ _ALL = (
         "sce",
         "SCE",
         _ARXIV + "2408.07990",
-        sce,
+        "sce",
         weighted=False,
         options=(
             Option("select_topk", 1.0, "Share of the elements to keep, by variance.", 0, 1),
@@ -165,7 +146,7 @@ _ALL = (
         "nearswap",
         "NearSwap",
         "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
-        nearswap,
+        "nearswap",
         weighted=False,
         elementwise=True,
         models=(1, 1),
@@ -175,7 +156,7 @@ _ALL = (
         "arcee_fusion",
         "Arcee Fusion",
         "https://www.arcee.ai",
-        arcee_fusion,
+        "arcee_fusion",
         weighted=False,
         models=(1, 1),
     ),
@@ -183,7 +164,7 @@ _ALL = (
         "ram",
         "Reinforced Agent Merging",
         _ARXIV + "2601.13572",
-        ram,
+        "ram",
         weighted=False,
         elementwise=True,
         options=(_CHANGED,),
@@ -192,7 +173,7 @@ _ALL = (
         "ramplus_tl",
         "Reinforced Agent Merging Plus (Tensor-Local)",
         _ARXIV + "2601.13572",
-        ramplus_tl,
+        "ram",
         weighted=False,
         options=(
             Option("r", 0.1, "How strongly to amplify."),
@@ -204,7 +185,7 @@ _ALL = (
         "iso_c",
         "Iso-C",
         _ARXIV + "2502.04959",
-        iso_c,
+        "spectral",
         weighted=False,
         singular=True,
         options=(_LAMBDA,),
@@ -213,7 +194,7 @@ _ALL = (
         "tsv_m",
         "TSV-Merge",
         _ARXIV + "2412.00081",
-        tsv_m,
+        "spectral",
         weighted=False,
         singular=True,
         options=(_LAMBDA,),
@@ -222,7 +203,7 @@ _ALL = (
         "consensus",
         "Consensus Task Arithmetic",
         _ARXIV + "2405.07813",
-        consensus,
+        "consensus",
         weighted=False,
         elementwise=True,
         models=(2, None),
@@ -236,7 +217,7 @@ _ALL = (
         "fisher",
         "Fisher merging",
         _ARXIV + "2111.09832",
-        fisher,
+        "fisher",
         base="ingredient",
         weighted=False,
         elementwise=True,
@@ -247,7 +228,7 @@ _ALL = (
         "regmean",
         "RegMean",
         _ARXIV + "2212.09849",
-        regmean,
+        "regmean",
         base="ingredient",
         weighted=False,
         options=(

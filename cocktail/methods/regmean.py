@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import torch
 
 from cocktail.methods.linear import weighted_sum
+from cocktail.reading import ROWS
 
 FLOOR = 1e-6
 """What is added on the diagonal, in traces: well above the rounding of a Gram matrix in fp32."""
-ROWS = 128
-"""Of a matrix at a time: nothing in fp64 is as large as a tensor but the two sums."""
 
 
 class Gram(Protocol):

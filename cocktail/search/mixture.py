@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cocktail.checkpoint import MAIN
 from cocktail.collector import collection_paused
+from cocktail.dtypes import as_tensor
 from cocktail.errors import CheckpointError, PlanError, listed
 from cocktail.kinds.task import Batch, Task
 from cocktail.loading import ModelInMemory
@@ -28,6 +29,7 @@ from cocktail.output import MixedTensor
 from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader, block_bounds
 from cocktail.search.processes import Processes
+from cocktail.sums import Bytes
 from cocktail.threads import default_threads
 
 BACKWARD_COST = 2.0
@@ -117,10 +119,11 @@ class Mixture:
             return
         homes = self.homes
 
-        def write(tensor: MixedTensor, start: int, block: Tensor) -> None:
+        def write(tensor: MixedTensor, start: int, block: Bytes) -> None:
             home = homes.get(tensor.name) if tensor.part == MAIN else None
             if home is not None:
-                home.data.view(-1)[start : start + block.numel()].copy_(block)
+                values = as_tensor(block, tensor.dtype)
+                home.data.view(-1)[start : start + len(values)].copy_(values)
 
         self.weights = np.full_like(weights, np.nan)  # until it is whole again
         stream(self.plan.reweighted(list(weights)), write, threads=self.threads)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cocktail.kinds.task import Batch, Task
+from cocktail.merging import trim_heap
 from cocktail.search.mixture import Mixture
-from cocktail.workers import trim_heap
 
 
 def fisher_information(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cocktail.checkpoint import MAIN
-from cocktail.digests import block_bytes
+from cocktail.dtypes import as_bytes
 from cocktail.errors import CocktailError, NonFiniteError, OutputError, PlanError
 from cocktail.headers import TensorInfo, build_header, read_header
 from cocktail.kinds.encoder import choose_pooling
@@ -200,7 +200,7 @@ def _store(path: Path, found: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
         with path.open("wb") as file:
             file.write(header)
             for name in names.values():
-                file.write(block_bytes(found[name].reshape(-1).cpu()))
+                file.write(as_bytes(found[name].reshape(-1).cpu()).data)
     except OSError as error:
         raise OutputError(
             f"{path}: writing what was measured failed ({error.strerror}) - it stays there until "

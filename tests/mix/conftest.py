@@ -12,6 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cocktail.dtypes import as_tensor, torch_dtype
+from cocktail.mix import Digests, stream
+from cocktail.output import MixedTensor
+from cocktail.plan import Plan
+from cocktail.sums import Bytes
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 CONFIG: dict[str, Any] = {
@@ -46,6 +52,17 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder's safetensors files."""
     files = sorted(folder.glob("*.safetensors"))
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def streamed(plan: Plan, **options: Any) -> tuple[dict[str, torch.Tensor], Digests]:
+    """The mix in memory, and the digests of what passed."""
+    mixed = {t.name: torch.empty(t.shape, dtype=torch_dtype(t.dtype)) for t in plan.tensors}
+
+    def sink(tensor: MixedTensor, start: int, block: Bytes) -> None:
+        values = as_tensor(block, tensor.dtype)
+        mixed[tensor.name].view(-1)[start : start + len(values)] = values
+
+    return mixed, stream(plan, sink, **options)
 
 
 @pytest.fixture

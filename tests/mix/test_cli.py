@@ -249,13 +249,19 @@ def test_the_process_ends_with_the_code_and_all_of_its_output(
     assert text in getattr(done, stream)
 
 
-def test_help_does_not_import_torch() -> None:
-    code = (
-        "import sys\nfrom cocktail.cli import main\n"
-        "try:\n    main(['mix', '--help'])\nexcept SystemExit:\n    pass\n"
-        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+def test_the_common_commands_do_not_import_torch(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """It takes a second, which is longer than mixing most models."""
+    models, mixed = [*map(str, pair)], str(tmp_path / "out")
+    mix = ["mix", *models, "--weights", "0.5", "0.5", "--output", mixed]
+    for arguments in (["mix", "--help"], [*mix, "--dry-run"], mix, ["verify", mixed]):
+        code = (
+            "import sys\nfrom cocktail.cli import main\n"
+            f"try:\n    main({arguments})\nexcept SystemExit as done:\n    assert not done.code\n"
+            "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+        assert done.returncode == 0, arguments
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_public_names() -> None:

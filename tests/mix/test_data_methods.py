@@ -31,14 +31,12 @@ from cocktail.cli import main
 from cocktail.errors import CocktailError
 from cocktail.kinds import task
 from cocktail.kinds.examples import read_ranked
-from cocktail.mix import stream
-from cocktail.output import MixedTensor
 from cocktail.recipe import make_recipe
 from cocktail.statistics import inputs
 from cocktail.statistics import measure as measuring
 from cocktail.statistics.memory import floats_a_token, measuring_bytes
 from cocktail.verify import verify
-from tests.mix.conftest import load
+from tests.mix.conftest import load, streamed
 from tests.search.tiny import FAMILIES, examples, ingredients, ranked, save_model, write_jsonl
 
 FAMILY = "bert-reranker"
@@ -246,18 +244,9 @@ def test_threads_and_blocks_change_nothing(
     recipe = make_recipe(models, [1, 2], merge_method=method, data=data)
     plan = measuring.measure(checked_plan(recipe, None), tmp_path, progress=False)
 
-    def run(**options: Any) -> Tensors:
-        found = {tensor.name: torch.empty(tensor.numel) for tensor in plan.tensors}
-
-        def sink(tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
-            found[tensor.name][start : start + block.numel()] = block
-
-        stream(plan, sink, **options)
-        return found
-
-    whole = run(threads=1)
+    whole = streamed(plan, threads=1)[0]
     for threads, block in ((1, 77), (3, 1001)):
-        cut = run(threads=threads, block=block)
+        cut = streamed(plan, threads=threads, block=block)[0]
         assert all(torch.equal(cut[name], whole[name]) for name in whole)
 
 

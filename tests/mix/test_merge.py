@@ -17,11 +17,10 @@ from cocktail.api import checked_plan, mix_recipe, mix_to_folder
 from cocktail.cli import main
 from cocktail.errors import CocktailError, NonFiniteError, PlanError
 from cocktail.mix import stream
-from cocktail.output import MixedTensor
-from cocktail.plan import Plan, build_plan
+from cocktail.plan import build_plan
 from cocktail.recipe import Recipe, make_recipe
 from cocktail.verify import verify
-from tests.mix.conftest import CONFIG, Save, load, weights
+from tests.mix.conftest import CONFIG, Save, load, streamed, weights
 
 Tensors = dict[str, torch.Tensor]
 TIES: dict[str, Any] = {"merge_method": "ties", "parameters": {"density": 0.4}}
@@ -46,24 +45,13 @@ def recipe_for(family: tuple[Path, Path, Path], **options: Any) -> Recipe:
     return make_recipe(models, numbers, base_model=base, **settings)
 
 
-def streamed(plan: Plan, **options: Any) -> Tensors:
-    """The mix in memory."""
-    found = {tensor.name: torch.empty(tensor.numel) for tensor in plan.tensors}
-
-    def sink(tensor: MixedTensor, start: int, block: torch.Tensor) -> None:
-        found[tensor.name][start : start + block.numel()] = block
-
-    stream(plan, sink, **options)
-    return {tensor.name: found[tensor.name].view(tensor.shape) for tensor in plan.tensors}
-
-
 @pytest.mark.parametrize("options", [{}, TIES])
 def test_equals_the_function_on_whole_tensors(
     family: tuple[Path, Path, Path], options: dict[str, Any]
 ) -> None:
     recipe = recipe_for(family, **options)
     base, one, two = map(load, family)
-    mixed = streamed(build_plan(recipe))
+    mixed = streamed(build_plan(recipe))[0]
     for name, tensor in mixed.items():
         density = {"density": (0.4, 0.4)} if options else {}
         expected = recipe.method.merge(
@@ -78,10 +66,10 @@ def test_threads_segments_and_blocks_change_nothing(
     family: tuple[Path, Path, Path], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = build_plan(recipe_for(family, **options))
-    whole = streamed(plan, threads=1)
+    whole = streamed(plan, threads=1)[0]
     monkeypatch.setattr("cocktail.mix.SEGMENT", 9)
     for threads, block in ((1, 3), (3, 7), (2, 1 << 18)):
-        again = streamed(plan, threads=threads, block=block)
+        again = streamed(plan, threads=threads, block=block)[0]
         assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
@@ -135,7 +123,7 @@ def test_a_base_among_the_models_takes_no_weight(family: tuple[Path, Path, Path]
             [one, base, two], [0.6, 0.8], merge_method="task_arithmetic", base_model=str(base)
         )
     )
-    first, second = streamed(apart), streamed(among)
+    first, second = streamed(apart)[0], streamed(among)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -150,7 +138,7 @@ def test_weights_may_differ_from_tensor_to_tensor(save: Save) -> None:
             {"weight": [{"filter": "word_embeddings", "value": 0}, {"value": 0.75}]},
         ],
     )
-    mixed = streamed(build_plan(recipe))
+    mixed = streamed(build_plan(recipe))[0]
     for name, tensor in mixed.items():
         first, second = (1, 0) if "word_embeddings" in name else (0.25, 0.75)
         torch.testing.assert_close(tensor, first * a[name] + second * b[name])
@@ -197,7 +185,7 @@ def test_a_head_of_some_is_averaged_over_those_that_have_it(save: Save, owners: 
     models = [save(f"m{i}", table) for i, table in enumerate(tables)]
     plan = build_plan(make_recipe(models, [0.2, 0.6, 0.2], head="mix"))
     expected = heads[0] if owners == 1 else 0.25 * heads[0] + 0.75 * heads[1]
-    torch.testing.assert_close(streamed(plan)["classifier.weight"], expected)
+    torch.testing.assert_close(streamed(plan)[0]["classifier.weight"], expected)
     assert any("'classifier'" in note for note in plan.notes)
 
 
@@ -323,7 +311,7 @@ def test_a_method_merges_the_rows_that_the_base_has(family: tuple[Path, Path, Pa
     base, one, two = family
     for folder, tokens in zip(family, [(), ("<x>",), ("<x>",)], strict=True):
         with_tokens(folder, *tokens)
-    mixed = streamed(build_plan(recipe_for(family, **TIES)))[EMBEDDING]
+    mixed = streamed(build_plan(recipe_for(family, **TIES)))[0][EMBEDDING]
     tables = [load(folder)[EMBEDDING] for folder in (one, two, base)]
     expected = recipe_for(family, **TIES).method.merge(
         [tables[0][:10].clone(), tables[1][:10].clone()],
@@ -339,7 +327,7 @@ def test_rows_that_pad_the_table_are_aligned_by_place(family: tuple[Path, Path, 
     base, one, _ = family
     with_tokens(base, rows=16)
     with_tokens(one, "<x>", rows=16)
-    mixed = streamed(build_plan(make_recipe([base, one], [0.5, 0.5])))[EMBEDDING]
+    mixed = streamed(build_plan(make_recipe([base, one], [0.5, 0.5])))[0][EMBEDDING]
     first, second = load(base)[EMBEDDING], load(one)[EMBEDDING]
     torch.testing.assert_close(mixed[10], second[10])
     torch.testing.assert_close(mixed[11:], (first[11:] + second[11:]) / 2)

@@ -15,7 +15,7 @@ from cocktail.errors import CheckpointError, NonFiniteError
 from cocktail.mix import stream
 from cocktail.plan import Plan, build_plan
 from cocktail.recipe import make_recipe
-from tests.mix.conftest import Save, load, weights
+from tests.mix.conftest import Save, load, streamed, weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -113,13 +113,8 @@ def test_threads_and_blocks_change_nothing(save: Save, monkeypatch: pytest.Monke
     results = []
     for threads, block in ((1, 7), (1, 128), (3, 64), (4, 1 << 18)):
         plan = build_plan(make_recipe(models, (0.3, 0.7)))
-        out = torch.full((1013,), float("nan")).bfloat16()
-
-        def sink(_: object, start: int, part: torch.Tensor, out: torch.Tensor = out) -> None:
-            out[start : start + len(part)] = part
-
-        digests = stream(plan, sink, threads=threads, block=block)
-        results.append((out, digests))
+        mixed, digests = streamed(plan, threads=threads, block=block)
+        results.append((mixed["w"], digests))
     for out, digests in results[1:]:
         assert torch.equal(out, results[0][0])
         assert digests == results[0][1]
