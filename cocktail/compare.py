@@ -19,6 +19,7 @@ from cocktail.kinds import architecture, detect_kind
 from cocktail.pooling import pooling_mode
 from cocktail.prefixes import extra_prefix
 from cocktail.reading import BLOCK, TensorReader, block_bounds
+from cocktail.sums import in_fp64
 from cocktail.vocabularies import read_vocabulary
 
 
@@ -118,18 +119,16 @@ def _sums(
     reader: TensorReader, a: TensorInfo, b: TensorInfo, progress: Callable[[int], None]
 ) -> tuple[float, float, float, float]:
     """Sums of squares of B - A, of A, of B, and of their products."""
-    import torch  # noqa: PLC0415 - reading headers does without it
-
-    buffers = [torch.empty(BLOCK * 8, dtype=torch.uint8) for _ in range(2)]
+    buffers = [np.empty(BLOCK * 8, np.uint8) for _ in range(2)]
     sums = [0.0, 0.0, 0.0, 0.0]
     for start, stop in block_bounds(a.numel):
         x, y = (
-            reader.read(info, start, stop, buffer).double()
+            in_fp64(reader.read_bytes(info, start, stop, buffer), info.read_dtype)
             for info, buffer in zip((a, b), buffers, strict=True)
         )
         gap = y - x
         for i, (left, right) in enumerate(((gap, gap), (x, x), (y, y), (x, y))):
-            sums[i] += float(torch.dot(left, right))
+            sums[i] += float(np.dot(left, right))
         progress((a.nbytes + b.nbytes) * (stop - start) // a.numel)
     return sums[0], sums[1], sums[2], sums[3]
 

@@ -44,6 +44,14 @@ def widen(raw: Bytes, out: Floats) -> Floats:
     return out
 
 
+def in_fp64(raw: Bytes, code: str) -> NDArray[np.float64]:
+    """n elements of the floating type ``code``, shape (n,)."""
+    if code == "BF16":
+        return widen(raw, np.empty(len(raw) // 2, np.float32)).astype(np.float64)
+    own = {"F16": np.float16, "F32": np.float32, "F64": np.float64}[code]
+    return raw.view(own).astype(np.float64)
+
+
 def narrow(block: Floats, scratch: Floats, out: Bytes) -> Bytes:
     """fp32 rounded to the nearest bf16, to the even one of two.
 

@@ -253,7 +253,8 @@ def test_the_common_commands_do_not_import_torch(pair: tuple[Path, Path], tmp_pa
     """It takes a second, which is longer than mixing most models."""
     models, mixed = [*map(str, pair)], str(tmp_path / "out")
     mix = ["mix", *models, "--weights", "0.5", "0.5", "--output", mixed]
-    for arguments in (["mix", "--help"], [*mix, "--dry-run"], mix, ["verify", mixed]):
+    looks = (["verify", mixed], ["diff", models[0], mixed], ["inspect", mixed])
+    for arguments in (["mix", "--help"], [*mix, "--dry-run"], mix, *looks):
         code = (
             "import sys\nfrom cocktail.cli import main\n"
             f"try:\n    main({arguments})\nexcept SystemExit as done:\n    assert not done.code\n"

@@ -13,7 +13,7 @@ from cocktail.errors import NonFiniteError
 from cocktail.methods.linear import accumulate
 from cocktail.plan import Plan, build_plan
 from cocktail.recipe import make_recipe
-from cocktail.sums import narrow, require_finite, widen
+from cocktail.sums import in_fp64, narrow, require_finite, widen
 from tests.mix.conftest import Save, streamed, weights
 
 FINITE_BF16 = np.array([b for b in range(1 << 16) if b & 0x7F80 != 0x7F80], np.uint16)
@@ -24,6 +24,12 @@ def test_every_bf16_is_widened_as_torch_does() -> None:
     found = widen(raw, np.empty(len(FINITE_BF16), np.float32))
     expected = as_tensor(raw, "BF16").float().numpy()
     assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("code", ["BF16", "F16", "F32", "F64"])
+def test_every_floating_type_is_read_in_fp64(code: str) -> None:
+    values = torch.randn(9, dtype=torch.float64).to(torch_dtype(code))
+    assert np.array_equal(in_fp64(as_bytes(values), code), values.double().numpy())
 
 
 def test_fp32_is_rounded_as_torch_does() -> None:
