@@ -81,9 +81,10 @@ def require_finite(block: Floats, code: str, name: str) -> None:
         NonFiniteError: naming the tensor and what was found.
     """
     last, largest = map(float, np.array(_LAST_FINITE[code], np.uint32).view(np.float32))
-    # A NaN comes out of both, and no comparison with it holds.
-    if block.min() >= -last and block.max() <= last:
-        return
+    # A NaN comes out of both, and no comparison with it holds; older NumPy warns of it.
+    with np.errstate(invalid="ignore"):
+        if block.min() >= -last and block.max() <= last:
+            return
     strange = block[~np.isfinite(block)]
     worst = float(strange[0]) if len(strange) else None
     raise not_finite(name, worst, largest, f"torch.{torch_name(code)}")
