@@ -18,9 +18,11 @@ _TOKENIZER = (
     "*.tiktoken", "chat_template*",
 )  # fmt: skip
 _IN_MODULES = ("*.json", "*.txt", "*.jinja", "*.py", "*.model")
+# Shards that are not written, and what tells how that model was made, not how the mix was.
 _NOT_COPIED = (
     "*.index.json", "trainer_state.json", "adapter_config.json", "cocktail.json", "optimizer.json",
     "all_results.json", "train_results.json", "eval_results.json", "requirements.txt",
+    "history.json", "search.json",
 )  # fmt: skip
 
 

@@ -42,7 +42,9 @@ def test_output_is_complete_and_sources_are_untouched(
 ) -> None:
     for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         (pair[0] / name).write_text("{}")
-    (pair[0] / "model.onnx").touch()
+    left_behind = ("model.onnx", "history.json", "search.json", "trainer_state.json")
+    for name in left_behind:
+        (pair[0] / name).write_text("[]")
     before = [content(folder) for folder in pair]
     mix(pair, tmp_path / "deep" / "out")
     assert set(content(tmp_path / "deep" / "out")) == {
