@@ -30,6 +30,12 @@ from safetensors import safe_open
 WORK = checkpoints.WORK
 WARM_BLOCK = 1 << 24
 
+IN_PYTHON = """
+import sys
+from cocktail import mix_models
+_, output, *models = sys.argv
+mix_models(models, "decoder", [1 / len(models)] * len(models), output, sync=False, progress=False)
+"""
 LM_COCKTAIL = """
 import sys
 import LM_Cocktail
@@ -60,6 +66,10 @@ def ours(inputs: list[Path], output: Path, *, sync: bool) -> list[str]:
     return command if sync else [*command, "--no-sync"]
 
 
+def ours_in_python(inputs: list[Path], output: Path) -> list[str]:
+    return [sys.executable, "-c", IN_PYTHON, str(output), *map(str, inputs)]
+
+
 def plain_copy(inputs: list[Path], output: Path, *, threads: int) -> list[str]:
     script = Path(__file__).with_name("plain_copy.py")
     command = [sys.executable, str(script), *map(str, inputs), "--output", str(output)]
@@ -88,6 +98,7 @@ def contestants(skip: list[str]) -> list[Contestant]:
     every = [
         Contestant("ours", functools.partial(ours, sync=False)),
         Contestant("ours, synced", functools.partial(ours, sync=True)),
+        Contestant("ours, in Python", ours_in_python),
         Contestant("plain copy", functools.partial(plain_copy, threads=1)),
         Contestant("plain copy, threads", functools.partial(plain_copy, threads=2)),
         Contestant("mergekit", mergekit),
@@ -114,7 +125,7 @@ def run_once(one: Contestant, inputs: list[Path]) -> float:
     one.usages.append(usage)
     if one.name.startswith("plain copy"):
         one.alone.append(json.loads(usage.stdout)["seconds"])
-    elif one.name.startswith("ours"):
+    elif one.name in ("ours", "ours, synced"):
         one.alone.append(json.loads(usage.stdout)["seconds"]["mix"])
     if one.name != "ours":
         if not one.agreement and not one.name.startswith("plain copy"):
