@@ -277,6 +277,8 @@ def mix_models(
         PlanError: the ingredients, the weights or the output path cannot be used; every reason.
         CocktailError: reading, mixing or writing failed; nothing is left behind.
     """
+    from cocktail.loading import ModelInMemory  # noqa: PLC0415 - imports torch
+
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
         pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,
@@ -284,8 +286,6 @@ def mix_models(
     )  # fmt: skip
     output = None if output_path is None else Path(output_path).expanduser()
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
-    from cocktail.loading import ModelInMemory  # noqa: PLC0415 - imports torch
-
     memory = ModelInMemory(plan)
     memory.prepare(trust_remote_code=trust_remote_code)
     if output is not None:

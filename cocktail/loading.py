@@ -39,8 +39,7 @@ class ModelInMemory:
 
     def write_block(self, tensor: MixedTensor, start: int, block: Bytes) -> None:
         if tensor.part == MAIN:
-            values = as_tensor(block, tensor.dtype)
-            self.tensors[tensor.name].view(-1)[start : start + len(values)].copy_(values)
+            put_block(self.tensors[tensor.name], start, block, tensor.dtype)
 
     @collection_paused()
     def prepare(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -123,6 +122,12 @@ class ModelInMemory:
             return {}
         parameters = signature(model_class).parameters
         return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+
+
+def put_block(home: torch.Tensor, start: int, block: Bytes, code: str) -> None:
+    """Copy the elements of type ``code`` whose bytes these are into a tensor, from ``start`` on."""
+    values = as_tensor(block, code)
+    home.view(-1)[start : start + len(values)].copy_(values)
 
 
 @contextmanager

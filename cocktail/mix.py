@@ -104,7 +104,7 @@ def stream(
 def _worker_for(plan: Plan) -> Callable[..., Worker]:
     """What makes a thread's worker: one without torch, which takes a second to import, where the
     plan has nothing but sums of plain tensors."""
-    if all(piece.is_plain_sum for piece in plan.pieces):
+    if plan.is_plain_sum:
         return Worker
     from cocktail.merging import MergingWorker, Room  # noqa: PLC0415 - imports torch
 

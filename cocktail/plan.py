@@ -81,6 +81,11 @@ class Plan:
         return max(counts, key=lambda code: counts[code])
 
     @property
+    def is_plain_sum(self) -> bool:
+        """Whether all of it is made without torch."""
+        return all(piece.is_plain_sum for piece in self.pieces)
+
+    @property
     def statistics_bytes(self) -> int:
         """What is measured of one model before tensors are combined, at most."""
         return 4 * sum(tensor.statistic_numel for tensor in self.tensors)
@@ -96,8 +101,7 @@ class Plan:
         whole = max((p.whole_numel for p in self.pieces if p.is_whole), default=0)
         sources = (len(p.active) + len(p.sources) * p.is_measured for p in self.pieces if p.merge)
         mixing = threads * (4 + max(sources, default=0)) * BLOCK * 8 + side + whole * 4
-        bare = all(piece.is_plain_sum for piece in self.pieces)
-        runtime = BARE_RUNTIME_BYTES if bare else RUNTIME_BYTES
+        runtime = BARE_RUNTIME_BYTES if self.is_plain_sum else RUNTIME_BYTES
         return runtime + max(mixing, measuring_bytes(self))
 
     def reweighted(self, weights: Sequence[float]) -> Plan:

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from cocktail.checkpoint import MAIN
 from cocktail.collector import collection_paused
-from cocktail.dtypes import as_tensor
 from cocktail.errors import CheckpointError, PlanError, listed
 from cocktail.kinds.task import Batch, Task
-from cocktail.loading import ModelInMemory
+from cocktail.loading import ModelInMemory, put_block
 from cocktail.mix import stream
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan
@@ -122,8 +121,7 @@ class Mixture:
         def write(tensor: MixedTensor, start: int, block: Bytes) -> None:
             home = homes.get(tensor.name) if tensor.part == MAIN else None
             if home is not None:
-                values = as_tensor(block, tensor.dtype)
-                home.data.view(-1)[start : start + len(values)].copy_(values)
+                put_block(home.data, start, block, tensor.dtype)
 
         self.weights = np.full_like(weights, np.nan)  # until it is whole again
         stream(self.plan.reweighted(list(weights)), write, threads=self.threads)

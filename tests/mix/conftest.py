@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocktail.dtypes import as_tensor, torch_dtype
+from cocktail.dtypes import torch_dtype
+from cocktail.loading import put_block
 from cocktail.mix import Digests, stream
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan
@@ -59,8 +60,7 @@ def streamed(plan: Plan, **options: Any) -> tuple[dict[str, torch.Tensor], Diges
     mixed = {t.name: torch.empty(t.shape, dtype=torch_dtype(t.dtype)) for t in plan.tensors}
 
     def sink(tensor: MixedTensor, start: int, block: Bytes) -> None:
-        values = as_tensor(block, tensor.dtype)
-        mixed[tensor.name].view(-1)[start : start + len(values)] = values
+        put_block(mixed[tensor.name], start, block, tensor.dtype)
 
     return mixed, stream(plan, sink, **options)
 
