@@ -25,7 +25,7 @@ Pair = tuple[str, str]
 TokenIds = npt.NDArray[np.int32]
 
 # Below this the call overhead of a layer shows; above it the activations leave the CPU's cache.
-CPU_MICRO_BATCH_TOKENS = 1024
+CPU_MICRO_BATCH_TOKENS = 2048
 GPU_MICRO_BATCH_TOKENS = 16384
 
 

@@ -26,23 +26,22 @@ HEADS_OF_FIRST_TOKEN = {
 
 
 @contextmanager
-def last_layer_at_first_token(model: nn.Module) -> Iterator[None]:
-    """Forwards inside compute the last layer at the first position alone, where that is exact.
+def last_layer_at_first_token(layers: list[Any]) -> Iterator[None]:
+    """Forwards inside compute the last of these layers at the first position alone.
 
-    Nothing changes for other architectures, with gradient checkpointing (which runs the layer again
-    outside), and where hooks watch the layer.
+    Args:
+        layers: See `layers_below_first_token`.
     """
-    layer = _last_layer(model)
-    if layer is None:
-        yield
-        return
-    attention = layer.attention
+    attention = layers[-1].attention
     whole = attention.forward
 
     def at_first(hidden: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
         if attention_mask is not None and attention_mask.ndim != 4:
             return whole(hidden, attention_mask, **others)  # kernels for unpadded sequences
-        return _attend_from_first(attention, hidden, attention_mask), None
+        mask = None if attention_mask is None else attention_mask[:, :, :1]
+        first = hidden[:, :1]
+        query, key, value = heads_of(attention, first, hidden)
+        return attention.output(attend(attention, query, key, value, mask), first), None
 
     attention.forward = at_first
     try:
@@ -51,46 +50,51 @@ def last_layer_at_first_token(model: nn.Module) -> Iterator[None]:
         del attention.forward
 
 
-def _attend_from_first(attention: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, 1, h) what the attention block makes of the first of L positions.
+def heads_of(attention: Any, asking: Tensor, asked: Tensor) -> list[Tensor]:
+    """Queries of `asking` (.., h), keys and values of `asked` (.., h), each (.., heads, d)."""
+    own = attention.self
+    states = (own.query(asking), own.key(asked), own.value(asked))
+    return [each.unflatten(-1, (own.num_attention_heads, -1)) for each in states]
+
+
+def attend(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """(B, L, h) what L positions of B sequences gather from K positions.
 
     Args:
-        hidden: (B, L, h).
-        mask: (B or 1, 1, L, L), boolean or added to the logits.
+        query: (B, L, heads, d); `key` and `value` are (B, K, heads, d).
+        mask: (B or 1, 1, L, K), boolean or added to the logits.
     """
     own = attention.self
-    first = hidden[:, :1]
-    query, key, value = (
-        states.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
-        for states in (own.query(first), own.key(hidden), own.value(hidden))
-    )
-    mixed = scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=None if mask is None else mask[:, :, :1],
-        dropout_p=own.dropout.p if own.training else 0.0,
-    )
-    result: Tensor = attention.output(mixed.transpose(1, 2).flatten(2), first)
-    return result
+    dropped = own.dropout.p if own.training else 0.0
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropped)
+    return mixed.transpose(1, 2).flatten(2)
 
 
-def _last_layer(model: nn.Module) -> Any:
-    """The last layer of a classifier that is known to read its first position; else None."""
+def layers_below_first_token(model: nn.Module) -> list[Any] | None:
+    """The layers of a classifier that is known to read its first position; else None.
+
+    None too where the layers may not be told which positions to compute: with gradient
+    checkpointing, which runs them again outside, and where hooks watch them.
+    """
     classifier: Any = next((m for m in model.modules() if _reads_first_token(type(m))), None)
     if classifier is None:
         return None
     config: Any = classifier.config
-    layer: Any = classifier.base_model.encoder.layer[-1]
+    layers: Any = classifier.base_model.encoder.layer
     usual = (
         not config.is_decoder
         and not config.chunk_size_feed_forward
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
         and config._attn_implementation in ("eager", "sdpa")
     )
-    checkpointed = layer.training and getattr(layer, "gradient_checkpointing", False)
-    watched = any(each._forward_hooks or each._forward_pre_hooks for each in layer.modules())
-    return layer if usual and not checkpointed and not watched else None
+    checkpointed = layers.training and any(
+        getattr(layer, "gradient_checkpointing", False) for layer in layers
+    )
+    watched = any(each._forward_hooks or each._forward_pre_hooks for each in layers.modules())
+    return list(layers) if usual and not checkpointed and not watched else None
 
 
 def _reads_first_token(module: type) -> bool:

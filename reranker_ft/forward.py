@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 
 from reranker_ft.dropout import dropout_in_bits
 from reranker_ft.errors import ModelError
-from reranker_ft.first_token import last_layer_at_first_token
+from reranker_ft.first_token import last_layer_at_first_token, layers_below_first_token
+from reranker_ft.unpadded import Row, unpadded
 
 
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -18,7 +19,7 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     Raises:
         ModelError: The model does not give one logit a pair.
     """
-    with _shortcuts(model):
+    with _shortcuts(model, inputs):
         logits = model(**inputs).logits  # (B, 1)
     if logits.ndim != 2 or logits.shape[1] != 1:
         raise ModelError(
@@ -30,9 +31,19 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def _shortcuts(model: nn.Module) -> Iterator[None]:
+def _shortcuts(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         yield  # torch.compile made code of its own, and would make it anew every time
         return
-    with last_layer_at_first_token(model), dropout_in_bits(model):
+    with _positions_that_count(model, inputs), dropout_in_bits(model):
         yield
+
+
+def _positions_that_count(
+    model: nn.Module, inputs: dict[str, Tensor]
+) -> AbstractContextManager[None]:
+    layers = layers_below_first_token(model)
+    if layers is None:
+        return nullcontext()
+    row = Row.of(inputs)
+    return last_layer_at_first_token(layers) if row is None else unpadded(layers, row)

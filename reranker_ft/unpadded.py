@@ -1,0 +1,103 @@
+"""The layers of a cross-encoder without padding: the tokens of a micro-batch in a single row.
+
+All that a BERT-like layer does but attention looks at one position at a time. So the sequences of a
+micro-batch go through it end to end, (1, T, h) for the T tokens that there are, and attention takes
+them apart again, equally long neighbours together. No position is computed that holds padding, no
+mask is made, and what attention works on stays in the CPU's cache. Scores and gradients are the
+same. A GPU would wait for the many small calls: there micro-batches stay padded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reranker_ft.first_token import attend, heads_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where B sequences of a padded micro-batch (B, L) stand, end to end, in one row of T tokens.
+
+    Attributes:
+        kept: (T,) places of the tokens in the flattened micro-batch.
+        starts: (B,) where each sequence begins in the row.
+        runs: How many neighbours have the same length, and which.
+    """
+
+    kept: Tensor
+    starts: Tensor
+    runs: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, inputs: dict[str, Tensor]) -> Row | None:
+        """None where the sequences are not on a CPU, or the first position of one is padding."""
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        if ids.device.type != "cpu" or (mask is not None and not mask[:, 0].all()):
+            return None
+        present = torch.ones_like(ids) if mask is None else mask
+        lengths = present.sum(1)
+        runs = [(len(list(run)), length) for length, run in itertools.groupby(lengths.tolist())]
+        return cls(present.flatten().nonzero()[:, 0], lengths.cumsum(0) - lengths, runs)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, L, h) -> (1, T, h)."""
+        return padded.flatten(0, 1)[None, self.kept]
+
+
+@contextmanager
+def unpadded(layers: list[Any], row: Row) -> Iterator[None]:
+    """Forwards inside compute these layers at the tokens of `row`, the last at the first of each.
+
+    The layers take the padded hidden states (B, L, h), and give (B, 1, h).
+
+    Args:
+        layers: See `layers_below_first_token`.
+    """
+    for number, layer in enumerate(layers):
+        layer.attention.forward = partial(
+            _attention_in_row,
+            layer.attention,
+            row,
+            is_first=number == 0,
+            is_last=number == len(layers) - 1,
+        )
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.attention.forward
+
+
+def _attention_in_row(
+    attention: Any,
+    row: Row,
+    hidden: Tensor,
+    *_: Any,
+    is_first: bool,
+    is_last: bool,
+    **__: Any,
+) -> tuple[Tensor, None]:
+    """The attention block: (1, T, h) -> (1, T, h), or (B, 1, h) in the last layer."""
+    hidden = row.pack(hidden) if is_first else hidden
+    asking = hidden[:, row.starts] if is_last else hidden
+    asking_runs = [(count, 1) for count, _ in row.runs] if is_last else row.runs
+    query, key, value = heads_of(attention, asking, hidden)
+    runs = zip(_cut(query, asking_runs), _cut(key, row.runs), _cut(value, row.runs), strict=True)
+    mixed = torch.cat([attend(attention, *run).flatten(0, 1) for run in runs])
+    states: Tensor = attention.output(mixed[None], asking)
+    return states.transpose(0, 1) if is_last else states, None
+
+
+def _cut(row: Tensor, runs: list[tuple[int, int]]) -> list[Tensor]:
+    """(1, T, ...) -> a tensor (n, L, ...) for each run of n sequences of L tokens."""
+    parts = torch.split(row[0], [count * length for count, length in runs])
+    return [part.reshape(*run, *part.shape[1:]) for part, run in zip(parts, runs, strict=True)]
