@@ -215,7 +215,7 @@ def _make_trainer(
     collator = GroupCollator(
         encoder,
         micro_batch_tokens=data_args.micro_batch_tokens
-        or default_micro_batch_tokens(training_args.device),
+        or default_micro_batch_tokens(training_args.device, training=True),
         in_batch_negatives=data_args.in_batch_negatives,
         always_mask=needs_mask(model),
     )
