@@ -16,12 +16,14 @@ from cocktail.search.frontier import trace
 from cocktail.search.mixture import Weights, simplex_vertex
 from cocktail.search.objective import (
     BudgetSpentError,
+    EnsembleObjective,
     MixObjective,
     Values,
     measure,
 )
 from cocktail.search.options import SearchOptions
 from cocktail.search.prepare import Bench
+from cocktail.search.prior import Landmarks, Prior
 from cocktail.search.result import Frontier, SearchResult, reordered
 from cocktail.search.selection import EQUAL, PRIOR, Candidate, Verdict, choose, kept_by_default
 from cocktail.search.strategies import (
@@ -32,7 +34,7 @@ from cocktail.search.strategies import (
     sweep,
     uniform,
 )
-from cocktail.search.validation import Outputs, cross_validate, fit_outputs, prior
+from cocktail.search.validation import FOLDS, Outputs, cross_validate, fit_outputs
 
 POLISH_ROUNDS = 1
 BLACKBOX_EVALUATIONS = 20
@@ -67,6 +69,8 @@ class Search:
         self.notes: list[str] = []
         self.chance: float | None = None
         self.kept: Tensor = torch.empty(0)
+        self.pairs: list[tuple[int, int]] = []
+        self.landmarks = Landmarks.ingredients([])
         self.started = time.perf_counter()
 
     def run(self) -> SearchResult:
@@ -103,6 +107,8 @@ class Search:
         self._measure_singles(keep=needs_outputs)
         if self.options.strategy == "auto":
             self.chance = self._chance()  # before what is worth less spends the budget
+        if self.options.strategy in ("auto", "gradient"):
+            self._run_pairs()
         self._add_softmax()
         steps = {
             "ensemble": (self._add_ensemble,),
@@ -133,6 +139,7 @@ class Search:
         for name, vertex in zip(self.bench.mixture.names, vertices, strict=True):
             measured = self.objective.measure(vertex)
             self.singles.append(Candidate(name, tuple(vertex.tolist()), measured))
+        self.landmarks = Landmarks.ingredients(self._single_rows())
         base = vertices[self.options.base]
 
         def best(examples: Sequence[int]) -> Weights:
@@ -150,6 +157,31 @@ class Search:
         """K outputs (R, ...), one for each ingredient."""
         return [self.objective.rows(np.array(single.weights)) for single in self.singles]
 
+    def _run_pairs(self) -> None:
+        """Run the half-and-half mixes of all pairs, as far as affordable.
+
+        They show how outputs bend between ingredients, and so what other mixes of two come to.
+        """
+        mixture = self.bench.mixture
+        pairs = list(combinations(range(self.size), 2))
+        left = self.options.budget - mixture.cost.forwards
+        candidate = 1 + (FOLDS if self.task.entangled else 1)
+        # LM-Cocktail's, the prior, the ensemble, and the gradient with its step.
+        reserve = 4 * candidate + POLISH_ROUNDS * (self.objective.gradient_cost + 1)
+        if len(pairs) > left - reserve:
+            self.notes.append(
+                f"gradient: {len(pairs)} pairs of ingredients are more than the budget allows; "
+                "its curvature is the ensemble's, and the prior knows no mixes"
+            )
+            return
+        middles = [
+            (simplex_vertex(i, self.size) + simplex_vertex(j, self.size)) / 2 for i, j in pairs
+        ]
+        rows = [mixture.rows(self.task, middle, keep=True).double() for middle in middles]
+        self.pairs, self.kept = pairs, torch.cat([self.kept, torch.stack(rows)])
+        bent = EnsembleObjective(self.task, self.kept, self.everything, pairs)
+        self.landmarks = Landmarks.with_mixes(self.size, bent.rows)
+
     def _add_softmax(self) -> None:
         rows = self._single_rows()
 
@@ -161,15 +193,15 @@ class Search:
         self._add("lm-cocktail", fit(self.everything), fit)
 
     def _add_prior(self) -> None:
-        rows = self._single_rows()
-
         def fit(examples: Sequence[int]) -> Weights:
-            return prior(self.task, rows, examples)
+            return Prior(self.task, self.landmarks, examples).weights
 
         self._add(PRIOR, fit(self.everything), fit)
 
     def _add_ensemble(self) -> None:
-        outputs = Outputs(self.task, self.kept)
+        """From the ingredients alone, whatever else was run."""
+        alone = Landmarks.ingredients(self._single_rows())
+        outputs = Outputs(self.task, self.kept[: self.size], alone)
 
         def fit(examples: Sequence[int]) -> Weights:
             return fit_outputs(outputs, examples).weights
@@ -182,7 +214,7 @@ class Search:
         Held-out losses are those of the fit, at weights that the folds' own examples had no part
         in; the polish is one step inside a trust region that the mixed model has to confirm.
         """
-        outputs = self._bent_outputs()
+        outputs = Outputs(self.task, self.kept, self.landmarks, self.pairs)
 
         def fit(examples: Sequence[int]) -> Weights:
             return fit_outputs(outputs, examples).weights
@@ -195,24 +227,6 @@ class Search:
             rounds=POLISH_ROUNDS,
         )
         self._add("gradient", weights, fit)
-
-    def _bent_outputs(self) -> Outputs:
-        """The ingredients' outputs, and those of the half-and-half mixes as far as affordable."""
-        mixture = self.bench.mixture
-        pairs = list(combinations(range(self.size), 2))
-        left = self.options.budget - mixture.cost.forwards
-        reserve = POLISH_ROUNDS * (self.objective.gradient_cost + 1) + 2
-        if len(pairs) > left - reserve:
-            self.notes.append(
-                f"gradient: {len(pairs)} pairs of ingredients are more than the budget allows; "
-                "its curvature is the ensemble's"
-            )
-            return Outputs(self.task, self.kept)
-        kept = [*self.kept]
-        for i, j in pairs:
-            middle = (simplex_vertex(i, self.size) + simplex_vertex(j, self.size)) / 2
-            kept.append(mixture.rows(self.task, middle, keep=True).double())
-        return Outputs(self.task, torch.stack(kept), pairs)
 
     def _add_greedy(self) -> None:
         def fit(examples: Sequence[int]) -> Weights:

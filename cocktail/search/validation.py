@@ -16,18 +16,14 @@ from cocktail.search.objective import (
     Objective,
     Pairs,
     Regularised,
-    Values,
     measure,
 )
-from cocktail.search.selection import FEWEST
-from cocktail.search.strategies import descend, softmax_of_losses, uniform
+from cocktail.search.prior import Landmarks, Prior
+from cocktail.search.strategies import descend, uniform
 
 STRENGTHS = (4.0, 2.0, 1.0, 0.5)
 """Of the prior on the weights, strongest first; the unit is the standard error of the difference of
 two ingredients' mean losses, in nats of loss for one nat of divergence."""
-PRIOR_TEMPERATURE = 0.5
-"""Of that prior, in the same unit. Two standard errors worse is then a fiftieth of the share, which
-is also how likely such an ingredient is the better of two."""
 FOLDS = 5
 LEAVE_ONE_OUT = 8
 """Up to this many examples each is left out by itself where that needs no forward."""
@@ -75,52 +71,19 @@ def cross_validate(
 
 
 @dataclass(frozen=True)
-class Singles:
-    """The ingredients by themselves.
+class Outputs:
+    """What fits are made of.
 
     Attributes:
-        losses: (K,) mean losses, each at its own best scale.
-        error: standard error of the difference of two of them.
+        task: whose loss counts.
+        kept: (K + P, R, ...) outputs of ingredients and pairs; see :class:`EnsembleObjective`.
+        landmarks: of the prior.
+        pairs: P of them.
     """
-
-    losses: Values
-    error: float
-
-    @classmethod
-    def measured(cls, task: Task, rows: Sequence[Tensor], examples: Sequence[int]) -> Singles:
-        """From K outputs (R, ...), one for each ingredient."""
-        losses = np.array([measure(task, [(each, examples)]).losses for each in rows])
-        means = losses.mean(axis=1)
-        # What is left of the losses when some examples are harder and some ingredients better.
-        residual = losses - losses.mean(axis=0) - means[:, None] + losses.mean()
-        freedom = max(1, (len(losses) - 1) * (len(examples) - 1))
-        error = np.sqrt(2 * (residual**2).sum() / freedom / len(examples))
-        return cls(means, max(1e-6, float(error)))
-
-    def prior(self) -> Weights:
-        """(K,) LM-Cocktail's rule, softmax(-L / T), at the temperature of the noise."""
-        return softmax_of_losses(self.losses, PRIOR_TEMPERATURE * self.error)
-
-
-def prior(task: Task, rows: Sequence[Tensor], examples: Sequence[int]) -> Weights:
-    """What is likely of the ingredients before any mix is looked at.
-
-    Two examples show too little of the noise: they give equal weights.
-
-    Args:
-        rows: K outputs (R, ...), one for each ingredient.
-    """
-    if len(examples) < FEWEST:
-        return uniform(len(rows))
-    return Singles.measured(task, rows, examples).prior()
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Kept outputs of ingredients and pairs; see :class:`EnsembleObjective`."""
 
     task: Task
     kept: Tensor
+    landmarks: Landmarks
     pairs: Pairs = ()
 
     def objective(self, examples: Sequence[int]) -> EnsembleObjective:
@@ -134,7 +97,7 @@ class Fit:
     Attributes:
         weights: (K,).
         strength: of the prior.
-        prior: (K,) softmax(-L / T) of the ingredients' own losses.
+        prior: (K,) weights of a :class:`Prior`.
     """
 
     weights: Weights
@@ -149,28 +112,25 @@ class Fit:
 class _Fitting:
     """Fits of averaged outputs to some of the examples, at any strength of the prior.
 
-    The prior is LM-Cocktail's rule, softmax(-L_i / T), at a temperature that the examples set: few
-    leave all ingredients alike; where they show that one is bad by itself, it does not get in
-    because it happens to help in a mix.
+    Few examples leave all ingredients alike in the prior; where they show that one is bad by
+    itself, it does not get in because it happens to help in a mix.
     """
 
     def __init__(self, outputs: Outputs, examples: Sequence[int]) -> None:
         self.objective = outputs.objective(examples)
-        size = self.objective.size
-        alone = [self.objective.rows(vertex) for vertex in np.eye(size)]
-        self.singles = Singles.measured(outputs.task, alone, examples)
+        self.prior = Prior(outputs.task, outputs.landmarks, examples)
 
     def fit(self, multiple: float, start: Weights | None = None, tolerance: float = 1e-8) -> Fit:
         """The best weights with a prior whose strength is ``multiple`` standard errors."""
-        strength = multiple * self.singles.error
-        prior = np.maximum(self.singles.prior(), 1e-12)
+        strength = multiple * self.prior.error
+        prior = np.maximum(self.prior.weights, 1e-12)
         made = Fit(prior, strength, prior)
         held_back = made.regularised(self.objective)
         if start is None:
             # With pairs there may be more than one valley.
             middle = uniform(len(prior))
             corners = [0.9 * vertex + 0.1 * middle for vertex in np.eye(len(prior))]
-            start = min((middle, *corners), key=held_back.value)
+            start = min((prior, middle, *corners), key=held_back.value)
         return replace(made, weights=descend(held_back, start, tolerance=tolerance))
 
 

@@ -1,0 +1,103 @@
+"""What is likely of the weights before any are fitted: LM-Cocktail's rule, over mixes as well.
+
+The rule gives every ingredient softmax(-L / T) by its own loss, so that it cannot know when two
+ingredients are better mixed than either is alone. Here a few mixes of any two of them stand beside
+the ingredients, and the weights are the mean over all of these, each as likely as its loss says: a
+Gibbs posterior, Bissiri, Holmes and Walker, "A general framework for updating belief distributions"
+(2016). The temperature is that of the noise, which the examples show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy.special import softmax
+from torch import Tensor
+
+from cocktail.kinds.task import Task
+from cocktail.search.mixture import Weights, simplex_vertex
+from cocktail.search.objective import Values, measure
+from cocktail.search.selection import FEWEST
+from cocktail.search.strategies import uniform
+
+TEMPERATURE = 1 / 3
+"""In standard errors of the difference of two ingredients' mean losses."""
+BETWEEN = 0.1
+"""What all mixes count together where all ingredients count 1. An ingredient that is as good as any
+mix is not diluted by them then; a mix that is better than both its ends still shows."""
+STEPS = 4
+"""From one ingredient to another."""
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Ingredients, and mixes of any two, whose outputs are known.
+
+    Attributes:
+        weights: (A, K); the first K are the ingredients by themselves.
+        counts: (A,) what each counts for before its loss is known.
+        rows: A outputs (R, ...).
+    """
+
+    weights: Weights
+    counts: Values
+    rows: Sequence[Tensor]
+
+    @classmethod
+    def ingredients(cls, rows: Sequence[Tensor]) -> Landmarks:
+        """K outputs (R, ...), one for each ingredient."""
+        return cls(np.eye(len(rows)), np.ones(len(rows)), rows)
+
+    @classmethod
+    def with_mixes(cls, size: int, run: Callable[[Weights], Tensor]) -> Landmarks:
+        """The ingredients, and ``STEPS - 1`` mixes of any two of them.
+
+        Args:
+            size: K, at least 2.
+            run: output (R, ...) at some weights, or nearly so.
+        """
+        pairs = list(combinations(range(size), 2))
+        shares = np.arange(1, STEPS) / STEPS
+        mixes = [
+            (1 - share) * simplex_vertex(i, size) + share * simplex_vertex(j, size)
+            for i, j in pairs
+            for share in shares
+        ]
+        weights = np.array([*np.eye(size), *mixes])
+        counts = np.append(np.ones(size), np.full(len(mixes), BETWEEN * size / len(mixes)))
+        return cls(weights, counts, [run(point) for point in weights])
+
+
+class Prior:
+    """Weights that some of the examples make likely.
+
+    Args:
+        examples: that count; with fewer than ``FEWEST`` all weights are equal.
+
+    Attributes:
+        error: standard error of the difference of two ingredients' mean losses.
+        weights: (K,) mean of the landmarks' weights, each counted by exp(-L / T).
+    """
+
+    def __init__(self, task: Task, landmarks: Landmarks, examples: Sequence[int]) -> None:
+        size = landmarks.weights.shape[1]
+        losses = np.array([measure(task, [(rows, examples)]).losses for rows in landmarks.rows])
+        self.error = max(1e-6, _error_of_differences(losses[:size]))
+        self.weights: Weights = uniform(size)
+        if len(examples) >= FEWEST:
+            likely = np.log(landmarks.counts) - losses.mean(axis=1) / (TEMPERATURE * self.error)
+            self.weights = softmax(likely) @ landmarks.weights
+
+
+def _error_of_differences(losses: Values) -> float:
+    """Standard error of the difference of two of (K, N) losses' means.
+
+    From what is left of the losses when some examples are harder and some ingredients better.
+    """
+    count, examples = losses.shape
+    residual = losses - losses.mean(axis=0) - losses.mean(axis=1)[:, None] + losses.mean()
+    freedom = max(1, (count - 1) * (examples - 1))
+    return float(np.sqrt(2 * (residual**2).sum() / freedom / examples))
