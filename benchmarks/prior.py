@@ -7,8 +7,8 @@ Every ingredient and every half-and-half mix of two is run once, on the examples
 the test queries; what other mixes do follows from these, as in a search. Each draw takes n random
 examples and asks each rule for weights, which are measured on the test queries: equal weights,
 LM-Cocktail at T = 5, its rule at the temperature of the noise (`ingredients`), the same over mixes
-as well, which a search keeps where it is not sure (`mixes`), and the T that is best for each draw in
-hindsight.
+as well, which a search keeps where it is not sure (`mixes`), and the T that is best for each draw
+in hindsight.
 """
 
 from __future__ import annotations
