@@ -25,7 +25,7 @@ from cocktail.search.strategies import uniform
 
 TEMPERATURE = 1 / 3
 """In standard errors of the difference of two ingredients' mean losses."""
-BETWEEN = 0.1
+BETWEEN = 0.25
 """What all mixes count together where all ingredients count 1. An ingredient that is as good as any
 mix is not diluted by them then; a mix that is better than both its ends still shows."""
 STEPS = 4
