@@ -26,8 +26,8 @@ from cocktail.search.strategies import uniform
 TEMPERATURE = 1 / 3
 """In standard errors of the difference of two ingredients' mean losses."""
 BETWEEN = 0.25
-"""What all mixes count together where all ingredients count 1. An ingredient that is as good as any
-mix is not diluted by them then; a mix that is better than both its ends still shows."""
+"""What all mixes count for together where all ingredients count 1. More dilutes an ingredient that
+is better than any mix; less is slow to believe in a mix that is better than both its ends."""
 STEPS = 4
 """From one ingredient to another."""
 
