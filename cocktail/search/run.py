@@ -224,9 +224,7 @@ def _evaluations(
         yield None
         return
     best = float("inf")
-    with tqdm(
-        desc="searching", unit=" mixes", mininterval=0, file=sys.stderr, leave=False
-    ) as bar:
+    with tqdm(desc="searching", unit=" mixes", mininterval=0, file=sys.stderr, leave=False) as bar:
 
         def observe(weights: Weights, loss: float) -> None:
             nonlocal best

@@ -177,8 +177,8 @@ class Search:
         middles = [
             (simplex_vertex(i, self.size) + simplex_vertex(j, self.size)) / 2 for i, j in pairs
         ]
-        rows = [mixture.rows(self.task, middle, keep=True).double() for middle in middles]
-        self.pairs, self.kept = pairs, torch.cat([self.kept, torch.stack(rows)])
+        rows = [mixture.rows(self.task, middle, keep=True).double()[None] for middle in middles]
+        self.pairs, self.kept = pairs, torch.cat([self.kept, *rows])
         bent = EnsembleObjective(self.task, self.kept, self.everything, pairs)
         self.landmarks = Landmarks.with_mixes(self.size, bent.rows)
 
