@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from reranker_ft.attention import attention_without_plans
 from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.forward import forward_logits
 
@@ -325,6 +326,8 @@ def needs_mask(model: nn.Module) -> bool:
     return parameter is None or parameter.default is not None
 
 
+@attention_without_plans()
+@torch.no_grad()
 def score_encodings(
     model: nn.Module,
     encodings: Encodings,
@@ -361,7 +364,7 @@ def score_encodings(
     results: list[tuple[list[int], Tensor]] = []
     batches = deque(token_batches(lengths, budget))
     label = progress if isinstance(progress, str) else "scoring"
-    with torch.no_grad(), tqdm(total=len(encodings), desc=label, disable=not progress) as bar:
+    with tqdm(total=len(encodings), desc=label, disable=not progress) as bar:
         while batches:
             if stop is not None and stop.is_set():
                 raise InterruptedError("the scores are not wanted any more")

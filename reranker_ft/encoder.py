@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from reranker_ft.attention import attention_without_plans
 from reranker_ft.bars import bars_on_terminals_only
 from reranker_ft.collate import default_micro_batch_tokens, to_device, token_batches
 from reranker_ft.groups import Instructions
@@ -94,6 +95,7 @@ class StoredPoolingEncoder:
             self._model.encode_document, instructed, self._options.passage_max_length
         )
 
+    @attention_without_plans()
     def _encode(self, encode: Any, texts: Sequence[str], max_length: int) -> Tensor:
         limit = self._model.max_seq_length
         self._model.max_seq_length = min(max_length, limit or max_length)
@@ -136,6 +138,7 @@ class PooledEncoder:
         instructed = [self._options.instructions.of_passage(text) for text in texts]
         return self._encode(instructed, self._options.passage_max_length)
 
+    @attention_without_plans()
     @torch.inference_mode()
     def _encode(self, texts: Sequence[str], max_length: int) -> Tensor:
         limit = min(max_length, self._tokenizer.model_max_length)

@@ -32,10 +32,11 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 @contextmanager
 def _shortcuts(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
-    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+    if any("_orig_mod" in module._modules for module in model.modules()):
         yield  # torch.compile made code of its own, and would make it anew every time
         return
-    with _positions_that_count(model, inputs), dropout_in_bits(model):
+    on_cpu = inputs["input_ids"].device.type == "cpu"
+    with _positions_that_count(model, inputs), dropout_in_bits(model) if on_cpu else nullcontext():
         yield
 
 

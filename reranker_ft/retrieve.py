@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
-import bm25s
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +18,25 @@ from tqdm import tqdm
 
 from reranker_ft.encoder import Encoder
 from reranker_ft.errors import ArgumentError
+
+
+@contextmanager
+def _no_jax() -> Iterator[None]:
+    """Imports inside find no JAX, unless something has imported it already."""
+    if "jax" in sys.modules:
+        yield
+        return
+    sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["jax"]
+
+
+# Where there is a JAX, bm25s calls it at its import, and JAX takes three quarters of a GPU's memory
+# at its first call. This module has no use for it.
+with _no_jax():
+    import bm25s
 
 # Passages encoded, and queries compared with them, at a time: a block of scores is 32 MiB.
 POOL_PIECE = 8192

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from reranker_ft.attention import attention_without_plans
 from reranker_ft.batch import GroupCollator, TrainingBatch, group_scores
 from reranker_ft.collate import score_encodings, to_device
 from reranker_ft.config import RerankerTrainingArguments
@@ -158,6 +159,12 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
                 batch["idle_forwards"] = most - own
         return batches, queries
 
+    def training_step(self, *arguments: Any, **others: Any) -> Tensor:
+        """Forward and backward of one batch; gradient checkpointing attends in both."""
+        with attention_without_plans():
+            loss: Tensor = super().training_step(*arguments, **others)
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -194,7 +201,12 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: TrainingBatch) -> int:
         """Of forward and backward: 6 for every weight and token (Kaplan et al., 2020)."""
         tokens = sum(batch["input_ids"].numel() for batch in inputs["micro_batches"])
-        return 6 * tokens * int(self.model.num_parameters(exclude_embeddings=True))
+        return 6 * tokens * self._weights
+
+    @cached_property
+    def _weights(self) -> int:
+        # Counting them takes milliseconds, and every step asks.
+        return int(self.model.num_parameters(exclude_embeddings=True))
 
     def evaluate(
         self,

@@ -1,6 +1,9 @@
 """Words, BM25 and embeddings: what ranks how high."""
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -184,3 +187,14 @@ def test_an_encoder_that_is_not_there_is_refused_in_one_line(tmp_path):
         with pytest.raises(ModelError, match="does not load") as refused:
             load_encoder(str(tmp_path / "absent"), EncoderOptions(pooling=pooling, device="cpu"))
         assert "\n" not in str(refused.value)
+
+
+def test_bm25_leaves_jax_and_its_memory_alone(tmp_path):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("there = True\n")
+    (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('JAX was called')\n")
+    code = "import reranker_ft.retrieve, jax; assert jax.there"
+    paths = [str(tmp_path), str(Path(__file__).parents[2])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert done.returncode == 0
