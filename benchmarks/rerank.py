@@ -223,27 +223,28 @@ def main() -> None:
     machine = measure.machine()
     print(f"{where}; load {machine['load_at_start']:.1f}; {tokens:.1f} real tokens a pair\n")
 
+    report = {"machine": machine, "device": where, "tokens_of_a_pair": tokens}
     if options.only != "score":
         once = functools.partial(
             train_once, steps=options.steps, warm_up=options.warm_up, threads=options.threads
         )
         runs = {f"train {side.name}": functools.partial(once, side) for side in sides}
         measure.interleave(runs, options.repeats)
-        print("\n" + measure.table(training_rows(sides, tokens)) + "\n")
+        print("\n" + measure.table(training_rows(sides, tokens)) + "\n", flush=True)
+        write_report(options.json, report, sides)
     if options.only != "train":
         model = options.score_model or WORK / "rerank-ours"
         once = functools.partial(score_once, model=model, threads=options.threads)
         runs = {f"score {side.name}": functools.partial(once, side) for side in sides}
         measure.interleave(runs, options.repeats)
         print("\n" + measure.table(scoring_rows(sides)) + "\n")
-    if options.json:
-        report = {
-            "machine": machine,
-            "device": where,
-            "tokens_of_a_pair": tokens,
-            "sides": list(map(asdict, sides)),
-        }
-        options.json.write_text(json.dumps(report, indent=1))
+        write_report(options.json, report, sides)
+
+
+def write_report(path: Path | None, report: dict[str, object], sides: list[Side]) -> None:
+    """What has been measured so far: a run that is stopped keeps it."""
+    if path:
+        path.write_text(json.dumps({**report, "sides": list(map(asdict, sides))}, indent=1))
 
 
 if __name__ == "__main__":
