@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from cocktail.errors import RecipeError
-from cocktail.search.options import DEFAULT_BUDGET, RetainMeasure, Strategy
+from cocktail.search.options import DEFAULT_BUDGET, ComputeDtype, RetainMeasure, Strategy
 
 if TYPE_CHECKING:
     from cocktail.plan import Plan
@@ -65,6 +65,8 @@ if TYPE_CHECKING:
               help="For a head that only some models have, as in mix.  [error]")  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the first MODEL.")
 @click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
+@click.option("--compute-dtype", type=click.Choice(get_args(ComputeDtype)), default="float32",
+              show_default=True, help="Of the one model in memory.")  # fmt: skip
 @click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
 @click.option("--report", metavar="DIR", help="Write report.md, search.json and pictures there.")

@@ -57,7 +57,8 @@ class Mixture:
     """K ingredients as one model.
 
     Args:
-        plan: fp32 (or fp64), so that nothing is rounded between the ingredients and the model.
+        plan: its dtype is the model's: in fp32 (or fp64) nothing is rounded between the ingredients
+            and the model.
         device: where the model runs.
         trust_remote_code: to build it and its tokenizer.
         threads: that read the ingredients.
@@ -198,8 +199,10 @@ class Mixture:
                     spaces.buffer = torch.empty(BLOCK * 8, dtype=torch.uint8)
                 tensor, gradient = item
                 sums = np.zeros(len(tensor.sources))
+                # A sum of a million products in bf16 would be lost after the first few hundred.
+                wide = torch.promote_types(gradient.dtype, torch.float32)
                 for start, stop in block_bounds(tensor.numel):
-                    part = gradient[start:stop]
+                    part = gradient[start:stop].to(wide)
                     for i, source in enumerate(tensor.sources):
                         block = reader.read(source.info, start, stop, spaces.buffer)
                         sums[i] += torch.dot(part, block.to(part.device, part.dtype)).item()

@@ -9,6 +9,7 @@ from cocktail.errors import RecipeError
 
 Strategy = Literal["auto", "lm-cocktail", "ensemble", "gradient", "greedy", "sweep", "blackbox"]
 RetainMeasure = Literal["loss", "metric"]
+ComputeDtype = Literal["float32", "bfloat16"]
 DEFAULT_BUDGET = 60.0
 
 
@@ -29,6 +30,7 @@ class SearchOptions:
         base: index of the base among the ingredients.
         budget: forward equivalents on the target's examples; the frontier comes on top.
         seed: of drawn negatives, folds and bootstrap.
+        compute_dtype: of the model that the mixes are measured in.
     """
 
     strategy: Strategy = "auto"
@@ -42,6 +44,7 @@ class SearchOptions:
     base: int = 0
     budget: float = DEFAULT_BUDGET
     seed: int = 0
+    compute_dtype: ComputeDtype = "float32"
 
     def check(self, count: int, *, retains: bool = False) -> None:
         """Refuse what has no meaning for ``count`` ingredients.
@@ -58,6 +61,9 @@ class SearchOptions:
             )
         if self.retain_by not in get_args(RetainMeasure):
             raise RecipeError(f"retain_by is {self.retain_by!r} - it is loss or metric")
+        if self.compute_dtype not in get_args(ComputeDtype):
+            known = " or ".join(get_args(ComputeDtype))
+            raise RecipeError(f"compute_dtype is {self.compute_dtype!r} - it is {known}")
         for name in ("temperature", "batch_size", "budget"):
             value = getattr(self, name)
             if not value > 0:

@@ -105,8 +105,9 @@ def frontier_sentence(frontier: Frontier) -> str:
 def cost_sentence(result: SearchResult) -> str:
     """What the search took."""
     state = "interrupted after" if result.interrupted else "took"
+    dtype = "" if result.compute_dtype == "float32" else f" in {result.compute_dtype}"
     return (
-        f"{state} {result.forwards:.1f} forward equivalents, {result.mixes} mixes, "
+        f"{state} {result.forwards:.1f} forward equivalents{dtype}, {result.mixes} mixes, "
         f"{result.seconds:.1f} s; {len(result.places)} examples, seed {result.seed}"
     )
 

@@ -84,6 +84,7 @@ class SearchResult:
         mixes: how often the model was mixed anew.
         seconds: wall time.
         interrupted: stopped by Ctrl-C; the weights are the best found until then.
+        compute_dtype: of the model that was measured.
     """
 
     models: tuple[str, ...]
@@ -103,6 +104,7 @@ class SearchResult:
     mixes: int
     seconds: float
     interrupted: bool
+    compute_dtype: str
     notes: tuple[str, ...] = ()
 
     def candidate(self, name: str) -> Candidate:
@@ -125,6 +127,7 @@ class SearchResult:
             "base": self.models[self.base],
             "strategy": self.strategy,
             "seed": self.seed,
+            "compute_dtype": self.compute_dtype,
             "chosen": self.verdict.chosen,
             "leader": self.verdict.leader,
             "abstained": self.verdict.abstained,

@@ -390,6 +390,7 @@ class Search:
             mixes=mixture.cost.mixes,
             seconds=time.perf_counter() - self.started,
             interrupted=interrupted,
+            compute_dtype=self.options.compute_dtype,
             notes=tuple(self.notes),
         )
 
