@@ -7,8 +7,9 @@ Every ingredient and every half-and-half mix of two is run once, on the examples
 the test queries; what other mixes do follows from these, as in a search. Each draw takes n random
 examples and asks each rule for weights, which are measured on the test queries: equal weights,
 LM-Cocktail at T = 5, its rule at the temperature of the noise (`ingredients`), the same over mixes
-as well, which a search keeps where it is not sure (`mixes`), and the T that is best for each draw
-in hindsight.
+as well, which a search keeps where it is not sure (`mixes`), that without a limit to what a loss
+counts (`uncapped`), and, both in hindsight, LM-Cocktail's rule at the T that is best for all draws
+(`one T`) and at that which is best for each (`oracle T`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from cocktail.search.prior import Landmarks, Prior
 from cocktail.search.selection import paired_interval
 from cocktail.search.strategies import softmax_of_losses, uniform
 
-BESIDE = "ingredients"
+BESIDE = "mixes"
 
 
 class Pool:
@@ -84,6 +85,8 @@ def main() -> None:
             examples = random.permutation(len(pool.everything))[:size].tolist()
             for name, weights in choices(pool, examples, test.loss).items():
                 found[name].append((test.loss(weights), weights))
+        at = [found.pop(f"T = {temperature}") for temperature in TEMPERATURES]
+        found["one T"] = min(at, key=lambda draws: float(np.mean([loss for loss, _ in draws])))
         report(size, found)
         everything[size] = {
             name: [{"loss": loss, "weights": weights.tolist()} for loss, weights in draws]
@@ -104,6 +107,8 @@ def choices(
         "lm-cocktail": softmax_of_losses(alone, 5.0),
         "ingredients": Prior(pool.task, pool.ingredients, examples).weights,
         "mixes": Prior(pool.task, pool.landmarks, examples).weights,
+        "uncapped": Prior(pool.task, pool.landmarks, examples, capped=False).weights,
+        **{f"T = {t}": weights for t, weights in zip(TEMPERATURES, at, strict=True)},
         "oracle T": min(at, key=test_loss),
     }
 

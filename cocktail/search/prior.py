@@ -5,6 +5,11 @@ ingredients are better mixed than either is alone. Here a few mixes of any two o
 the ingredients, and the weights are the mean over all of these, each as likely as its loss says: a
 Gibbs posterior, Bissiri, Holmes and Walker, "A general framework for updating belief distributions"
 (2016). The temperature is that of the noise, which the examples show.
+
+A loss counts here up to that of a guess among the candidates. Cross-entropy has a long tail: a few
+positives that are ranked last make most of the variance of a mean over few examples, and say no
+more than that the model does not know them. Such a mean is an M-estimate, Huber, "Robust estimation
+of a location parameter" (1964).
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import torch
 from scipy.special import softmax
 from torch import Tensor
 
@@ -76,20 +82,32 @@ class Prior:
 
     Args:
         examples: that count; with fewer than ``FEWEST`` all weights are equal.
+        capped: a loss counts up to that of a guess.
 
     Attributes:
         error: standard error of the difference of two ingredients' mean losses.
         weights: (K,) mean of the landmarks' weights, each counted by exp(-L / T).
     """
 
-    def __init__(self, task: Task, landmarks: Landmarks, examples: Sequence[int]) -> None:
+    def __init__(
+        self, task: Task, landmarks: Landmarks, examples: Sequence[int], *, capped: bool = True
+    ) -> None:
         size = landmarks.weights.shape[1]
         losses = np.array([measure(task, [(rows, examples)]).losses for rows in landmarks.rows])
-        self.error = max(1e-6, _error_of_differences(losses[:size]))
+        self.error = _error_of_differences(losses[:size])
         self.weights: Weights = uniform(size)
         if len(examples) >= FEWEST:
-            likely = np.log(landmarks.counts) - losses.mean(axis=1) / (TEMPERATURE * self.error)
+            if capped and task.scale_free:
+                losses = np.minimum(losses, _guess(task, landmarks.rows[0], examples))
+            temperature = TEMPERATURE * _error_of_differences(losses[:size])
+            likely = np.log(landmarks.counts) - losses.mean(axis=1) / temperature
             self.weights = softmax(likely) @ landmarks.weights
+
+
+def _guess(task: Task, rows: Tensor, examples: Sequence[int]) -> Values:
+    """(N,) losses where all candidates score alike."""
+    alike = torch.zeros((), dtype=torch.float64)
+    return task.losses(task.scores(rows, examples), alike).numpy()
 
 
 def _error_of_differences(losses: Values) -> float:
@@ -100,4 +118,4 @@ def _error_of_differences(losses: Values) -> float:
     count, examples = losses.shape
     residual = losses - losses.mean(axis=0) - losses.mean(axis=1)[:, None] + losses.mean()
     freedom = max(1, (count - 1) * (examples - 1))
-    return float(np.sqrt(2 * (residual**2).sum() / freedom / examples))
+    return max(1e-6, float(np.sqrt(2 * (residual**2).sum() / freedom / examples)))

@@ -170,8 +170,8 @@ class Search:
         reserve = 4 * candidate + POLISH_ROUNDS * (self.objective.gradient_cost + 1)
         if len(pairs) > left - reserve:
             self.notes.append(
-                f"gradient: {len(pairs)} pairs of ingredients are more than the budget allows; "
-                "its curvature is the ensemble's, and the prior knows no mixes"
+                f"gradient: the budget has no room for the half-and-half mixes ({len(pairs)}); its "
+                "curvature is the ensemble's, and the prior knows no mixes"
             )
             return
         middles = [

@@ -123,3 +123,25 @@ def test_a_search_that_ran_mixes_knows_them(kitchen: dict[str, str], rows: list[
     expected = Prior(made.task, Landmarks.ingredients(kept[:2]), everything).weights
     np.testing.assert_allclose(unaware.candidate("prior").weights, expected, atol=1e-6)
     assert abs(prior.weights[0] - expected[0]) > 1e-3
+
+
+class RankingTask(LossTask):
+    """Rows are the losses at the best scale; a guess is one among six."""
+
+    scale_free = True
+
+    def losses(self, scores: Tensor, scale: Tensor) -> Tensor:
+        return torch.full_like(scores, np.log(6)) if scale == 0 else scores
+
+    def scale_slopes(self, scores: Tensor, scale: float) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
+def test_a_few_positives_that_are_ranked_last_do_not_decide() -> None:
+    """Of two models, one is better on 36 examples and hopeless on four."""
+    good, fair = losses([0.5, 1.0], noise=0.2)
+    good[-4:] = 6.0
+    landmarks = Landmarks.ingredients([good, fair])
+    assert Prior(RankingTask(), landmarks, EXAMPLES).weights[0] > 0.95
+    assert Prior(RankingTask(), landmarks, EXAMPLES, capped=False).weights[0] < 0.5
+    assert Prior(LossTask(), landmarks, EXAMPLES).weights[0] < 0.5  # no guess without candidates
