@@ -9,7 +9,9 @@ Gibbs posterior, Bissiri, Holmes and Walker, "A general framework for updating b
 A loss counts here up to that of a guess among the candidates. Cross-entropy has a long tail: a few
 positives that are ranked last make most of the variance of a mean over few examples, and say no
 more than that the model does not know them. Such a mean is an M-estimate, Huber, "Robust estimation
-of a location parameter" (1964).
+of a location parameter" (1964). The scale of the scores is fitted to the same losses, so that those
+few do not set it either, and near that of the other ingredients: each scale by itself is known
+badly from so few.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import exp, log
 
 import numpy as np
 import torch
@@ -36,6 +39,9 @@ BETWEEN = 0.25
 is better than any mix; less is slow to believe in a mix that is better than both its ends."""
 STEPS = 4
 """From one ingredient to another."""
+SCALE_SPREAD = 0.5
+"""Standard deviation of a landmark's log scale around the ingredients' mean: its own prior."""
+_LOG_SCALES = np.linspace(-3, 3, 13) * SCALE_SPREAD
 
 
 @dataclass(frozen=True)
@@ -93,21 +99,35 @@ class Prior:
         self, task: Task, landmarks: Landmarks, examples: Sequence[int], *, capped: bool = True
     ) -> None:
         size = landmarks.weights.shape[1]
-        losses = np.array([measure(task, [(rows, examples)]).losses for rows in landmarks.rows])
+        measured = [measure(task, [(rows, examples)]) for rows in landmarks.rows]
+        losses = np.array([each.losses for each in measured])
         self.error = _error_of_differences(losses[:size])
         self.weights: Weights = uniform(size)
         if len(examples) >= FEWEST:
             if capped and task.scale_free:
-                losses = np.minimum(losses, _guess(task, landmarks.rows[0], examples))
+                near = float(np.mean([log(each.scale) for each in measured[:size]]))
+                losses = np.array([_capped(task, r, examples, near) for r in landmarks.rows])
             temperature = TEMPERATURE * _error_of_differences(losses[:size])
             likely = np.log(landmarks.counts) - losses.mean(axis=1) / temperature
             self.weights = softmax(likely) @ landmarks.weights
 
 
-def _guess(task: Task, rows: Tensor, examples: Sequence[int]) -> Values:
-    """(N,) losses where all candidates score alike."""
-    alike = torch.zeros((), dtype=torch.float64)
-    return task.losses(task.scores(rows, examples), alike).numpy()
+def _capped(task: Task, rows: Tensor, examples: Sequence[int], near: float) -> Values:
+    """(N,) losses up to that of a guess, at the scale that makes their mean the lowest.
+
+    Args:
+        near: where log s probably is.
+    """
+    scores = task.scores(rows, examples)
+
+    def losses(scale: float) -> Values:
+        return task.losses(scores, torch.tensor(scale, dtype=torch.float64)).numpy()
+
+    guess = losses(0.0)  # all candidates alike
+    at = np.array([np.minimum(losses(exp(near + step)), guess) for step in _LOG_SCALES])
+    unlikely = _LOG_SCALES**2 / (2 * SCALE_SPREAD**2 * len(examples))
+    best: Values = at[np.argmin(at.mean(axis=1) + unlikely)]
+    return best
 
 
 def _error_of_differences(losses: Values) -> float:

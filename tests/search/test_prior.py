@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cocktail import search_weights
+from cocktail.kinds.task import softmax_slopes
 from cocktail.search.objective import EnsembleObjective
 from cocktail.search.options import SearchOptions
 from cocktail.search.prepare import prepare, search_plan
@@ -145,3 +146,40 @@ def test_a_few_positives_that_are_ranked_last_do_not_decide() -> None:
     assert Prior(RankingTask(), landmarks, EXAMPLES).weights[0] > 0.95
     assert Prior(RankingTask(), landmarks, EXAMPLES, capped=False).weights[0] < 0.5
     assert Prior(LossTask(), landmarks, EXAMPLES).weights[0] < 0.5  # no guess without candidates
+
+
+class LogitTask(LossTask):
+    """Rows are logits (N, C); the first candidate is the positive."""
+
+    scale_free = True
+
+    def losses(self, scores: Tensor, scale: Tensor) -> Tensor:
+        return -(scores * scale).log_softmax(dim=1)[:, 0]
+
+    def scale_slopes(self, scores: Tensor, scale: float) -> tuple[float, float]:
+        nobody = torch.zeros(scores.shape, dtype=torch.bool)
+        return softmax_slopes(scores, nobody, torch.zeros(len(scores), dtype=torch.long), scale)
+
+
+def test_a_few_confident_mistakes_do_not_set_the_scale() -> None:
+    """Of two models, one is right and sure but for four examples, the other is often wrong."""
+    noise = np.random.default_rng(0).normal(0, 1, (len(EXAMPLES), 6))
+    fair = torch.from_numpy(noise)
+    fair[:, 0] += 1.5
+    good = fair.clone()
+    good[:, 0] = good[:, 1:].max(dim=1).values + 3
+    good[-4:, 0] -= 20
+    landmarks = Landmarks.ingredients([good, fair])
+    assert Prior(LogitTask(), landmarks, EXAMPLES).weights[0] > 0.95
+    assert Prior(LogitTask(), landmarks, EXAMPLES, capped=False).weights[0] < 0.5
+
+
+def test_a_factor_on_all_scores_changes_nothing() -> None:
+    noise = np.random.default_rng(0).normal(0, 1, (2, len(EXAMPLES), 6))
+    rows = torch.from_numpy(noise)
+    rows[:, :, 0] += torch.tensor([[1.0], [1.5]])
+    found = [
+        Prior(LogitTask(), Landmarks.ingredients(list(rows * scale)), EXAMPLES).weights
+        for scale in (1.0, 1.7)
+    ]
+    np.testing.assert_allclose(found[0], found[1], atol=0.02)
