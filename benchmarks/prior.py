@@ -7,8 +7,8 @@ Every ingredient and every half-and-half mix of two is run once, on the examples
 the test queries; what other mixes do follows from these, as in a search. Each draw takes n random
 examples and asks each rule for weights, which are measured on the test queries: equal weights,
 LM-Cocktail at T = 5, its rule at the temperature of the noise (`ingredients`), the same over mixes
-as well, which a search keeps where it is not sure (`mixes`), that without a limit to what a loss
-counts (`uncapped`), and, both in hindsight, LM-Cocktail's rule at the T that is best for all draws
+as well, which a search keeps where it is not sure (`mixes`), that with losses as they are (`plain
+losses`), and, both in hindsight, LM-Cocktail's rule at the T that is best for all draws
 (`one T`) and at that which is best for each (`oracle T`).
 """
 
@@ -107,7 +107,7 @@ def choices(
         "lm-cocktail": softmax_of_losses(alone, 5.0),
         "ingredients": Prior(pool.task, pool.ingredients, examples).weights,
         "mixes": Prior(pool.task, pool.landmarks, examples).weights,
-        "uncapped": Prior(pool.task, pool.landmarks, examples, capped=False).weights,
+        "plain losses": Prior(pool.task, pool.landmarks, examples, robust=False).weights,
         **{f"T = {t}": weights for t, weights in zip(TEMPERATURES, at, strict=True)},
         "oracle T": min(at, key=test_loss),
     }

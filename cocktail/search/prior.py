@@ -6,12 +6,12 @@ the ingredients, and the weights are the mean over all of these, each as likely 
 Gibbs posterior, Bissiri, Holmes and Walker, "A general framework for updating belief distributions"
 (2016). The temperature is that of the noise, which the examples show.
 
-A loss counts here up to that of a guess among the candidates. Cross-entropy has a long tail: a few
-positives that are ranked last make most of the variance of a mean over few examples, and say no
-more than that the model does not know them. Such a mean is an M-estimate, Huber, "Robust estimation
-of a location parameter" (1964). The scale of the scores is fitted to the same losses, so that those
-few do not set it either, and near that of the other ingredients: each scale by itself is known
-badly from so few.
+Beyond the loss of a guess among the candidates, what a loss has more counts a tenth. Cross-entropy
+has a long tail: a few positives that are ranked last make most of the variance of a mean over few
+examples, and say little more than that the model does not know them. Such a mean is an M-estimate,
+Huber, "Robust estimation of a location parameter" (1964). The scale of the scores is fitted to the
+same losses, so that those few do not set it either, and near that of the other ingredients: each
+scale by itself is known badly from so few.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ BETWEEN = 0.25
 is better than any mix; less is slow to believe in a mix that is better than both its ends."""
 STEPS = 4
 """From one ingredient to another."""
+BEYOND = 0.1
+"""What counts of a loss above that of a guess. If nothing did, a mix might pay for many small gains
+with a few great losses, as mixing in noise does."""
 SCALE_SPREAD = 0.5
 """Standard deviation of a landmark's log scale around the ingredients' mean: its own prior."""
 _LOG_SCALES = np.linspace(-3, 3, 13) * SCALE_SPREAD
@@ -88,7 +91,7 @@ class Prior:
 
     Args:
         examples: that count; with fewer than ``FEWEST`` all weights are equal.
-        capped: a loss counts up to that of a guess.
+        robust: losses count as described above where there are candidates; else as they are.
 
     Attributes:
         error: standard error of the difference of two ingredients' mean losses.
@@ -96,7 +99,7 @@ class Prior:
     """
 
     def __init__(
-        self, task: Task, landmarks: Landmarks, examples: Sequence[int], *, capped: bool = True
+        self, task: Task, landmarks: Landmarks, examples: Sequence[int], *, robust: bool = True
     ) -> None:
         size = landmarks.weights.shape[1]
         measured = [measure(task, [(rows, examples)]) for rows in landmarks.rows]
@@ -104,16 +107,16 @@ class Prior:
         self.error = _error_of_differences(losses[:size])
         self.weights: Weights = uniform(size)
         if len(examples) >= FEWEST:
-            if capped and task.scale_free:
+            if robust and task.scale_free:
                 near = float(np.mean([log(each.scale) for each in measured[:size]]))
-                losses = np.array([_capped(task, r, examples, near) for r in landmarks.rows])
+                losses = np.array([_robust(task, r, examples, near) for r in landmarks.rows])
             temperature = TEMPERATURE * _error_of_differences(losses[:size])
             likely = np.log(landmarks.counts) - losses.mean(axis=1) / temperature
             self.weights = softmax(likely) @ landmarks.weights
 
 
-def _capped(task: Task, rows: Tensor, examples: Sequence[int], near: float) -> Values:
-    """(N,) losses up to that of a guess, at the scale that makes their mean the lowest.
+def _robust(task: Task, rows: Tensor, examples: Sequence[int], near: float) -> Values:
+    """(N,) losses as they count, at the scale that makes their mean the lowest.
 
     Args:
         near: where log s probably is.
@@ -124,7 +127,8 @@ def _capped(task: Task, rows: Tensor, examples: Sequence[int], near: float) -> V
         return task.losses(scores, torch.tensor(scale, dtype=torch.float64)).numpy()
 
     guess = losses(0.0)  # all candidates alike
-    at = np.array([np.minimum(losses(exp(near + step)), guess) for step in _LOG_SCALES])
+    at = np.array([losses(exp(near + step)) for step in _LOG_SCALES])
+    at = np.minimum(at, guess + BEYOND * (at - guess))
     unlikely = _LOG_SCALES**2 / (2 * SCALE_SPREAD**2 * len(examples))
     best: Values = at[np.argmin(at.mean(axis=1) + unlikely)]
     return best

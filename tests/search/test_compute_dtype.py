@@ -43,13 +43,13 @@ def test_the_command_takes_it_and_says_so(
     command = ["search", *kitchen.values(), "--data", str(data), "--compute-dtype"]
     run([*command, "bfloat16"])
     assert "forward equivalents in bfloat16" in capsys.readouterr().out
-    weights = []
+    losses = []
     for dtype in ("float32", "bfloat16"):
         run([*command, dtype, "--json"])
         result = json.loads(capsys.readouterr().out)
         assert result["compute_dtype"] == dtype
-        weights.append(result["weights"])
-    assert weights[1] == pytest.approx(weights[0], abs=0.05)
+        losses.append([single["in_sample"]["loss"] for single in result["ingredients"]])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
 
 def run(arguments: list[str]) -> None:

@@ -144,7 +144,7 @@ def test_a_few_positives_that_are_ranked_last_do_not_decide() -> None:
     good[-4:] = 6.0
     landmarks = Landmarks.ingredients([good, fair])
     assert Prior(RankingTask(), landmarks, EXAMPLES).weights[0] > 0.95
-    assert Prior(RankingTask(), landmarks, EXAMPLES, capped=False).weights[0] < 0.5
+    assert Prior(RankingTask(), landmarks, EXAMPLES, robust=False).weights[0] < 0.5
     assert Prior(LossTask(), landmarks, EXAMPLES).weights[0] < 0.5  # no guess without candidates
 
 
@@ -171,7 +171,7 @@ def test_a_few_confident_mistakes_do_not_set_the_scale() -> None:
     good[-4:, 0] -= 20
     landmarks = Landmarks.ingredients([good, fair])
     assert Prior(LogitTask(), landmarks, EXAMPLES).weights[0] > 0.95
-    assert Prior(LogitTask(), landmarks, EXAMPLES, capped=False).weights[0] < 0.5
+    assert Prior(LogitTask(), landmarks, EXAMPLES, robust=False).weights[0] < 0.5
 
 
 def test_a_factor_on_all_scores_changes_nothing() -> None:
