@@ -102,16 +102,17 @@ class Prior:
         self, task: Task, landmarks: Landmarks, examples: Sequence[int], *, robust: bool = True
     ) -> None:
         size = landmarks.weights.shape[1]
-        measured = [measure(task, [(rows, examples)]) for rows in landmarks.rows]
-        losses = np.array([each.losses for each in measured])
-        self.error = _error_of_differences(losses[:size])
+        alone = [measure(task, [(rows, examples)]) for rows in landmarks.rows[:size]]
+        self.error = _error_of_differences(np.array([each.losses for each in alone]))
         self.weights: Weights = uniform(size)
         if len(examples) >= FEWEST:
             if robust and task.scale_free:
-                near = float(np.mean([log(each.scale) for each in measured[:size]]))
-                losses = np.array([_robust(task, r, examples, near) for r in landmarks.rows])
-            temperature = TEMPERATURE * _error_of_differences(losses[:size])
-            likely = np.log(landmarks.counts) - losses.mean(axis=1) / temperature
+                near = float(np.mean([log(each.scale) for each in alone]))
+                losses = [_robust(task, rows, examples, near) for rows in landmarks.rows]
+            else:
+                losses = [measure(task, [(rows, examples)]).losses for rows in landmarks.rows]
+            temperature = TEMPERATURE * _error_of_differences(np.array(losses[:size]))
+            likely = np.log(landmarks.counts) - np.mean(losses, axis=1) / temperature
             self.weights = softmax(likely) @ landmarks.weights
 
 
