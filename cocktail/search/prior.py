@@ -91,7 +91,7 @@ class Prior:
 
     Args:
         examples: that count; with fewer than ``FEWEST`` all weights are equal.
-        robust: losses count as described above where there are candidates; else as they are.
+        robust: losses count as the module says where there are candidates; else as they are.
 
     Attributes:
         error: standard error of the difference of two ingredients' mean losses.
