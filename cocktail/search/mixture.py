@@ -199,7 +199,7 @@ class Mixture:
                     spaces.buffer = torch.empty(BLOCK * 8, dtype=torch.uint8)
                 tensor, gradient = item
                 sums = np.zeros(len(tensor.sources))
-                # A sum of a million products in bf16 would be lost after the first few hundred.
+                # Millions of products are added up: bf16 has not the digits for that.
                 wide = torch.promote_types(gradient.dtype, torch.float32)
                 for start, stop in block_bounds(tensor.numel):
                     part = gradient[start:stop].to(wide)

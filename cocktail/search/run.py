@@ -92,8 +92,8 @@ def search_weights(
         head: for a head that only one ingredient has, as in :func:`cocktail.mix_models`.
         trust_remote_code: run code that comes with the first model, to build it.
         device: ``cpu``, ``cuda``...; the accelerator where there is one.
-        compute_dtype: of that model, ``float32`` or ``bfloat16``: half the memory, and on a GPU a
-            fraction of the time, for losses that are known to fewer digits.
+        compute_dtype: of that model, ``float32`` or ``bfloat16``: half the memory, for losses that
+            are known to fewer digits.
         threads: that read the ingredients.
         progress: show evaluations and the best loss so far on stderr.
         processes: of a group that is joined already; ``torchrun``'s own by default.
