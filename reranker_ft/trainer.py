@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
@@ -94,11 +95,9 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         distil: bool = False,
         **others: Any,
     ) -> None:
-        alike = args.world_size > 1 and not args.is_sharded
-        if alike and args.ddp_find_unused_parameters is None:
-            # Looking for them costs every forward a walk through its graph, and a warning.
+        if args.world_size > 1 and not args.is_sharded:
             pair = data_collator.encoder([("query", "passage")]).pad([0], always_mask=True)
-            args.ddp_find_unused_parameters = has_unused_parameters(model, pair)
+            prepare_for_ddp(model, args, pair)
         super().__init__(
             model,
             args,
@@ -267,6 +266,25 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
 def _interleave(parts: list[list[Any]]) -> list[Any]:
     total = sum(map(len, parts))
     return [parts[i % len(parts)][i // len(parts)] for i in range(total)]
+
+
+def prepare_for_ddp(
+    model: nn.Module, args: RerankerTrainingArguments, inputs: dict[str, Tensor]
+) -> None:
+    """Spares DDP what this model does not need, unless `args` ask for it.
+
+    Args:
+        inputs: Of one forward.
+    """
+    if args.ddp_find_unused_parameters is None:
+        # Looking for them costs every forward a walk through its graph, and a warning.
+        args.ddp_find_unused_parameters = has_unused_parameters(model, inputs)
+    if args.ddp_broadcast_buffers is None:
+        # All processes have the same ones. Sent before each forward of a step, they would look
+        # changed to the backward of the forwards before (torch below 2.13).
+        names = [name for name, _ in model.named_buffers()]
+        ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(model, names)  # type: ignore[no-untyped-call]
 
 
 def has_unused_parameters(model: nn.Module, inputs: dict[str, Tensor]) -> bool:

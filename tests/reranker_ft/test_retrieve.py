@@ -194,7 +194,7 @@ def test_bm25_leaves_jax_and_its_memory_alone(tmp_path):
     (tmp_path / "jax" / "__init__.py").write_text("there = True\n")
     (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('JAX was called')\n")
     code = "import reranker_ft.retrieve, jax; assert jax.there"
-    paths = [str(tmp_path), str(Path(__file__).parents[2])]
+    paths = [str(tmp_path), str(Path(__file__).parents[2]), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert done.returncode == 0

@@ -14,7 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from reranker_ft.run import main
-from reranker_ft.trainer import COLLAPSED_LOGS, BestCheckpointCallback, has_unused_parameters
+from reranker_ft.trainer import (
+    COLLAPSED_LOGS,
+    BestCheckpointCallback,
+    has_unused_parameters,
+    prepare_for_ddp,
+)
 
 from .conftest import make_model, make_tokenizer, toy_rows
 
@@ -175,6 +180,22 @@ def test_a_healthy_model_is_not_called_collapsed(model_folders, data, tmp_path, 
     with caplog.at_level(logging.WARNING):
         train(model_folders("bert"), data, tmp_path / "out", "--logging_steps", 1)
     assert "collapsed" not in caplog.text
+
+
+def test_ddp_sends_no_buffers_unless_told_to(tmp_path):
+    inputs = {"input_ids": torch.tensor([[2, 5, 3, 6, 3]])}
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        for told in (None, True):
+            model = make_model("bert")
+            args = SimpleNamespace(ddp_find_unused_parameters=None, ddp_broadcast_buffers=told)
+            prepare_for_ddp(model, args, inputs)
+            sent = torch.nn.parallel.DistributedDataParallel(model).modules_buffers
+            assert bool(sent) is bool(told)
+            assert args.ddp_find_unused_parameters is False
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_parameters_that_have_no_part_in_the_scores_are_found():

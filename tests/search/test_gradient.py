@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from cocktail.search.objective import EnsembleObjective, MixObjective, Regularised
@@ -27,7 +27,16 @@ def nothing_rounds_to_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
         variance = hidden.pow(2).mean(-1, keepdim=True)
         return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
 
+    as_fp32, angles = torch.Tensor.float, LlamaRotaryEmbedding.forward
+
+    def rotations(*arguments: Any, **others: Any) -> Any:
+        # They do not depend on the weights, and some versions convert one factor another way.
+        with monkeypatch.context() as inside:
+            inside.setattr(torch.Tensor, "float", as_fp32)
+            return angles(*arguments, **others)
+
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", rotations)
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     monkeypatch.setattr(T5LayerNorm, "forward", norm)
 

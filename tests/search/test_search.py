@@ -230,7 +230,7 @@ def test_refilling_equals_mixing(kitchen, rows) -> None:
     bench.mixture.fill(weights)
     expected = mix_by_hand(kitchen, weights)
     for name, tensor in bench.mixture.model.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(tensor.cpu(), expected[name], atol=1e-6, rtol=1e-5)
 
 
 def refused(error: type[CocktailError], words: str, *args, **kwargs) -> None:
