@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py lm_cocktail
     python benchmarks/softmax_rule.py --encoders FOLDER FOLDER --decoders FOLDER FOLDER \
-        --encoder-examples JSONL --decoder-examples JSONL --repeats 3
+        --encoder-examples JSONL --decoder-examples JSONL --repeats 3    # or one kind alone
 
 Both sides call `mix_models_with_data` with its defaults in a process of their own, get the mixed
 model and write nothing: 10 examples for the encoders, 5 for the decoders, models in fp32. Rounds
@@ -67,7 +67,10 @@ def main() -> None:
     ]
     runs: dict[str, dict[str, list[measure.Usage]]] = {}
     for kind in EXAMPLES:
-        models = [fp32_copy(kind, folder) for folder in getattr(args, f"{kind}s")]
+        folders = getattr(args, f"{kind}s")
+        if not folders:
+            continue
+        models = [fp32_copy(kind, folder) for folder in folders]
         data = short_file(kind, getattr(args, f"{kind}_examples"))
         runs[kind] = {side: [] for side in SIDES}
 
@@ -95,8 +98,8 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for kind in EXAMPLES:
-        parser.add_argument(f"--{kind}s", type=Path, nargs="+", required=True)
-        parser.add_argument(f"--{kind}-examples", type=Path, required=True)
+        parser.add_argument(f"--{kind}s", type=Path, nargs="+", default=[])
+        parser.add_argument(f"--{kind}-examples", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write every run here")
     return parser.parse_args()
