@@ -43,7 +43,7 @@ BEYOND = 0.1
 """What counts of a loss above that of a guess. If nothing did, a mix might pay for many small gains
 with a few great losses, as mixing in noise does."""
 SCALE_SPREAD = 0.5
-"""Standard deviation of a landmark's log scale around the ingredients' mean: its own prior."""
+"""Standard deviation of a landmark's log scale around the ingredients' median: its own prior."""
 _LOG_SCALES = np.linspace(-3, 3, 13) * SCALE_SPREAD
 
 
@@ -107,7 +107,8 @@ class Prior:
         self.weights: Weights = uniform(size)
         if len(examples) >= FEWEST:
             if robust and task.scale_free:
-                near = float(np.mean([log(each.scale) for each in alone]))
+                # One that ranks nothing may have any scale: the median does not follow it.
+                near = float(np.median([log(each.scale) for each in alone]))
                 losses = [_robust(task, rows, examples, near) for rows in landmarks.rows]
             else:
                 losses = [measure(task, [(rows, examples)]).losses for rows in landmarks.rows]
