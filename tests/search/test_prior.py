@@ -183,3 +183,15 @@ def test_a_factor_on_all_scores_changes_nothing() -> None:
         for scale in (1.0, 1.7)
     ]
     np.testing.assert_allclose(found[0], found[1], atol=0.02)
+
+
+def test_the_scale_of_an_ingredient_that_ranks_nothing_moves_no_other() -> None:
+    """Its best scale may be anything; those that rank are weighed as before."""
+    rows = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (3, 12, 6)))
+    rows[:, :, 0] += torch.tensor([[1.5], [2.0], [0.3]])
+    found = []
+    for factor in (0.1, 0.01):
+        ends = [*rows[:2] * 8, rows[2] * factor]
+        found.append(Prior(LogitTask(), Landmarks.ingredients(ends), range(12)).weights)
+    assert 0.1 < found[0][0] < 0.9 and found[0][2] < 1e-3
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
