@@ -102,7 +102,14 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{kind}-examples", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write every run here")
-    return parser.parse_args()
+    args = parser.parse_args()
+    given = {kind: getattr(args, f"{kind}s") for kind in EXAMPLES}
+    if not any(given.values()):
+        parser.error("no models - a kind is measured on its own - pass --encoders or --decoders")
+    for kind, folders in given.items():
+        if folders and getattr(args, f"{kind}_examples") is None:
+            parser.error(f"--{kind}s without examples - pass --{kind}-examples")
+    return args
 
 
 def fp32_copy(kind: str, folder: Path) -> str:
