@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 
-from reranker_ft.dropout import dropout_in_bits
+from reranker_ft.dropout import FastDropout, fast_dropout
 from reranker_ft.errors import ModelError
 from reranker_ft.first_token import last_layer_at_first_token, layers_below_first_token
 from reranker_ft.unpadded import Row, unpadded
@@ -36,15 +36,18 @@ def _shortcuts(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
         yield  # torch.compile made code of its own, and would make it anew every time
         return
     on_cpu = inputs["input_ids"].device.type == "cpu"
-    with _positions_that_count(model, inputs), dropout_in_bits(model) if on_cpu else nullcontext():
+    with (
+        fast_dropout(model) if on_cpu else nullcontext() as dropout,
+        _positions_that_count(model, inputs, dropout),
+    ):
         yield
 
 
 def _positions_that_count(
-    model: nn.Module, inputs: dict[str, Tensor]
+    model: nn.Module, inputs: dict[str, Tensor], dropout: FastDropout | None
 ) -> AbstractContextManager[None]:
     layers = layers_below_first_token(model)
     if layers is None:
         return nullcontext()
     row = Row.of(inputs)
-    return last_layer_at_first_token(layers) if row is None else unpadded(layers, row)
+    return last_layer_at_first_token(layers) if row is None else unpadded(layers, row, dropout)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reranker_ft.dropout import FastDropout, suits
+from reranker_ft.dropped_attention import Lengths, attention_with_dropout
 from reranker_ft.first_token import attend, heads_of
 
 
@@ -54,19 +56,21 @@ class Row:
 
 
 @contextmanager
-def unpadded(layers: list[Any], row: Row) -> Iterator[None]:
+def unpadded(layers: list[Any], row: Row, dropout: FastDropout | None) -> Iterator[None]:
     """Forwards inside compute these layers at the tokens of `row`, the last at the first of each.
 
     The layers take the padded hidden states (B, L, h), and give (B, 1, h).
 
     Args:
         layers: See `layers_below_first_token`.
+        dropout: What drops out probabilities of attention; None leaves it to torch.
     """
     for number, layer in enumerate(layers):
         layer.attention.forward = partial(
             _attention_in_row,
             layer.attention,
             row,
+            dropout,
             is_first=number == 0,
             is_last=number == len(layers) - 1,
         )
@@ -80,6 +84,7 @@ def unpadded(layers: list[Any], row: Row) -> Iterator[None]:
 def _attention_in_row(
     attention: Any,
     row: Row,
+    dropout: FastDropout | None,
     hidden: Tensor,
     *_: Any,
     is_first: bool,
@@ -90,14 +95,22 @@ def _attention_in_row(
     hidden = row.pack(hidden) if is_first else hidden
     asking = hidden[:, row.starts] if is_last else hidden
     asking_runs = [(count, 1) for count, _ in row.runs] if is_last else row.runs
-    query, key, value = heads_of(attention, asking, hidden)
-    runs = zip(_cut(query, asking_runs), _cut(key, row.runs), _cut(value, row.runs), strict=True)
-    mixed = torch.cat([attend(attention, *run).flatten(0, 1) for run in runs])
+    runs = list(zip(asking_runs, row.runs, strict=True))
+    query, key, value = (each[0] for each in heads_of(attention, asking, hidden))
+    p = attention.self.dropout.p
+    if dropout and attention.self.training and suits(query, p):
+        lengths = [Lengths(asks, asked) for (n, asks), (_, asked) in runs for _ in range(n)]
+        mixed = attention_with_dropout(query, key, value, lengths, dropout.masks, p=p).flatten(1)
+    else:
+        parts = (_cut(query, asking_runs), _cut(key, row.runs), _cut(value, row.runs))
+        mixed = torch.cat(
+            [attend(attention, *part).flatten(0, 1) for part in zip(*parts, strict=True)]
+        )
     states: Tensor = attention.output(mixed[None], asking)
     return states.transpose(0, 1) if is_last else states, None
 
 
 def _cut(row: Tensor, runs: list[tuple[int, int]]) -> list[Tensor]:
-    """(1, T, ...) -> a tensor (n, L, ...) for each run of n sequences of L tokens."""
-    parts = torch.split(row[0], [count * length for count, length in runs])
+    """(T, ...) -> a tensor (n, L, ...) for each run of n sequences of L tokens."""
+    parts = torch.split(row, [count * length for count, length in runs])
     return [part.reshape(*run, *part.shape[1:]) for part, run in zip(parts, runs, strict=True)]

@@ -1,29 +1,32 @@
-"""Dropout in bits: the right share, the right expectation, the gradient of what was computed."""
+"""Fast dropout: the right share, the right expectation, the gradient of what was computed."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from reranker_ft.dropout import DropoutInBits, dropout_in_bits
+from reranker_ft.dropout import FastDropout, fast_dropout
+from reranker_ft.dropped_attention import Lengths, attention_with_dropout
 from reranker_ft.forward import forward_logits
 from tests.reranker_ft.conftest import make_model
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1e-6])
 def test_share_and_expectation(p):
-    states = torch.ones(400, 1001)  # an odd count: four elements share a draw
+    states = torch.ones(400, 1001)  # an odd count: eight elements share a draw
     torch.manual_seed(0)
-    with DropoutInBits():
+    with FastDropout():
         dropped = dropout(states, p, training=True)
     share = (dropped == 0).float().mean().item()
-    assert share == pytest.approx(max(p, 2**-16), abs=4 * (p * (1 - p) / states.numel()) ** 0.5)
+    assert share == pytest.approx(p, abs=4 * (p * (1 - p) / states.numel()) ** 0.5)
     assert dropped.mean().item() == pytest.approx(1, abs=5e-3 / (1 - p))
     assert len(dropped.unique()) <= 2
 
 
 def test_masks_of_neighbours_are_independent():
     torch.manual_seed(0)
-    with DropoutInBits():
+    with FastDropout():
         first, second = (dropout(torch.ones(1000, 400), 0.5, training=True) > 0 for _ in range(2))
     for one, other in ((first, second), (first[:, 1:], first[:, :-1]), (first[1:], first[:-1])):
         assert (one == other).float().mean().item() == pytest.approx(0.5, abs=0.004)
@@ -34,7 +37,7 @@ def test_torch_s_seed_is_the_seed():
     found = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        with DropoutInBits():
+        with FastDropout():
             found.append(dropout(states, 0.3, training=True))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -42,7 +45,7 @@ def test_torch_s_seed_is_the_seed():
 
 def test_the_gradient_of_dropout_is_its_mask():
     states = torch.randn(20, 30, requires_grad=True)
-    with DropoutInBits():
+    with FastDropout():
         dropped = dropout(states, 0.4, training=True)
     (slopes,) = torch.autograd.grad(dropped.sum(), states)
     torch.testing.assert_close(slopes * states, dropped)
@@ -62,7 +65,7 @@ def test_attention_and_its_gradient_are_those_of_the_same_masks(kind):
 
     def attend(values):
         torch.manual_seed(5)
-        with DropoutInBits():
+        with FastDropout():
             return scaled_dot_product_attention(query, key, values, mask, dropout_p=0.3)
 
     kept = attend(identity).detach() != 0
@@ -82,10 +85,46 @@ def test_attention_and_its_gradient_are_those_of_the_same_masks(kind):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_attention_of_a_row_is_that_of_each_sequence():
+    lengths = [Lengths(3, 3), Lengths(1, 5), Lengths(4, 2)]
+    torch.manual_seed(0)
+    query = torch.randn(8, 2, 4, requires_grad=True)
+    key = torch.randn(10, 2, 4, requires_grad=True)
+    value = torch.randn(10, 2, 6, requires_grad=True)
+
+    def draw(count, p):
+        torch.manual_seed(3)
+        return (torch.rand(count) >= p).to(torch.uint8)
+
+    found = attention_with_dropout(query, key, value, lengths, SimpleNamespace(draw=draw), p=0.3)
+    kept = iter(draw([2 * (9 + 5 + 8)], 0.3).split([2 * 9, 2 * 5, 2 * 8]))
+    asked = list(zip(key.split([3, 5, 2]), value.split([3, 5, 2]), strict=True))
+    expected = torch.cat(
+        [
+            torch.einsum(
+                "hqk,khd->qhd",
+                (torch.einsum("qhd,khd->hqk", own, keys) / 2).softmax(-1)
+                * next(kept).view(2, len(own), len(keys))
+                / 0.7,
+                values,
+            )
+            for own, (keys, values) in zip(query.split([3, 1, 4]), asked, strict=True)
+        ]
+    )
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), (query, key, value)),
+        torch.autograd.grad((expected * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_what_it_does_not_know_it_leaves_to_torch():
     states = torch.randn(4, 5)
     query = torch.randn(1, 2, 6, 4)
-    with DropoutInBits():
+    with FastDropout():
         assert torch.equal(dropout(states, 0.5, training=False), states)
         assert dropout(states.double(), 0.5, training=True).dtype == torch.float64
         assert torch.equal(dropout(states, 1.0, training=True), torch.zeros_like(states))
@@ -97,12 +136,12 @@ def test_what_it_does_not_know_it_leaves_to_torch():
 
 def test_a_model_in_training_uses_it_unless_its_layers_run_again():
     model = make_model().train()
-    assert isinstance(dropout_in_bits(model), DropoutInBits)
+    assert isinstance(fast_dropout(model), FastDropout)
     inputs = {"input_ids": torch.full((2, 9), 7)}
     torch.manual_seed(1)
     first = forward_logits(model, inputs)
     torch.manual_seed(1)
     assert torch.equal(first, forward_logits(model, inputs))
     model.gradient_checkpointing_enable()
-    assert not isinstance(dropout_in_bits(model), DropoutInBits)
-    assert not isinstance(dropout_in_bits(model.eval()), DropoutInBits)
+    assert not isinstance(fast_dropout(model), FastDropout)
+    assert not isinstance(fast_dropout(model.eval()), FastDropout)
