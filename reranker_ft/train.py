@@ -32,6 +32,7 @@ from reranker_ft.config import DataArguments, ModelArguments, RerankerTrainingAr
 from reranker_ft.data import ExampleFiles
 from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.groups import GroupDataset
+from reranker_ft.heap import keep_freed_memory
 from reranker_ft.history import HISTORY_FILE, PICTURE_FILE, HistoryCallback, draw_history
 from reranker_ft.load import model_errors, no_load_report
 from reranker_ft.ranking import RankingSet
@@ -75,6 +76,8 @@ def run(
         with training_args.main_process_first(local=False):
             if training_args.should_save:
                 _clear_output(Path(training_args.output_dir))
+    if training_args.device.type == "cpu":
+        keep_freed_memory()
     with bars_on_terminals_only():
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.ranking_sets and _is_unmeasured(trainer):
