@@ -95,7 +95,8 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         distil: bool = False,
         **others: Any,
     ) -> None:
-        if args.world_size > 1 and not args.is_sharded:
+        under_ddp = dist.is_available() and dist.is_initialized()  # of one process, too
+        if under_ddp and not args.is_sharded:
             pair = data_collator.encoder([("query", "passage")]).pad([0], always_mask=True)
             prepare_for_ddp(model, args, pair)
         super().__init__(
