@@ -168,8 +168,22 @@ def evaluate(
 
 @main.command()
 @click.argument("model")
-@click.option("--data", default="-", show_default=True, help="JSONL or .tsv; - is standard input.")
-@click.option("--output", default="-", show_default=True, help="JSONL; - is standard output.")
+@click.option(
+    "--data",
+    "--input_file",
+    "data",
+    default="-",
+    show_default=True,
+    help="JSONL or .tsv; - is standard input.",
+)
+@click.option(
+    "--output",
+    "--output_file",
+    "output",
+    default="-",
+    show_default=True,
+    help="JSONL; - is standard output.",
+)
 @click.option("--tsv", is_flag=True, help="Standard input is query, tab, passage.")
 @click.option("--normalize", is_flag=True, help="Scores in (0, 1), by the sigmoid.")
 @overwrite_option

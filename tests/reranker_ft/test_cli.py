@@ -109,6 +109,9 @@ def test_score_reads_and_writes_files_and_streams(model_folders, write_jsonl, tm
         assert json.loads(line)["score"] == pytest.approx(sigmoid)
     run(*common, "--data", data, "--output", output, code=1)
     assert output.read_text() == written
+    again = tmp_path / "again.jsonl"
+    run(*common, "--input_file", data, "--output_file", again)  # the names of mine and distil
+    assert again.read_text() == written
     run(*common, "--data", data, "--output", output, "--overwrite")
     broken = run(*common, input='{"query": "a", "passage": "b"}\n{"query": 1}\n', code=1)
     assert "-:2: neither" in broken.stderr
