@@ -122,6 +122,14 @@ class Plan:
         )
         return replace(self, recipe=recipe, files=files)
 
+    def with_tensor(self, tensor: MixedTensor) -> Plan:
+        """The same plan with this tensor for the one of its key."""
+        files = tuple(
+            replace(file, tensors=tuple(tensor if t.key == tensor.key else t for t in file.tensors))
+            for file in self.files
+        )
+        return replace(self, files=files)
+
     def index(self, folder: str) -> dict[str, Any] | None:
         """The index of a sharded model, ``None`` if the folder's weights are one file."""
         shards = [f for f in self.files if f.is_safetensors and str(Path(f.path).parent) == folder]

@@ -29,6 +29,7 @@ from cocktail.recipe import make_recipe
 from cocktail.search.mixture import Mixture
 from cocktail.search.options import SearchOptions
 from cocktail.search.processes import Processes
+from cocktail.search.trimmed_vocabulary import trim_vocabulary
 from cocktail.threads import default_threads
 
 
@@ -136,6 +137,8 @@ def prepare(
     dealt_task = None
     if written and options.strategy == "auto":
         dealt_task = _task(mixture, dealt(written), options, pooling)
+    if plan.kind.ranks:
+        trim_vocabulary(mixture, [task] if retain_task is None else [task, retain_task])
     return Bench(mixture, task, order, retain_task, dealt_task)
 
 

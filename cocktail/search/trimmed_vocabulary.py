@@ -1,0 +1,109 @@
+"""Only the words that the examples use, in a model that searches for nothing else.
+
+Two thirds of a multilingual encoder are word embeddings (192 of the 278 million parameters of XLM-R
+base), of which a few examples look up some hundredths. The rest has no part in any output, nor in
+any gradient, but would be mixed, held and differentiated each time. Vocabulary trimming, here for
+the length of a search: Ushio, Zhou and Camacho-Collados, "An Efficient Multilingual Language Model
+Compression through Vocabulary Trimming" (2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
+
+from cocktail.align import Source
+from cocktail.checkpoint import MAIN
+from cocktail.dtypes import ITEM_SIZE, torch_dtype
+from cocktail.kinds.task import Task
+from cocktail.reading import TensorReader
+from cocktail.search.mixture import Mixture
+
+
+class TrimmedEmbedding(nn.Module):
+    """Some rows of an embedding, looked up by the tokens that they had in the whole.
+
+    A token without a row is an error of the lookup.
+
+    Args:
+        tokens: (U,) whose rows are kept.
+    """
+
+    places: Tensor
+
+    def __init__(self, embedding: nn.Embedding, tokens: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(embedding.weight.detach()[tokens])
+        places = torch.full((embedding.num_embeddings,), -1, device=tokens.device)
+        places[tokens] = torch.arange(len(tokens), device=tokens.device)
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return F.embedding(self.places[input_ids], self.weight)
+
+
+def trim_vocabulary(mixture: Mixture, tasks: Sequence[Task]) -> None:
+    """Leave the model, and what is read of every ingredient, the words that these tasks use.
+
+    Outputs and gradients stay as they are. The rows of every ingredient are read once and held.
+    Nothing is done where they would take more room than they save, or where the table is more than
+    a lookup: tied to an output, changed by an adapter, in a model with code of its own.
+    """
+    embedding = _lookup_table(mixture.model)
+    if embedding is None:
+        return
+    names = [name for name, home in mixture.homes.items() if home is embedding.weight]
+    tensor = next(t for t in mixture.plan.tensors if t.part == MAIN and t.name in names)
+    tokens = _tokens(tasks)
+    held = len(tokens) * (1 + len(tensor.sources))
+    if held >= embedding.num_embeddings or any(s.info.delta for s in tensor.sources):
+        return
+    with TensorReader() as reader:
+        sources = tuple(_rows_of(source, tokens.tolist(), reader) for source in tensor.sources)
+    trimmed = TrimmedEmbedding(embedding, tokens.to(embedding.weight.device))
+    mixture.model.set_input_embeddings(trimmed)
+    mixture.homes[tensor.name] = trimmed.weight
+    shape = tuple(trimmed.weight.shape)
+    mixture.plan = mixture.plan.with_tensor(replace(tensor, shape=shape, sources=sources))
+
+
+def _lookup_table(model: Any) -> nn.Embedding | None:
+    """The embedding of the input's tokens if that is all that its weight is used for."""
+    if not type(model).__module__.startswith("transformers."):
+        return None
+    embedding = model.get_input_embeddings()
+    if type(embedding) is not nn.Embedding or embedding.max_norm is not None:
+        return None
+    users = [m for m in model.modules() if embedding.weight in set(m.parameters(recurse=False))]
+    return embedding if users == [embedding] else None
+
+
+def _tokens(tasks: Sequence[Task]) -> Tensor:
+    """(U,) all that any batch holds, each once."""
+    ids = [
+        tensor.flatten()
+        for task in tasks
+        for batch in task.batches()
+        for name, tensor in batch.inputs.items()
+        if name.endswith("input_ids")
+    ]
+    tokens: Tensor = torch.unique(torch.cat(ids))
+    return tokens
+
+
+def _rows_of(source: Source, tokens: Sequence[int], reader: TensorReader) -> Source:
+    """The source with the rows of these tokens for its data, in memory."""
+    info = source.info
+    width = math.prod(info.shape[1:])
+    rows = torch.empty((len(tokens), width), dtype=torch_dtype(info.dtype))
+    buffer = torch.empty(width * ITEM_SIZE[info.dtype], dtype=torch.uint8)
+    for row, token in zip(rows, tokens, strict=True):
+        row.copy_(reader.read(info, token * width, (token + 1) * width, buffer))
+    shape = (len(tokens), *info.shape[1:])
+    return replace(source, info=replace(info, shape=shape, mapped=rows.view(shape)))
