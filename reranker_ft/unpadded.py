@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from reranker_ft.dropout import FastDropout, suits
 from reranker_ft.dropped_attention import Lengths, attention_with_dropout
@@ -74,11 +75,22 @@ def unpadded(layers: list[Any], row: Row, dropout: FastDropout | None) -> Iterat
             is_first=number == 0,
             is_last=number == len(layers) - 1,
         )
+    gelus = [] if torch.is_grad_enabled() else _exact_gelus(layers)
+    for gelu in gelus:
+        # What goes in is nobody else's, and a second tensor as large would leave the cache.
+        gelu.forward = torch.ops.aten.gelu_
     try:
         yield
     finally:
         for layer in layers:
             del layer.attention.forward
+        for gelu in gelus:
+            del gelu.forward
+
+
+def _exact_gelus(layers: list[Any]) -> list[Any]:
+    activations = [layer.intermediate.intermediate_act_fn for layer in layers]
+    return [each for each in activations if getattr(each, "act", None) is functional.gelu]
 
 
 def _attention_in_row(

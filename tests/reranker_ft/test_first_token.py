@@ -102,6 +102,24 @@ def test_scores_and_gradients_are_those_of_the_whole_layers(
     assert positions == [inner, inner, (3, 1)]
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_scores_without_gradients_are_the_same(activation, monkeypatch):
+    model = build(*CLASSES[0], hidden_act=activation)
+    inputs = inputs_of((12, 8, 5))
+    expected = forward_logits(model, inputs)  # with gradients nothing may be overwritten
+    in_place, called = torch.ops.aten.gelu_, []
+
+    def watched(states):
+        called.append(states.shape)
+        return in_place(states)
+
+    monkeypatch.setattr(torch.ops.aten, "gelu_", watched)
+    with torch.no_grad():
+        assert torch.equal(forward_logits(model, inputs), expected)
+        model(**inputs)  # afterwards torch's own again
+    assert len(called) == (3 if activation == "gelu" else 0)
+
+
 def test_a_model_of_one_layer(computed):
     model = build(*CLASSES[0], num_hidden_layers=1)
     inputs = inputs_of((12, 8, 5))
