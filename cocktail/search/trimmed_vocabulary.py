@@ -61,8 +61,8 @@ def trim_vocabulary(mixture: Mixture, tasks: Sequence[Task]) -> None:
     names = [name for name, home in mixture.homes.items() if home is embedding.weight]
     tensor = next(t for t in mixture.plan.tensors if t.part == MAIN and t.name in names)
     tokens = _tokens(tasks)
-    held = len(tokens) * (1 + len(tensor.sources))
-    if held >= embedding.num_embeddings or any(s.info.delta for s in tensor.sources):
+    adapted = any(source.info.delta is not None for source in tensor.sources)
+    if adapted or len(tokens) * (1 + len(tensor.sources)) >= embedding.num_embeddings:
         return
     with TensorReader() as reader:
         sources = tuple(_rows_of(source, tokens.tolist(), reader) for source in tensor.sources)
@@ -80,7 +80,11 @@ def _lookup_table(model: Any) -> nn.Embedding | None:
     embedding = model.get_input_embeddings()
     if type(embedding) is not nn.Embedding or embedding.max_norm is not None:
         return None
-    users = [m for m in model.modules() if embedding.weight in set(m.parameters(recurse=False))]
+    users = [
+        module
+        for _, module in model.named_modules(remove_duplicate=False)
+        if any(own is embedding.weight for own in module.parameters(recurse=False))
+    ]
     return embedding if users == [embedding] else None
 
 

@@ -83,14 +83,18 @@ def test_what_writes_words_keeps_them_all(family: str, tmp_path: Path) -> None:
     assert len(bench.mixture.model.get_input_embeddings().weight) == VOCABULARY
 
 
-def test_a_table_that_is_used_elsewhere_stays_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("use", ["weight", "module"])
+def test_a_table_that_is_used_elsewhere_stays_whole(use: str, tmp_path: Path) -> None:
     plan = search_plan(folders("bert-encoder", tmp_path), "encoder")
     bench = prepare(plan, examples("bert-encoder"), None, SearchOptions(), device="cpu")
     model = bench.mixture.model
     table = nn.Embedding(VOCABULARY, 32)
     model.set_input_embeddings(table)
-    model.also = nn.Linear(32, VOCABULARY, bias=False)
-    model.also.weight = table.weight
+    if use == "weight":
+        model.also = nn.Linear(32, VOCABULARY, bias=False)
+        model.also.weight = table.weight
+    else:
+        model.also = table
     prepare_module.trim_vocabulary(bench.mixture, [bench.task])
     assert model.get_input_embeddings() is table
 
