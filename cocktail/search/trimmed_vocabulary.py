@@ -1,4 +1,4 @@
-"""Only the words that the examples use, in a model that searches for nothing else.
+"""Only the words that the examples use, in the model that a search runs.
 
 Two thirds of a multilingual encoder are word embeddings (192 of the 278 million parameters of XLM-R
 base), of which a few examples look up some hundredths. The rest has no part in any output, nor in
