@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from reranker_ft.dropout_masks import DropoutMasks
+from reranker_ft.dropout_masks import MOST, DropoutMasks
 from reranker_ft.dropped_attention import Lengths, attention_with_dropout
 
 
@@ -96,7 +96,7 @@ def fast_dropout(model: nn.Module) -> AbstractContextManager[FastDropout | None]
 
 def suits(states: Tensor, p: float) -> bool:
     """Whether dropout of these states is better done here."""
-    return states.device.type == "cpu" and states.dtype == torch.float32 and 0 < p < 1
+    return states.device.type == "cpu" and states.dtype == torch.float32 and 0 < p <= MOST
 
 
 class _Dropout(torch.autograd.Function):

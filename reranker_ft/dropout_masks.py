@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MOST = 255 / 256
+"""The largest probability that eight bits know: one value of 256 is always kept."""
 _BLOCK = 1024  # elements that take the same n; multiple of 8
 
 
@@ -25,12 +27,12 @@ class DropoutMasks:
         self._random = np.random.SFC64(int(torch.randint(1 << 62, ())))
 
     def draw(self, shape: Sequence[int], p: float) -> Tensor:
-        """Bytes (*shape): 0 with probability p, else 1."""
+        """Bytes (*shape): 0 with probability p, which is at most `MOST`, else 1."""
         count = math.prod(shape)
         blocks = -(-count // _BLOCK)
         lowest, rest = divmod(p * 256, 1)
         more = self._random.random_raw(-(-blocks // 4)).view(np.uint16)[:blocks] < rest * (1 << 16)
-        dropped = np.minimum(lowest + more, 255).astype(np.uint8)
+        dropped = (lowest + more).astype(np.uint8)
         words = self._random.random_raw(blocks * (_BLOCK // 8)).view(np.uint8)
         # NumPy compares whole registers of such short numbers; torch takes five times as long.
         kept = words.reshape(blocks, _BLOCK) >= dropped[:, None]

@@ -39,7 +39,7 @@ def attention_with_dropout(
         query: (T, heads, d), the asking positions of B sequences end to end.
         key: (S, heads, d), the asked ones; `value` is (S, heads, dv).
         lengths: Of the B sequences; they add up to T and S.
-        p: The share of the probabilities that is dropped, 0 < p < 1.
+        p: The share of the probabilities that is dropped, at most `dropout_masks.MOST`.
         scale: Of the logits; None is d^-0.5.
         bias: (B, 1 or heads, 1 or L, S_b) boolean (what may be asked), or added to the logits.
 

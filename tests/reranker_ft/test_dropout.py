@@ -12,7 +12,7 @@ from reranker_ft.forward import forward_logits
 from tests.reranker_ft.conftest import make_model
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1e-6])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999, 1e-6])
 def test_share_and_expectation(p):
     states = torch.ones(400, 1001)  # an odd count: eight elements share a draw
     torch.manual_seed(0)
