@@ -104,7 +104,7 @@ def search(
     )
     from cocktail.search.run import search_weights  # noqa: PLC0415
 
-    settings, dtype = _settings(models, given)
+    settings, written_as = _settings(models, given)
     if data is None:
         raise RecipeError("no examples given - a search learns from some - pass --data FILE")
     if report is not None:
@@ -112,7 +112,7 @@ def search(
     if output is not None:  # refuse before the search what would be refused after it
         names = settings["models"]
         weights = [1 / len(names)] * len(names)
-        _plan(names, weights, settings, dtype, Path(output), overwrite)
+        _plan(names, weights, settings, written_as, Path(output), overwrite)
     processes = Processes()
     try:
         result = search_weights(
@@ -129,7 +129,7 @@ def search(
             if output is not None and not result.interrupted:
                 plan = _plan(
                     result.models, result.weights, {**settings, "model_type": result.model_type},
-                    dtype, Path(output), overwrite,
+                    written_as, Path(output), overwrite,
                 )  # fmt: skip
                 mix_to_folder(plan, Path(output), progress=not quiet and sys.stderr.isatty())
             if as_json:
@@ -146,8 +146,11 @@ def search(
         sys.exit(130)
 
 
-def _settings(models: tuple[str, ...], given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """The options, with what is left out from ``cocktail.yaml``, and the output's dtype from there.
+def _settings(
+    models: tuple[str, ...], given: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options, with what is left out from ``cocktail.yaml``, and how the mix is written, from
+    there alone.
 
     Raises:
         RecipeError: there are no models, or the recipe merges them by something else than weights.
@@ -171,17 +174,20 @@ def _settings(models: tuple[str, ...], given: dict[str, Any]) -> tuple[dict[str,
     for key, name in (("model_type",) * 2, ("head",) * 2, ("pooling",) * 2, ("base", "base_model")):
         settings[key] = given[key] or recipe.get(name)
     settings["head"] = settings["head"] or "error"
-    return settings, recipe.get("dtype")
+    return settings, {key: recipe[key] for key in ("dtype", "max_shard_size") if key in recipe}
 
 
 def _plan(
     models: Sequence[str], weights: Sequence[float], settings: dict[str, Any],
-    dtype: str | None, output: Path, overwrite: bool,
+    written_as: dict[str, Any], output: Path, overwrite: bool,
 ) -> Plan:  # fmt: skip
     from cocktail.api import checked_plan  # noqa: PLC0415
+    from cocktail.plan import DEFAULT_SHARD_BYTES  # noqa: PLC0415
     from cocktail.recipe import make_recipe  # noqa: PLC0415
 
     recipe = make_recipe(
-        models, weights, model_type=settings["model_type"], head=settings["head"], dtype=dtype
-    )
-    return checked_plan(recipe, output, overwrite=overwrite)
+        models, weights, model_type=settings["model_type"], head=settings["head"],
+        pooling=settings["pooling"], dtype=written_as.get("dtype"),
+    )  # fmt: skip
+    size = written_as.get("max_shard_size", DEFAULT_SHARD_BYTES)
+    return checked_plan(recipe, output, max_shard_size=size, overwrite=overwrite)

@@ -17,7 +17,7 @@ from cocktail.plot import draw_frontier
 from cocktail.search.command import search
 from cocktail.search.result import Frontier, FrontierPoint
 from cocktail.search.selection import Interval
-from tests.search.tiny import ranked, write_jsonl
+from tests.search.tiny import ingredients, ranked, write_jsonl
 
 RUN = ["--device", "cpu", "--quiet"]
 
@@ -120,6 +120,20 @@ def test_base_and_dtype_come_from_the_recipe_file_too(kitchen, data, tmp_path, m
     assert next(c for c in found["candidates"] if c["name"] == "base")["weights"] == [0, 1]
     state = load_file(Path("mixed", "model.safetensors"))
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+
+
+def test_the_mix_is_written_as_the_recipe_file_says(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {"models": ingredients("bert-encoder", tmp_path), "pooling": "mean"}
+    Path("cocktail.yaml").write_text(json.dumps({**recipe, "max_shard_size": 20_000}))
+    data = write_jsonl(tmp_path / "data.jsonl", ranked(4, negatives=3, seed=1))
+    CliRunner().invoke(
+        search, ["--data", str(data), "--strategy", "lm-cocktail", "-o", "mixed", *RUN],
+        catch_exceptions=False,
+    )  # fmt: skip
+    pooling = json.loads(Path("mixed", "1_Pooling", "config.json").read_text())
+    assert pooling["pooling_mode_mean_tokens"]
+    assert len(list(Path("mixed").glob("*.safetensors"))) > 1
 
 
 def test_a_recipe_of_another_method_is_refused(kitchen, data, tmp_path, monkeypatch) -> None:
