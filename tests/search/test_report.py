@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from cocktail.errors import CocktailError, OutputError
 from cocktail.plot import draw_frontier
+from cocktail.pooling import write_modules
 from cocktail.search.command import search
 from cocktail.search.result import Frontier, FrontierPoint
 from cocktail.search.selection import Interval
@@ -134,6 +135,18 @@ def test_the_mix_is_written_as_the_recipe_file_says(tmp_path, monkeypatch) -> No
     pooling = json.loads(Path("mixed", "1_Pooling", "config.json").read_text())
     assert pooling["pooling_mode_mean_tokens"]
     assert len(list(Path("mixed").glob("*.safetensors"))) > 1
+
+
+def test_a_pooling_that_is_not_the_models_own_is_measured_but_not_written(tmp_path) -> None:
+    models = ingredients("bert-encoder", tmp_path, count=2)
+    for model in models:
+        write_modules(Path(model), "mean", width=32)
+    data = write_jsonl(tmp_path / "data.jsonl", ranked(4, negatives=3, seed=1))
+    asked = [*models, "--data", str(data), "--strategy", "lm-cocktail", "--pooling", "cls", *RUN]
+    assert CliRunner().invoke(search, asked, catch_exceptions=False).exit_code == 0
+    with pytest.raises(CocktailError, match="pools by mean, pooling 'cls' was asked for"):
+        CliRunner().invoke(search, [*asked, "-o", str(tmp_path / "mixed")], catch_exceptions=False)
+    assert not (tmp_path / "mixed").exists()
 
 
 def test_a_recipe_of_another_method_is_refused(kitchen, data, tmp_path, monkeypatch) -> None:
