@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from threading import Condition, Lock
 from typing import Any
@@ -16,6 +15,7 @@ import xxhash
 from cocktail.digests import SEGMENT, SegmentDigests
 from cocktail.dtypes import as_bytes, torch_dtype
 from cocktail.headers import TensorInfo
+from cocktail.heap import trim_heap
 from cocktail.methods.linear import accumulate
 from cocktail.methods.random_words import RandomWords
 from cocktail.output import Merge, MixedTensor
@@ -96,7 +96,7 @@ class MergingWorker(Worker):
         statistics = [StoredMatrix(self.reader, info) for info in merge.statistics]
         merged = _merged(tensor, merge, tensors, statistics).reshape(-1)
         if merge.method.singular:
-            trim_heap()
+            trim_heap()  # singular vectors come to most of the largest tensor
         for (start, stop), found in zip(segments, digests, strict=True):
             output = xxhash.xxh3_128()
             for low, high in block_bounds(stop - start, self.block):
@@ -146,7 +146,7 @@ class MergingWorker(Worker):
     def _places(self, count: int, dtype: torch.dtype, size: int) -> list[torch.Tensor]:
         """Memory for a block of each of ``count`` sources."""
         while len(self._spaces) < count:
-            self._spaces.append(torch.empty(self.block * 8, dtype=torch.uint8))
+            self._spaces.append(torch.empty(self.raw.nbytes, dtype=torch.uint8))
         return [space.view(dtype)[:size] for space in self._spaces[:count]]
 
     def _rounded(self, tensor: MixedTensor, block: torch.Tensor) -> Bytes:
@@ -187,13 +187,6 @@ def _large(numel: int, dtype: torch.dtype) -> torch.Tensor:
     """Memory for a whole tensor, shape (numel,), from NumPy, which asks the system for huge pages:
     with small ones, making the pages takes longer than filling them."""
     return torch.from_numpy(np.empty(numel, np.float64 if dtype == torch.float64 else np.float32))
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system: the C library keeps matrices of some megabytes for
-    later, and with singular vectors those come to most of the largest tensor."""
-    with suppress(AttributeError, OSError):  # GNU's alone can
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _sum_dtype(tensor: MixedTensor) -> torch.dtype:

@@ -68,7 +68,7 @@ def stream(
         CheckpointError: an ingredient cannot be read any more.
         NonFiniteError: a mixed tensor holds NaN or infinity.
     """
-    jobs = _jobs(plan)
+    jobs, space = _jobs(plan), plan.block_bytes(block)
     make_worker = _worker_for(plan)
     # Where the mix does without torch, the sink may not.
     has_torch = "torch" in sys.modules
@@ -78,7 +78,7 @@ def stream(
     def start_thread() -> None:
         if has_torch:
             sys.modules["torch"].set_num_threads(1)  # the threads here are the parallelism
-        workers.own = make_worker(reader, block, sink, progress, stopped)
+        workers.own = make_worker(reader, block, space, sink, progress, stopped)
 
     def run(tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
         worker: Worker = workers.own

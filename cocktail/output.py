@@ -138,6 +138,11 @@ class MixedTensor:
     def nbytes(self) -> int:
         return self.numel * ITEM_SIZE[self.dtype]
 
+    def block_bytes(self, block: int) -> int:
+        """What ``block`` of its elements take at most: as they are read, summed or written."""
+        read = (ITEM_SIZE[source.info.read_dtype] for source in self.active)
+        return min(block, self.numel) * max(ITEM_SIZE["F32"], ITEM_SIZE[self.dtype], *read)
+
     @cached_property
     def active(self) -> tuple[Source, ...]:
         """The sources that are read, the base last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,6 +86,11 @@ class Plan:
         """Whether all of it is made without torch."""
         return all(piece.is_plain_sum for piece in self.pieces)
 
+    def block_bytes(self, block: int) -> int:
+        """What ``block`` elements of any tensor take at most, in whole numbers of eight bytes."""
+        largest = max((piece.block_bytes(block) for piece in self.pieces), default=0)
+        return math.ceil(largest / 8) * 8
+
     @property
     def statistics_bytes(self) -> int:
         """What is measured of one model before tensors are combined, at most."""
@@ -100,7 +106,8 @@ class Plan:
         side += threads * max((delta.workspace for delta in deltas), default=0)
         whole = max((p.whole_numel for p in self.pieces if p.is_whole), default=0)
         sources = (len(p.active) + len(p.sources) * p.is_measured for p in self.pieces if p.merge)
-        mixing = threads * (4 + max(sources, default=0)) * BLOCK * 8 + side + whole * 4
+        mixing = threads * (4 + max(sources, default=0)) * self.block_bytes(BLOCK)
+        mixing += side + whole * 4
         runtime = BARE_RUNTIME_BYTES if self.is_plain_sum else RUNTIME_BYTES
         return runtime + max(mixing, measuring_bytes(self))
 

@@ -25,6 +25,7 @@ class Worker:
 
     Args:
         block: elements at a time; the result does not depend on it.
+        space: bytes that a block takes at most.
         stopped: set where the mix is given up.
     """
 
@@ -32,6 +33,7 @@ class Worker:
         self,
         reader: TensorReader,
         block: int,
+        space: int,
         sink: Sink,
         progress: Progress | None,
         stopped: Event,
@@ -41,8 +43,7 @@ class Worker:
         self.sink = sink
         self.progress = progress
         self.stopped = stopped
-        # Wide enough for fp64; pages that narrower types do not touch are never allocated.
-        self.raw, self.term, self.sum, self.out = (np.empty(block * 8, np.uint8) for _ in range(4))
+        self.raw, self.term, self.sum, self.out = (np.empty(space, np.uint8) for _ in range(4))
 
     def run(self, tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
         """Mix elements ``start:stop``, a block of every source at a time."""

@@ -69,7 +69,7 @@ class Task(Protocol):
     def metric(self) -> str | None: ...
 
     def batches(self, examples: Sequence[int] | None = None) -> list[Batch]:
-        """The texts of these examples (all by default) in micro-batches, longest first."""
+        """The texts of these examples (all by default) in micro-batches, most tokens first."""
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Rows of output, shape (B', ...), fp32 or wider, with a graph where gradients are on."""
@@ -112,9 +112,10 @@ def token_budget(device: torch.device) -> int:
 
 
 def by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Cut 0..N-1 into batches of at most ``max_tokens`` padded tokens, longest first.
+    """Cut 0..N-1 into batches of texts of about one length, ``max_tokens`` padded tokens at most.
 
-    A text that is longer than ``max_tokens`` makes a batch of its own.
+    A text that is longer than ``max_tokens`` makes a batch of its own. The batch with most tokens
+    is the first: what its activations leave behind has room for those of all others.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches: list[list[int]] = []
@@ -123,7 +124,7 @@ def by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         count = max(1, max_tokens // max(1, lengths[order[start]]))
         batches.append(order[start : start + count])
         start += count
-    return batches
+    return sorted(batches, key=lambda batch: -len(batch) * lengths[batch[0]])
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

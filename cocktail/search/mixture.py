@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cocktail.checkpoint import MAIN
 from cocktail.collector import collection_paused
 from cocktail.errors import CheckpointError, PlanError, listed
+from cocktail.heap import trim_heap
 from cocktail.kinds.task import Batch, Task
 from cocktail.loading import ModelInMemory, put_block
 from cocktail.mix import stream
@@ -126,6 +127,7 @@ class Mixture:
 
         self.weights = np.full_like(weights, np.nan)  # until it is whole again
         stream(self.plan.reweighted(list(weights)), write, threads=self.threads)
+        trim_heap()
         self.weights = weights.copy()
         self.cost.mixes += 1
 

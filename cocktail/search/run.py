@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cocktail.api import mix_models
+from cocktail.heap import trim_heap
 from cocktail.kinds.examples import ExampleData
 from cocktail.search.mixture import Mixture, Weights, simplex_vertex
 from cocktail.search.objective import MixObjective
@@ -192,6 +193,7 @@ def mix_models_with_data(
             raise KeyboardInterrupt
         weights = np.array(result.weights)
     logger.info("mixing weights: %s", dict(zip(names, weights.tolist(), strict=True)))
+    trim_heap()
     return mix_models(
         names, model_type, weights.tolist(), output_path, progress=progress, **common, **mix_options
     )

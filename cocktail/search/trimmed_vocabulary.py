@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 from cocktail.align import Source
 from cocktail.checkpoint import MAIN
 from cocktail.dtypes import ITEM_SIZE, torch_dtype
+from cocktail.heap import trim_heap
 from cocktail.kinds.task import Task
 from cocktail.reading import TensorReader
 from cocktail.search.mixture import Mixture
@@ -71,6 +72,7 @@ def trim_vocabulary(mixture: Mixture, tasks: Sequence[Task]) -> None:
     mixture.homes[tensor.name] = trimmed.weight
     shape = tuple(trimmed.weight.shape)
     mixture.plan = mixture.plan.with_tensor(replace(tensor, shape=shape, sources=sources))
+    trim_heap()
 
 
 def _lookup_table(model: Any) -> nn.Embedding | None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from cocktail.heap import trim_heap
 from cocktail.kinds.task import Batch, Task
-from cocktail.merging import trim_heap
 from cocktail.search.mixture import Mixture
 
 
