@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import codecs
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -37,18 +38,37 @@ class Example:
     passage_prompt: str | None = None
 
 
+def decode_line(line: bytes, form: str) -> str:
+    """The text of a line.
+
+    Args:
+        form: What the file is said to be, for the message.
+
+    Raises:
+        ValueError: It is not UTF-8, or a byte order mark would become part of its first text.
+    """
+    if line.startswith(codecs.BOM_UTF8):
+        raise ValueError(
+            f"the line begins with a byte order mark - {form} is plain UTF-8 text - save the file "
+            "as UTF-8 without it"
+        )
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start} of the line is not UTF-8 - {form} is UTF-8 text - convert the file"
+        ) from None
+
+
 def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
     """Reads one line.
 
     Raises:
         ValueError: The line breaks the format; the message says how, without file and line.
     """
+    text = decode_line(line, "JSONL")
     try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"byte {error.start} of the line is not UTF-8 - JSONL is UTF-8 text - convert the file"
-        ) from None
+        fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"broken JSON: {error} - every line is one JSON object - fix it") from None
     if not isinstance(fields, dict):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from reranker_ft.data import Example, ExampleFiles
+from reranker_ft.data import Example, ExampleFiles, decode_line
 from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
 from reranker_ft.files import existing_file, new_text_file, refuse_existing
 from reranker_ft.records import write_line
@@ -22,6 +22,7 @@ from reranker_ft.score import Reranker
 
 # Queries whose candidates the guard scores together.
 CHUNK_QUERIES = 512
+_POOL_LINE = 'a line of the pool is {"text": passage}'
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,13 @@ def read_pool(path: str | Path) -> Iterator[str]:
 
 
 def _pool_passage(line: bytes, as_json: bool) -> str:
+    text = decode_line(line, "a pool").strip()
     try:
-        text = line.decode("utf-8").strip()
         fields = json.loads(text) if as_json else {"text": text}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{error} - a pool is UTF-8, JSONL or plain lines - fix it") from None
+        raise ValueError(f"broken JSON: {error} - {_POOL_LINE} - fix it") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
-        raise ValueError('no "text" - a line of the pool is {"text": passage} - add it')
+        raise ValueError(f'no "text" - {_POOL_LINE} - add it')
     passage: str = fields["text"]
     return passage
 

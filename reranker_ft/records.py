@@ -13,7 +13,7 @@ from typing import IO, Any, TextIO
 from tqdm import tqdm
 
 from reranker_ft.collate import Pair
-from reranker_ft.data import parse_example
+from reranker_ft.data import decode_line, parse_example
 from reranker_ft.errors import SHOWN_PROBLEMS, DataError
 from reranker_ft.files import existing_file, new_text_file, refuse_existing
 from reranker_ft.score import Reranker
@@ -87,12 +87,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
 
 
 def _parse_tab_separated(line: bytes) -> Record:
-    try:
-        columns = line.decode("utf-8").rstrip("\r\n").split("\t")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"byte {error.start} of the line is not UTF-8 - TSV is UTF-8 text - convert the file"
-        ) from None
+    columns = decode_line(line, "TSV").rstrip("\r\n").split("\t")
     if len(columns) != 2:
         raise ValueError(
             f"{len(columns)} column(s) - a line is query, tab, passage - fix it, or write JSONL"

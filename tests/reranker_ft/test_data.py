@@ -32,6 +32,7 @@ def test_a_line_becomes_an_example():
     [
         (b'{"query": "q", "pos": ["p"]', "broken JSON"),
         (b'{"query": "\xff", "pos": ["p"]}', "byte 11 of the line is not UTF-8"),
+        (b'\xef\xbb\xbf{"query": "q", "pos": ["p"]}', "begins with a byte order mark"),
         (b"[1, 2]", "the line is a list"),
         (line(pos=["p"], neg=["n"]), "`query` is missing"),
         (line(query=3, pos=["p"], neg=["n"]), "`query` is a number"),

@@ -86,7 +86,12 @@ def test_lines_that_are_neither_are_refused(line, found):
 
 
 def test_tsv_lines_have_two_columns():
-    for line, found in [(b"alone", "1 column"), (b"a\tb\tc", "3 column"), (b"\xff\tb", "UTF-8")]:
+    for line, found in [
+        (b"alone", "1 column"),
+        (b"a\tb\tc", "3 column"),
+        (b"\xff\tb", "UTF-8"),
+        (b"\xef\xbb\xbfa\tb", "byte order mark"),
+    ]:
         with pytest.raises(ValueError, match=found):
             parse_record(line, tsv=True)
 

@@ -223,6 +223,9 @@ def test_pools_are_json_or_plain_lines(tmp_path):
     with pytest.raises(DataError, match=r"3 problems(.|\n)*pool.jsonl:2: no \"text\""):
         list(read_pool(tmp_path / "pool.jsonl"))
     assert distinct(iter(["a b", " ", "a  b", "c"])) == ["a b", "c"]
+    (tmp_path / "pool.txt").write_text("first\n", encoding="utf-8-sig")
+    with pytest.raises(DataError, match=r"pool.txt:1: .*byte order mark"):
+        list(read_pool(tmp_path / "pool.txt"))
 
 
 def test_nothing_is_written_over_or_left_behind(tmp_path, write_jsonl):
