@@ -6,8 +6,9 @@
 
 Both sides call `mix_models_with_data` with its defaults in a process of their own, get the mixed
 model and write nothing: 10 examples for the encoders, 5 for the decoders, models in fp32. Rounds
-are interleaved, medians are printed. Encoders are pooled by `cls`, which is all that the peer
-knows, and every example has exactly the 7 negatives that both use.
+are interleaved, medians are printed. Each process imports transformers' model class
+first, which takes both sides equally long, so the call is timed too. Encoders are pooled by `cls`,
+which is all that the peer knows, and every example has exactly the 7 negatives that both use.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import measure
 import peers
@@ -28,24 +31,29 @@ NEGATIVES = 7
 EXAMPLES = {"encoder": 10, "decoder": 5}
 CLASSES = {"encoder": AutoModel, "decoder": AutoModelForCausalLM}
 SIDES = {"ours": None, "LM_Cocktail": "lm_cocktail"}
+# What both sides need of transformers is imported before the call is timed.
+BEFORE = """
+import importlib, json, logging, sys, time
+kind, data, *models = sys.argv[1:]
+importlib.import_module({"encoder": "transformers.models.bert.modeling_bert",
+                         "decoder": "transformers.models.llama.modeling_llama"}[kind])
+"""
 # The weights are caught where each side has them in full precision.
 OURS = """
-import json, logging, sys
 from cocktail import mix_models_with_data
-kind, data, *models = sys.argv[1:]
 examples = [json.loads(line) for line in open(data)]
 found = []
 logger = logging.getLogger("cocktail.search.run")
 logger.setLevel(logging.INFO)
 logger.addFilter(lambda record: found.append(list(record.args.values())))
 options = {"pooling": "cls"} if kind == "encoder" else {}
+started = time.perf_counter()
 mix_models_with_data(models, kind, examples, progress=False, **options)
+print("SECONDS", time.perf_counter() - started)
 print("WEIGHTS", json.dumps(found[-1]))
 """
 PEER = """
-import json, sys
 from LM_Cocktail import cocktail
-kind, data, *models = sys.argv[1:]
 examples = [json.loads(line) for line in open(data)]
 rule = cocktail.compute_weights
 def caught(*args, **kwargs):
@@ -53,9 +61,11 @@ def caught(*args, **kwargs):
     print("WEIGHTS", json.dumps(found))
     return found
 cocktail.compute_weights = caught
+started = time.perf_counter()
 cocktail.mix_models_with_data(models, kind, examples)
+print("SECONDS", time.perf_counter() - started)
 """
-SCRIPTS = {"ours": OURS, "LM_Cocktail": PEER}
+SCRIPTS = {"ours": BEFORE + OURS, "LM_Cocktail": BEFORE + PEER}
 
 
 def main() -> None:
@@ -63,7 +73,7 @@ def main() -> None:
     print(json.dumps(measure.machine()))
     WORK.mkdir(exist_ok=True)
     rows = [
-        ["kind", "side", "wall time", "anonymous memory", "all resident memory", "weights"],
+        ["kind", "side", "process", "call", "anonymous memory", "all resident memory", "weights"],
     ]
     runs: dict[str, dict[str, list[measure.Usage]]] = {}
     for kind in EXAMPLES:
@@ -84,8 +94,10 @@ def main() -> None:
         for side, usages in runs[kind].items():
             median = measure.medians(usages)
             rows.append([
-                kind, side, f"{median['seconds']:.1f} s", f"{median['anonymous'] / 1e6:.0f} MB",
-                f"{median['total'] / 1e6:.0f} MB", weights(usages[-1]),
+                kind, side, f"{median['seconds']:.1f} s",
+                f"{statistics.median(printed(usage, 'SECONDS') for usage in usages):.1f} s",
+                f"{median['anonymous'] / 1e6:.0f} MB", f"{median['total'] / 1e6:.0f} MB",
+                " ".join(f"{weight:.4f}" for weight in printed(usages[-1], "WEIGHTS")),
             ])  # fmt: skip
     print(measure.table(rows))
     if args.json:
@@ -133,9 +145,10 @@ def short_file(kind: str, source: Path) -> Path:
     return path
 
 
-def weights(usage: measure.Usage) -> str:
-    line = next(line for line in usage.stdout.splitlines() if line.startswith("WEIGHTS"))
-    return " ".join(f"{weight:.4f}" for weight in json.loads(line.removeprefix("WEIGHTS")))
+def printed(usage: measure.Usage, name: str) -> Any:
+    """The value that the process printed after `name`."""
+    line = next(line for line in usage.stdout.splitlines() if line.startswith(name))
+    return json.loads(line.removeprefix(name))
 
 
 if __name__ == "__main__":
