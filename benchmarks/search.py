@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,8 +177,7 @@ def report(draws: dict[int, list[dict]], args: argparse.Namespace) -> None:
             f"{', '.join(f'{name} {count} times' for name, count in chosen.most_common())}; "
             f"test loss against the oracle T: {behind}, against T = {temperature}: {behind_one}"
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\nPeak memory of the whole benchmark {peak:.0f} MiB. Models: {', '.join(args.models)}")
+    print(f"\nModels: {', '.join(args.models)}")
     if args.json:
         args.json.write_text(json.dumps(draws, indent=2))
 

@@ -35,6 +35,7 @@ SMOLLM2 = Path(__file__).parents[1] / "examples/smollm2.py"
 WARM_UP = 0.1  # of the steps
 LONGEST = 40  # words of a sentence
 TRAINED = 300  # lines of XQuAD that the decoder is trained on
+MAX_TOKENS = 4096  # of a forward in training
 
 
 def main() -> None:
@@ -62,8 +63,7 @@ def make_encoders(data: Path, out: Path) -> None:
         if not (out / name).exists():
             model = AutoModel.from_pretrained(base, dtype=torch.float32)
             task = EncoderTask(
-                read_ranked(lines, negatives=0), tokenizer, model, pooling="mean", max_length=64,
-                max_tokens=4096,
+                read_ranked(lines, negatives=0), tokenizer, model, pooling="mean", max_length=64
             )  # fmt: skip
             train(model, task, steps=60, batch=8, rate=1e-4)
             save(model, base, out / name)
@@ -85,9 +85,7 @@ def make_decoders(data: Path, out: Path) -> None:
     for name, lines in sets.items():
         if not (out / name).exists():
             model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-            task = DecoderTask(
-                read_written(lines), tokenizer, model, max_length=96, max_tokens=1024
-            )
+            task = DecoderTask(read_written(lines), tokenizer, model, max_length=96)
             train(model, task, steps=24, batch=4, rate=1e-4)
             save(model.half(), base, out / name)
     others = asked(data / "xquad_en/test.jsonl")
@@ -112,7 +110,7 @@ def train(
     for step in bar:
         chosen = order[step * batch : (step + 1) * batch]
         rows = None
-        for part in task.batches(chosen):
+        for part in task.batches(MAX_TOKENS, chosen):
             found = task.forward(model, part)
             if rows is None:
                 rows = torch.zeros((task.rows, *found.shape[1:]))

@@ -117,7 +117,6 @@ class DecoderTask(TokenTask):
 
     Args:
         max_length: most tokens of input and output together.
-        max_tokens: most padded tokens of a forward.
 
     Raises:
         ExampleError: an input leaves no room for its output.
@@ -130,7 +129,6 @@ class DecoderTask(TokenTask):
         model: Any,
         *,
         max_length: int,
-        max_tokens: int,
     ) -> None:
         limit = length_limit(max_length, model.config, tokenizer)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -150,13 +148,12 @@ class DecoderTask(TokenTask):
             targets.append(ids[prompt:])
         super().__init__(examples, targets)
         self._pad = tokenizer.pad_token_id or 0  # masked, so that any token does
-        self._max_tokens = max_tokens
         self._cuts_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def batches(self, examples: Sequence[int] | None = None) -> list[Batch]:
+    def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
         chosen = list(range(len(self.places)) if examples is None else examples)
         made = []
-        for batch in by_length([len(self._ids[i]) for i in chosen], self._max_tokens):
+        for batch in by_length([len(self._ids[i]) for i in chosen], max_tokens):
             picked = [chosen[place] for place in batch]
             ids = [self._ids[i] for i in picked]
             # The last token predicts nothing that counts.

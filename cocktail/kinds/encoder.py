@@ -38,7 +38,6 @@ class EncoderTask:
     Args:
         pooling: ``cls``, ``mean``, ``max`` or ``lasttoken``.
         max_length: most tokens of a text.
-        max_tokens: most padded tokens of a forward.
     """
 
     entangled = True
@@ -53,7 +52,6 @@ class EncoderTask:
         *,
         pooling: str,
         max_length: int,
-        max_tokens: int,
     ) -> None:
         self.places = [example.place for example in examples]
         self._examples = examples
@@ -67,15 +65,14 @@ class EncoderTask:
         self._starts = np.array(starts)  # an example's query, then its passages
         self._ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         self._pad = tokenizer.pad_token_id or 0
-        self._max_tokens = max_tokens
         self._layouts: dict[tuple[tuple[int, ...], ...], tuple[Tensor, ...]] = {}
         self.rows = len(texts)
 
-    def batches(self, examples: Sequence[int] | None = None) -> list[Batch]:
+    def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
         chosen = range(len(self.places)) if examples is None else examples
         rows = [row for i in chosen for row in range(self._starts[i], self._starts[i + 1])]
         made = []
-        for batch in by_length([len(self._ids[row]) for row in rows], self._max_tokens):
+        for batch in by_length([len(self._ids[row]) for row in rows], max_tokens):
             picked = [rows[place] for place in batch]
             ids = [self._ids[row] for row in picked]
             inputs = {"input_ids": pad(ids, self._pad), "attention_mask": pad_mask(ids)}

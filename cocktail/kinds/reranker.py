@@ -35,7 +35,6 @@ class RerankerTask:
     Args:
         model: tells how many positions there are, and whether it needs a mask.
         max_length: most tokens of a pair.
-        max_tokens: most padded tokens of a forward.
 
     Raises:
         CocktailError: the tokenizer makes no pairs, or the length leaves no room for them.
@@ -52,7 +51,6 @@ class RerankerTask:
         model: Any,
         *,
         max_length: int,
-        max_tokens: int,
     ) -> None:
         self.places = [example.place for example in examples]
         limit = min(max_length, position_limit(model) or max_length)
@@ -72,13 +70,12 @@ class RerankerTask:
             self._present, columns + torch.from_numpy(self._starts[:-1])[:, None], 0
         )
         self._always_mask = needs_mask(model)
-        self._max_tokens = max_tokens
 
-    def batches(self, examples: Sequence[int] | None = None) -> list[Batch]:
+    def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
         chosen = range(len(self.places)) if examples is None else examples
         rows = np.concatenate([np.arange(*self._starts[i : i + 2]) for i in chosen])
         made = []
-        for batch in token_batches(self._encodings.lengths[rows], self._max_tokens):
+        for batch in token_batches(self._encodings.lengths[rows], max_tokens):
             picked = rows[batch]
             with _as_cocktail_errors():
                 inputs = self._encodings.pad(picked.tolist(), always_mask=self._always_mask)

@@ -17,7 +17,6 @@ class EncoderDecoderTask(TokenTask):
 
     Args:
         max_length: most tokens of an input, and of an output.
-        max_tokens: most padded tokens of a forward, input and output together.
 
     Raises:
         ExampleError: an output has no tokens.
@@ -30,7 +29,6 @@ class EncoderDecoderTask(TokenTask):
         model: Any,
         *,
         max_length: int,
-        max_tokens: int,
     ) -> None:
         limit = length_limit(max_length, model.config, tokenizer)
         options = {"truncation": True, "max_length": limit}
@@ -45,13 +43,12 @@ class EncoderDecoderTask(TokenTask):
         super().__init__(examples, targets)
         self._pad = tokenizer.pad_token_id or 0
         self._start = _start_token(model.config, tokenizer)
-        self._max_tokens = max_tokens
 
-    def batches(self, examples: Sequence[int] | None = None) -> list[Batch]:
+    def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
         chosen = list(range(len(self.places)) if examples is None else examples)
         lengths = [len(self._inputs[i]) + len(self._targets[i]) for i in chosen]
         made = []
-        for batch in by_length(lengths, self._max_tokens):
+        for batch in by_length(lengths, max_tokens):
             picked = [chosen[place] for place in batch]
             read = [self._inputs[i] or [self._pad] for i in picked]
             written = [[self._start, *self._targets[i][:-1]] for i in picked]

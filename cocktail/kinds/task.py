@@ -44,6 +44,11 @@ class Batch:
         """Padded tokens, which is what a forward costs."""
         return sum(t.numel() for name, t in self.inputs.items() if name.endswith("input_ids"))
 
+    @property
+    def texts(self) -> int:
+        """B"""
+        return len(self.inputs["input_ids"])
+
 
 class Task(Protocol):
     """N examples of one kind.
@@ -68,8 +73,12 @@ class Task(Protocol):
     @property
     def metric(self) -> str | None: ...
 
-    def batches(self, examples: Sequence[int] | None = None) -> list[Batch]:
-        """The texts of these examples (all by default) in micro-batches, most tokens first."""
+    def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
+        """The texts of these examples (all by default) in micro-batches, most tokens first.
+
+        Args:
+            max_tokens: of a batch, padded; what it reads and what it writes together.
+        """
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Rows of output, shape (B', ...), fp32 or wider, with a graph where gradients are on."""

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from cocktail.checkpoint import MAIN
 from cocktail.collector import collection_paused
-from cocktail.errors import CheckpointError, PlanError, listed
+from cocktail.errors import CheckpointError, CocktailError, PlanError, listed
 from cocktail.heap import trim_heap
-from cocktail.kinds.task import Batch, Task
+from cocktail.kinds.task import Batch, Task, token_budget
 from cocktail.loading import ModelInMemory, put_block
 from cocktail.mix import stream
 from cocktail.output import MixedTensor
@@ -34,6 +34,9 @@ from cocktail.threads import default_threads
 
 BACKWARD_COST = 2.0
 """Forwards that a backward takes: it multiplies twice where a forward does once."""
+_BACKWARD_SHARE = 2
+"""A backward keeps the activations of all layers: its batches are half as large. Measured on a CPU,
+that takes no more time from 576 units of width on."""
 
 Weights = npt.NDArray[np.float64]
 
@@ -66,9 +69,11 @@ class Mixture:
 
     Attributes:
         homes: by name of a mixed tensor, the parameter of the model that is that tensor.
+        forward_tokens: padded tokens of a batch, fewer once the device has run out of memory.
 
     Raises:
         PlanError: the model cannot be built, or not around the mixed tensors.
+        CocktailError: it does not fit into the memory of the device.
     """
 
     plan: Plan
@@ -89,7 +94,16 @@ class Mixture:
         self.cost.mixes += 1
         model = memory.build(trust_remote_code=self.trust_remote_code)
         self.homes = _homes(model, memory)
-        self.model: Any = model.to(self.device)
+        self.forward_tokens = token_budget(self.device)
+        try:
+            self.model: Any = model.to(self.device)
+        except torch.cuda.OutOfMemoryError:
+            raise self._memory_error("the model") from None
+
+    @property
+    def backward_tokens(self) -> int:
+        """Padded tokens of a batch that is differentiated."""
+        return self.forward_tokens // _BACKWARD_SHARE
 
     @property
     def names(self) -> list[str]:
@@ -149,13 +163,9 @@ class Mixture:
             Shape (R, ...), on the CPU.
         """
         self.fill(weights)
-        batches = task.batches(examples)
         run = task.keep if keep else task.forward
         with torch.no_grad():
-            mine = [run(self.model, batch).cpu() for batch in self.processes.share(batches)]
-        self.cost.forwards += sum(batch.tokens for batch in batches) / self.unit_tokens
-        self.ran()
-        return _assemble(task.rows, batches, self.processes.gather(mine))
+            return self._run(task, examples, lambda batch: run(self.model, batch).cpu())
 
     def gradient(
         self, task: Task, weights: Weights, row_gradient: Tensor, examples: Sequence[int] | None
@@ -170,20 +180,58 @@ class Mixture:
         """
         self.fill(weights)
         self.model.zero_grad(set_to_none=True)
-        batches = task.batches(examples)
-        mine = []
-        for batch in self.processes.share(batches):
+
+        def differentiate(batch: Batch) -> Tensor:
             rows = task.forward(self.model, batch)
             upstream = row_gradient[batch.rows].to(rows.device, rows.dtype)
             torch.autograd.backward(rows, upstream)
-            mine.append(rows.detach().cpu())
-        tokens = sum(batch.tokens for batch in batches) / self.unit_tokens
-        self.cost.forwards += (1 + BACKWARD_COST) * tokens
+            return rows.detach().cpu()
+
+        rows = self._run(task, examples, differentiate, backward=True)
         self.cost.gradients += 1
-        self.ran()
         slopes = self.processes.sum(self._dot_ingredients())
         self.model.zero_grad(set_to_none=True)
-        return _assemble(task.rows, batches, self.processes.gather(mine)), slopes
+        return rows, slopes
+
+    def _run(
+        self,
+        task: Task,
+        examples: Sequence[int] | None,
+        run: Callable[[Batch], Tensor],
+        *,
+        backward: bool = False,
+    ) -> Tensor:
+        """The rows (R, ...) that `run` gives for all batches.
+
+        Where the memory of the device does not suffice, with batches half as large, down to one
+        text each.
+        """
+        while True:
+            max_tokens = self.backward_tokens if backward else self.forward_tokens
+            batches = task.batches(max_tokens, examples)
+            failures = np.zeros(1)
+            try:
+                mine = [run(batch) for batch in self.processes.share(batches)]
+            except torch.cuda.OutOfMemoryError:
+                failures += 1
+            if not self.processes.sum(failures):
+                break
+            if all(batch.texts == 1 for batch in batches):
+                raise self._memory_error(f"a text of {batches[0].tokens} tokens")
+            self.model.zero_grad(set_to_none=True)
+            self.forward_tokens //= 2
+        tokens = sum(batch.tokens for batch in batches) / self.unit_tokens
+        self.cost.forwards += (1 + BACKWARD_COST if backward else 1) * tokens
+        self.ran()
+        return _assemble(task.rows, batches, self.processes.gather(mine))
+
+    def _memory_error(self, what: str) -> CocktailError:
+        return CocktailError(
+            f"{what} does not fit into the memory of {self.device} - one model and, for a "
+            "gradient, as much again are held there - pass compute_dtype bfloat16 "
+            "(--compute-dtype), a smaller max_input_length (--max-input-length) or the device cpu "
+            "(--device)"
+        )
 
     def _dot_ingredients(self) -> Weights:
         """<dL/dtheta, theta_i> for every ingredient, streamed from the files."""

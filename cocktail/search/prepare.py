@@ -23,7 +23,7 @@ from cocktail.kinds.examples import (
 )
 from cocktail.kinds.reranker import RerankerTask
 from cocktail.kinds.seq2seq import EncoderDecoderTask
-from cocktail.kinds.task import Task, token_budget
+from cocktail.kinds.task import Task
 from cocktail.plan import Plan, build_plan
 from cocktail.recipe import make_recipe
 from cocktail.search.mixture import Mixture
@@ -128,7 +128,7 @@ def prepare(
     order = content_order(target_examples, options.seed)
     ordered = [target_examples[i] for i in order]
     task = _task(mixture, ordered, options, pooling)
-    mixture.unit_tokens = sum(batch.tokens for batch in task.batches())
+    mixture.unit_tokens = sum(b.tokens for b in task.batches(mixture.forward_tokens))
     retain_task = None
     if retain_examples is not None:
         kept = content_order(retain_examples, options.seed)
@@ -162,21 +162,20 @@ def _task(
     pooling: str | None,
 ) -> Task:
     tokenizer, model = mixture.tokenizer(), mixture.model
-    limits = {
-        "max_length": options.max_input_length,
-        "max_tokens": token_budget(mixture.device),
-    }
+    max_length = options.max_input_length
     ranked = [example for example in examples if isinstance(example, RankedExample)]
     written = [example for example in examples if isinstance(example, WrittenExample)]
     kind = mixture.plan.kind.name
     if kind == "reranker":
-        return RerankerTask(ranked, tokenizer, model, **limits)
+        return RerankerTask(ranked, tokenizer, model, max_length=max_length)
     if kind == "encoder":
-        return EncoderTask(ranked, tokenizer, model, pooling=pooling or "cls", **limits)
+        return EncoderTask(
+            ranked, tokenizer, model, pooling=pooling or "cls", max_length=max_length
+        )
     if kind == "decoder":
-        return DecoderTask(written, tokenizer, model, **limits)
+        return DecoderTask(written, tokenizer, model, max_length=max_length)
     if kind == "encoder-decoder":
-        return EncoderDecoderTask(written, tokenizer, model, **limits)
+        return EncoderDecoderTask(written, tokenizer, model, max_length=max_length)
     raise PlanError([f"a search does not know the kind {kind}"])
 
 

@@ -61,7 +61,7 @@ def trim_vocabulary(mixture: Mixture, tasks: Sequence[Task]) -> None:
         return
     names = [name for name, home in mixture.homes.items() if home is embedding.weight]
     tensor = next(t for t in mixture.plan.tensors if t.part == MAIN and t.name in names)
-    tokens = _tokens(tasks)
+    tokens = _tokens(tasks, mixture.forward_tokens)
     adapted = any(source.info.delta is not None for source in tensor.sources)
     if adapted or len(tokens) * (1 + len(tensor.sources)) >= embedding.num_embeddings:
         return
@@ -90,12 +90,12 @@ def _lookup_table(model: Any) -> nn.Embedding | None:
     return embedding if users == [embedding] else None
 
 
-def _tokens(tasks: Sequence[Task]) -> Tensor:
+def _tokens(tasks: Sequence[Task], max_tokens: int) -> Tensor:
     """(U,) all that any batch holds, each once."""
     ids = [
         tensor.flatten()
         for task in tasks
-        for batch in task.batches()
+        for batch in task.batches(max_tokens)
         for name, tensor in batch.inputs.items()
         if name.endswith("input_ids")
     ]

@@ -43,7 +43,7 @@ def fisher_information(
 
     model.zero_grad(set_to_none=True)
     for example in range(count):
-        *others, last = task.batches([example])
+        *others, last = task.batches(mixture.backward_tokens, [example])
         for batch in others:
             run(batch)
         with _squaring(sums, 1 / count):

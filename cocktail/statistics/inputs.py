@@ -71,7 +71,7 @@ def input_grams(
     }
     with _hooked(layers, grams), torch.no_grad():
         for example in range(len(task.places)):
-            for batch in task.batches([example]):
+            for batch in task.batches(mixture.forward_tokens, [example]):
                 for inputs in _unpadded(batch.inputs):
                     model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
             advance()

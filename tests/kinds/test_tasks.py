@@ -15,7 +15,7 @@ from cocktail.kinds.task import by_length, ndcg_at_10
 from tests.search.tiny import FAMILIES, ranked, tokenizer, written
 
 ONE = torch.ones(())
-LIMITS = {"max_length": 64, "max_tokens": 48}
+MAX_TOKENS = 48
 
 
 def model(family: str):
@@ -26,7 +26,7 @@ def model(family: str):
 def losses(task, net) -> torch.Tensor:
     rows = None
     with torch.no_grad():
-        for batch in task.batches():
+        for batch in task.batches(MAX_TOKENS):
             found = task.forward(net, batch)
             rows = torch.zeros((task.rows, *found.shape[1:])) if rows is None else rows
             rows[batch.rows] = found
@@ -37,8 +37,8 @@ def test_decoder_loss_is_transformers_own_on_each_example_alone() -> None:
     """No padding token, no padding, labels masked by hand."""
     net, tok, rows = model("llama"), tokenizer("llama"), written(7)
     assert tok.pad_token_id is None
-    task = DecoderTask(read_written(rows), tok, net, **LIMITS)
-    assert len(task.batches()) > 1
+    task = DecoderTask(read_written(rows), tok, net, max_length=64)
+    assert len(task.batches(MAX_TOKENS)) > 1
     for row, found in zip(rows, losses(task, net), strict=True):
         ids = [*tok.encode(row["input"] + " " + row["output"]), tok.eos_token_id]
         labels = [-100] * len(tok.encode(row["input"])) + ids[len(tok.encode(row["input"])) :]
@@ -49,7 +49,7 @@ def test_decoder_loss_is_transformers_own_on_each_example_alone() -> None:
 
 def test_encoder_decoder_loss_is_transformers_own() -> None:
     net, tok, rows = model("t5"), tokenizer("t5"), written(7)
-    task = EncoderDecoderTask(read_written(rows), tok, net, **LIMITS)
+    task = EncoderDecoderTask(read_written(rows), tok, net, max_length=64)
     for row, found in zip(rows, losses(task, net), strict=True):
         with torch.no_grad():
             expected = net(
@@ -64,7 +64,7 @@ def test_reranker_loss_is_cross_entropy_of_the_group(family: str) -> None:
     net, tok = model(family), tokenizer(family)
     rows = ranked(4, negatives=3)
     rows[1]["neg"] = rows[1]["neg"][:1]  # groups of different sizes
-    task = RerankerTask(read_ranked(rows), tok, net, **LIMITS)
+    task = RerankerTask(read_ranked(rows), tok, net, max_length=64)
     for row, found in zip(rows, losses(task, net), strict=True):
         passages = row["pos"] + row["neg"]
         inputs = tok([row["query"]] * len(passages), passages, padding=True, return_tensors="pt")
@@ -77,7 +77,7 @@ def test_encoder_loss_has_the_passages_of_all_examples_and_no_other_positive() -
     net, tok = model("bert-encoder"), tokenizer("bert-encoder")
     rows = ranked(3, negatives=2)
     rows[2]["pos"].append(rows[0]["neg"][0])  # a negative of another query answers this one
-    task = EncoderTask(read_ranked(rows), tok, net, pooling="mean", **LIMITS)
+    task = EncoderTask(read_ranked(rows), tok, net, pooling="mean", max_length=64)
     queries = _embed(net, tok, [row["query"] for row in rows])
     texts = [text for row in rows for text in [row["pos"][0], *row["neg"]]]
     cosines = queries @ _embed(net, tok, texts).T / 0.05
@@ -98,7 +98,7 @@ def test_an_encoder_ranks_own_passages_and_all_positives_where_there_are_none() 
     rows = [*ranked(2, negatives=2), *({**row, "neg": []} for row in ranked(3, seed=9))]
     rows[4] = {**rows[4], "pos": [*rows[4]["pos"], *rows[0]["pos"]]}
     net, tok = model("bert-encoder"), tokenizer("bert-encoder")
-    task = EncoderTask(read_ranked(rows), tok, net, pooling="mean", **LIMITS)
+    task = EncoderTask(read_ranked(rows), tok, net, pooling="mean", max_length=64)
     vectors = torch.randn(task.rows, 4, generator=torch.Generator().manual_seed(0))
     groups = task.groups(vectors, range(5))
 
@@ -127,18 +127,20 @@ def test_scale_slopes_are_the_derivatives_of_the_losses() -> None:
 def _tasks_with_rows():
     generator = torch.Generator().manual_seed(0)
     examples = read_ranked(ranked(4))
-    reranker = RerankerTask(examples, tokenizer("bert-reranker"), model("bert-reranker"), **LIMITS)
+    reranker = RerankerTask(
+        examples, tokenizer("bert-reranker"), model("bert-reranker"), max_length=64
+    )
     yield reranker, torch.randn(reranker.rows, generator=generator)
     encoder = EncoderTask(
-        examples, tokenizer("bert-encoder"), model("bert-encoder"), pooling="cls", **LIMITS
+        examples, tokenizer("bert-encoder"), model("bert-encoder"), pooling="cls", max_length=64
     )
     yield encoder, torch.randn(encoder.rows, 8, generator=generator)
 
 
 def test_kept_logits_of_one_model_give_its_own_losses() -> None:
     net = model("llama")
-    task = DecoderTask(read_written(written(5)), tokenizer("llama"), net, **LIMITS)
-    for batch in task.batches():
+    task = DecoderTask(read_written(written(5)), tokenizer("llama"), net, max_length=64)
+    for batch in task.batches(MAX_TOKENS):
         kept = task.keep(net, batch).double()
         torch.testing.assert_close(
             task.blend(kept[None], torch.ones(1).double()).float(), task.forward(net, batch),
@@ -149,8 +151,7 @@ def test_kept_logits_of_one_model_give_its_own_losses() -> None:
 def test_an_input_that_fills_the_model_is_named() -> None:
     rows = [{"input": "red " * 30, "output": "blue"}]
     with pytest.raises(ExampleError, match="example 1: its input alone has 31 tokens of 16"):
-        DecoderTask(read_written(rows), tokenizer("llama"), model("llama"), max_length=16,
-                    max_tokens=48)  # fmt: skip
+        DecoderTask(read_written(rows), tokenizer("llama"), model("llama"), max_length=16)
 
 
 def test_batches_are_cut_by_length_and_padded_to_their_longest() -> None:
@@ -160,9 +161,9 @@ def test_batches_are_cut_by_length_and_padded_to_their_longest() -> None:
     assert batches[0] == [3]
     assert all(len(b) * max(lengths[i] for i in b) <= 12 for b in batches[1:])
     task = RerankerTask(
-        read_ranked(ranked(5)), tokenizer("bert-reranker"), model("bert-reranker"), **LIMITS
+        read_ranked(ranked(5)), tokenizer("bert-reranker"), model("bert-reranker"), max_length=64
     )
-    for batch in task.batches():
+    for batch in task.batches(MAX_TOKENS):
         mask = batch.inputs.get("attention_mask")
         assert mask is None or int(mask.sum(1).max()) == mask.shape[1]
 

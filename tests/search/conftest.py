@@ -32,14 +32,14 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _train(model: torch.nn.Module, rows: list, steps: int) -> None:
-    task = RerankerTask(read_ranked(rows), tokenizer(FAMILY), model, max_length=64, max_tokens=4096)
+    task = RerankerTask(read_ranked(rows), tokenizer(FAMILY), model, max_length=64)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     one = torch.ones(())
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         chosen = torch.randperm(len(rows), generator=generator)[:16].tolist()
         scores = torch.zeros(task.rows)
-        for batch in task.batches(chosen):
+        for batch in task.batches(4096, chosen):
             scores = scores.index_put((batch.rows,), task.forward(model, batch))
         loss = task.losses(task.scores(scores, chosen), one).mean()
         optimiser.zero_grad()

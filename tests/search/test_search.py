@@ -104,10 +104,8 @@ def test_shuffled_labels_make_the_selection_abstain(kitchen, rows) -> None:
 
 def follow(model: torch.nn.Module, rows: list[dict], steps: int) -> None:
     """Teach a decoder which word follows which."""
-    task = DecoderTask(
-        read_written(rows), tokenizer("llama"), model, max_length=16, max_tokens=4096
-    )
-    [batch] = task.batches()
+    task = DecoderTask(read_written(rows), tokenizer("llama"), model, max_length=16)
+    [batch] = task.batches(4096)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(steps):
         optimiser.zero_grad()
