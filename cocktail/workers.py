@@ -43,7 +43,7 @@ class Worker:
         self.sink = sink
         self.progress = progress
         self.stopped = stopped
-        # In one piece: NumPy asks for huge pages from 4 MiB on, which a tenth of the time depends on.
+        # In one piece, for which NumPy asks for huge pages (from 4 MiB on): a tenth of the time.
         self.raw, self.term, self.sum, self.out = np.empty((4, space), np.uint8)
 
     def run(self, tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
