@@ -22,7 +22,7 @@ from cocktail.checkpoint import MAIN
 from cocktail.collector import collection_paused
 from cocktail.errors import CheckpointError, CocktailError, PlanError, listed
 from cocktail.heap import trim_heap
-from cocktail.kinds.task import Batch, Task, token_budget
+from cocktail.kinds.task import BACKWARD_SHARE, Batch, Task, token_budget
 from cocktail.loading import ModelInMemory, put_block
 from cocktail.mix import stream
 from cocktail.output import MixedTensor
@@ -34,9 +34,6 @@ from cocktail.threads import default_threads
 
 BACKWARD_COST = 2.0
 """Forwards that a backward takes: it multiplies twice where a forward does once."""
-_BACKWARD_SHARE = 2
-"""A backward keeps the activations of all layers: its batches are half as large. Measured on a CPU,
-that takes no more time from 576 units of width on."""
 
 Weights = npt.NDArray[np.float64]
 
@@ -98,12 +95,12 @@ class Mixture:
         try:
             self.model: Any = model.to(self.device)
         except torch.cuda.OutOfMemoryError:
-            raise self._memory_error("the model") from None
+            raise out_of_memory(self.device, "the model") from None
 
     @property
     def backward_tokens(self) -> int:
         """Padded tokens of a batch that is differentiated."""
-        return self.forward_tokens // _BACKWARD_SHARE
+        return self.forward_tokens // BACKWARD_SHARE
 
     @property
     def names(self) -> list[str]:
@@ -217,21 +214,13 @@ class Mixture:
             if not self.processes.sum(failures):
                 break
             if all(batch.texts == 1 for batch in batches):
-                raise self._memory_error(f"a text of {batches[0].tokens} tokens")
+                raise out_of_memory(self.device, f"a text of {batches[0].tokens} tokens")
             self.model.zero_grad(set_to_none=True)
             self.forward_tokens //= 2
         tokens = sum(batch.tokens for batch in batches) / self.unit_tokens
         self.cost.forwards += (1 + BACKWARD_COST if backward else 1) * tokens
         self.ran()
         return _assemble(task.rows, batches, self.processes.gather(mine))
-
-    def _memory_error(self, what: str) -> CocktailError:
-        return CocktailError(
-            f"{what} does not fit into the memory of {self.device} - one model and, for a "
-            "gradient, as much again are held there - pass compute_dtype bfloat16 "
-            "(--compute-dtype), a smaller max_input_length (--max-input-length) or the device cpu "
-            "(--device)"
-        )
 
     def _dot_ingredients(self) -> Weights:
         """<dL/dtheta, theta_i> for every ingredient, streamed from the files."""
@@ -302,6 +291,15 @@ def _homes(model: nn.Module, memory: ModelInMemory) -> dict[str, nn.Parameter]:
             ]
         )
     return homes
+
+
+def out_of_memory(device: torch.device, what: str) -> CocktailError:
+    """The error for what does not fit."""
+    return CocktailError(
+        f"{what} does not fit into the memory of {device} - it holds one model, and for a gradient "
+        "as much again - give shorter texts, search in bfloat16 (--compute-dtype), or use the CPU "
+        "(--device cpu; CUDA_VISIBLE_DEVICES= where there is no such option)"
+    )
 
 
 def _assemble(rows: int, batches: Sequence[Batch], outputs: Sequence[Tensor]) -> Tensor:

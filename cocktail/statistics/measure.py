@@ -20,7 +20,7 @@ from cocktail.kinds.encoder import choose_pooling
 from cocktail.kinds.examples import RankedExample
 from cocktail.output import MixedTensor
 from cocktail.plan import Plan, build_plan
-from cocktail.search.mixture import Mixture, simplex_vertex
+from cocktail.search.mixture import Mixture, out_of_memory, simplex_vertex
 from cocktail.search.options import SearchOptions
 from cocktail.search.prepare import Bench, not_refillable, prepare, read_examples
 from cocktail.statistics.fisher import fisher_information
@@ -80,6 +80,7 @@ def measure(
         ExampleError: the examples cannot be used.
         PlanError: the model cannot be built, refilled or measured.
         NonFiniteError: a statistic holds NaN or infinity.
+        CocktailError: the memory of the device does not suffice.
         OutputError: the disk is full or failed.
     """
     recipe = plan.recipe
@@ -151,7 +152,10 @@ def _measured(
     stored: dict[str, TensorInfo] = {}
     says_something = False
     for number, group in enumerate(groups):
-        found = _MEASURES[statistic](bench.mixture, bench.task, group, advance)
+        try:
+            found = _MEASURES[statistic](bench.mixture, bench.task, group, advance)
+        except torch.cuda.OutOfMemoryError:
+            raise out_of_memory(bench.mixture.device, f"the {_NAMES[statistic]}") from None
         says_something |= _says_something(found, f"{who}: the {_NAMES[statistic]}")
         stored |= _store(folder / f"{ingredient}-{number}.safetensors", found)
         del found  # before the next group's are made

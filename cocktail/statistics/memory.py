@@ -60,7 +60,7 @@ def floats_a_token(plan: Plan) -> int:
 def _tokens(plan: Plan) -> int:
     """Tokens of the largest forward, as far as the examples' longest line tells: pairs and texts
     that are ranked run many at a time, a text that is written by itself."""
-    from cocktail.kinds.task import CPU_TOKENS  # noqa: PLC0415 - loads scipy
+    from cocktail.kinds.task import BACKWARD_SHARE, CPU_TOKENS  # noqa: PLC0415 - loads scipy
 
     positions = plan.donor.config.get("max_position_embeddings")
     limit = min(SearchOptions().max_input_length, positions or SearchOptions().max_input_length)
@@ -70,7 +70,8 @@ def _tokens(plan: Plan) -> int:
     except OSError:  # named where examples are read
         longest = b""
     tokens = min(limit, _count(longest, plan.donor.main_folder / "tokenizer.json"))
-    return max(CPU_TOKENS, tokens) if plan.kind.ranks else tokens
+    batch = CPU_TOKENS // (BACKWARD_SHARE if plan.recipe.method.statistic == "fisher" else 1)
+    return max(batch, tokens) if plan.kind.ranks else tokens
 
 
 def _count(text: bytes, tokenizer: Path) -> int:

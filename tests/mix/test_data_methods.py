@@ -265,6 +265,21 @@ def test_a_mix_that_fails_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
+def test_a_device_without_room_is_one_line(
+    models: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(measuring, "_MEASURES", dict.fromkeys(("fisher", "gram"), full))
+    for method in METHOD_NAMES:
+        recipe = make_recipe(models, None, merge_method=method, data=data)
+        with pytest.raises(CocktailError, match=r"the .* does not fit into the memory of") as e:
+            mix_recipe(recipe, tmp_path / "out", progress=False)
+        assert "\n" not in str(e.value)
+    assert not list(tmp_path.iterdir())
+
+
 ONE_PASSAGE = [{"query": "red", "pos": ["red apple"]}]
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data": None}, "fisher has no examples .*--data"),
