@@ -43,7 +43,8 @@ class TokenTask:
         self.rows = int(self._starts[-1])
         self._counts = torch.tensor(counts)
         self._owners = torch.repeat_interleave(torch.arange(len(counts)), self._counts)
-        self._candidates: dict[tuple[int, ...], Tensor] = {}
+        self._candidates: Tensor | None = None  # (R, C) once a model has run
+        self._has_candidates = torch.zeros(self.rows, dtype=torch.bool)
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         """(T, V) logits at the positions that predict the batch's T output tokens."""
@@ -68,16 +69,27 @@ class TokenTask:
         """(T, CANDIDATES + 1) logits of candidates and of all others, less that of the token."""
         logits = self._logits(model, batch).float()  # (T, V)
         tokens = self._token_ids(batch).to(logits.device)[:, None]  # (T, 1)
-        key = tuple(batch.rows.tolist())
-        if key not in self._candidates:
-            top = logits.scatter(1, tokens, float("inf"))  # the token itself is always kept
-            self._candidates[key] = top.topk(min(CANDIDATES, logits.shape[1])).indices.cpu()
-        candidates = self._candidates[key].to(logits.device)
+        candidates = self._candidates_of(batch.rows, logits, tokens)
         kept = logits.gather(1, candidates)
         others = logits.scatter(1, candidates, float("-inf")).logsumexp(dim=1, keepdim=True)
         # Where the whole vocabulary was kept there are no others; -inf would spoil averages.
         others = others.clamp(min=-1e4)
         return torch.cat([kept, others], dim=1) - logits.gather(1, tokens)
+
+    def _candidates_of(self, rows: Tensor, logits: Tensor, tokens: Tensor) -> Tensor:
+        """(T, C) the tokens that are kept at these positions: those of the model that ran first,
+        in whatever batches the others run."""
+        count = min(CANDIDATES, logits.shape[1])
+        if self._candidates is None:
+            self._candidates = torch.zeros((self.rows, count), dtype=torch.int32)
+        new = ~self._has_candidates[rows]
+        if new.any():
+            here = new.to(logits.device)
+            # The token itself is always kept.
+            top = logits[here].scatter(1, tokens[here], float("inf")).topk(count).indices
+            self._candidates[rows[new]] = top.int().cpu()
+            self._has_candidates[rows] = True
+        return self._candidates[rows].long().to(logits.device)
 
     def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
         """(R,) token losses under the averaged logits."""

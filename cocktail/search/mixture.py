@@ -200,8 +200,11 @@ class Mixture:
     ) -> Tensor:
         """The rows (R, ...) that `run` gives for all batches.
 
-        Where the memory of the device does not suffice, with batches half as large, down to one
-        text each.
+        Where the memory of the device does not suffice, a single process goes on with batches half
+        as large, down to one text each.
+
+        Raises:
+            CocktailError: it does not suffice all the same.
         """
         while True:
             max_tokens = self.backward_tokens if backward else self.forward_tokens
@@ -213,8 +216,10 @@ class Mixture:
                 failures += 1
             if not self.processes.sum(failures):
                 break
-            if all(batch.texts == 1 for batch in batches):
-                raise out_of_memory(self.device, f"a text of {batches[0].tokens} tokens")
+            # What tasks keep of a row is known to the process that has run it, so that several
+            # cannot deal the rows anew.
+            if self.processes.count > 1 or all(batch.texts == 1 for batch in batches):
+                raise out_of_memory(self.device, f"a batch of {batches[0].tokens} tokens")
             self.model.zero_grad(set_to_none=True)
             self.forward_tokens //= 2
         tokens = sum(batch.tokens for batch in batches) / self.unit_tokens

@@ -61,6 +61,19 @@ def test_rows_and_gradient_are_those_of_large_batches(
     assert mixture.forward_tokens == 2 * text
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_models_keep_the_logits_of_the_same_tokens_in_any_batches(
+    family: str, tmp_path: Path
+) -> None:
+    made = bench(family, tmp_path)
+    first, other = np.eye(3)[:2]
+    made.mixture.rows(made.task, first, keep=True)
+    kept = made.mixture.rows(made.task, other, keep=True)
+    made.mixture.forward_tokens = 1
+    again = made.mixture.rows(made.task, other, keep=True)
+    torch.testing.assert_close(again, kept, rtol=1e-4, atol=1e-5)
+
+
 def test_a_text_that_does_not_fit_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +81,7 @@ def test_a_text_that_does_not_fit_is_one_line(
     longest = max(batch.tokens for batch in made.task.batches(1))
     made.mixture.forward_tokens = 4 * longest
     run_out(made, monkeypatch, enough=0)
-    with pytest.raises(CocktailError, match=f"a text of {longest} tokens does not fit into") as e:
+    with pytest.raises(CocktailError, match=f"a batch of {longest} tokens does not fit into") as e:
         made.mixture.rows(made.task, WEIGHTS)
     assert "\n" not in str(e.value)
 
