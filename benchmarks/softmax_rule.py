@@ -6,9 +6,10 @@
 
 Both sides call `mix_models_with_data` with its defaults in a process of their own, get the mixed
 model and write nothing: 10 examples for the encoders, 5 for the decoders, models in fp32. Rounds
-are interleaved, medians are printed. Each process imports transformers' model class
-first, which takes both sides equally long, so the call is timed too. Encoders are pooled by `cls`,
-which is all that the peer knows, and every example has exactly the 7 negatives that both use.
+are interleaved, medians are printed. Each process imports transformers' model class and its side
+first, which no rule can do without: what the call takes by itself, in time and in memory on top of
+that, is given beside the whole. Encoders are pooled by `cls`, which is all that the peer knows, and
+every example has exactly the 7 negatives that both use.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ import importlib, json, logging, sys, time
 kind, data, *models = sys.argv[1:]
 importlib.import_module({"encoder": "transformers.models.bert.modeling_bert",
                          "decoder": "transformers.models.llama.modeling_llama"}[kind])
+def resident():
+    status = open("/proc/self/status").read()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
 """
 # The weights are caught where each side has them in full precision.
 OURS = """
@@ -47,6 +51,7 @@ logger = logging.getLogger("cocktail.search.run")
 logger.setLevel(logging.INFO)
 logger.addFilter(lambda record: found.append(list(record.args.values())))
 options = {"pooling": "cls"} if kind == "encoder" else {}
+print("RESIDENT", resident())
 started = time.perf_counter()
 mix_models_with_data(models, kind, examples, progress=False, **options)
 print("SECONDS", time.perf_counter() - started)
@@ -61,6 +66,7 @@ def caught(*args, **kwargs):
     print("WEIGHTS", json.dumps(found))
     return found
 cocktail.compute_weights = caught
+print("RESIDENT", resident())
 started = time.perf_counter()
 cocktail.mix_models_with_data(models, kind, examples)
 print("SECONDS", time.perf_counter() - started)
@@ -73,7 +79,16 @@ def main() -> None:
     print(json.dumps(measure.machine()))
     WORK.mkdir(exist_ok=True)
     rows = [
-        ["kind", "side", "process", "call", "anonymous memory", "all resident memory", "weights"],
+        [
+            "kind",
+            "side",
+            "process",
+            "call",
+            "anonymous memory",
+            "all resident memory",
+            "of the call",
+            "weights",
+        ],
     ]
     runs: dict[str, dict[str, list[measure.Usage]]] = {}
     for kind in EXAMPLES:
@@ -93,10 +108,12 @@ def main() -> None:
         measure.interleave({side: lambda side=side: once(side) for side in SIDES}, args.repeats)
         for side, usages in runs[kind].items():
             median = measure.medians(usages)
+            own = statistics.median(usage.total - printed(usage, "RESIDENT") for usage in usages)
             rows.append([
                 kind, side, f"{median['seconds']:.1f} s",
                 f"{statistics.median(printed(usage, 'SECONDS') for usage in usages):.1f} s",
                 f"{median['anonymous'] / 1e6:.0f} MB", f"{median['total'] / 1e6:.0f} MB",
+                f"{own / 1e6:.0f} MB",
                 " ".join(f"{weight:.4f}" for weight in printed(usages[-1], "WEIGHTS")),
             ])  # fmt: skip
     print(measure.table(rows))

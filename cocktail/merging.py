@@ -63,9 +63,8 @@ class MergingWorker(Worker):
     def __init__(self, room: Room, *others: Any) -> None:
         super().__init__(*others)
         self._room = room
-        self._raw, self._term, self._sum, self._out = map(
-            torch.from_numpy, (self.raw, self.term, self.sum, self.out)
-        )
+        self._raw, self._term, self._sum = map(torch.from_numpy, (self.raw, self.term, self.sum))
+        self._out = torch.empty(self.raw.nbytes, dtype=torch.uint8)
         self._spaces: list[torch.Tensor] = []
 
     def run(self, tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:

@@ -137,6 +137,7 @@ class Mixture:
                 put_block(home.data, start, block, tensor.dtype)
 
         self.weights = np.full_like(weights, np.nan)  # until it is whole again
+        trim_heap()  # what the last forward has left
         stream(self.plan.reweighted(list(weights)), write, threads=self.threads)
         trim_heap()
         self.weights = weights.copy()
