@@ -72,6 +72,8 @@ class Worker:
         """The weighted sum of the sources, or the one that is copied, in the output's type."""
         total, term = (space.view(np.float32)[: stop - start] for space in (self.sum, self.term))
         raw = self.raw
+        if not tensor.active:  # every weight is 0
+            total.fill(0)
         for position, (source, hasher) in enumerate(zip(tensor.active, inputs, strict=True)):
             raw = self.reader.read_bytes(source.info, start, stop, self.raw)
             hasher.update(raw.data)

@@ -29,13 +29,15 @@ def accumulate(
 
     Args:
         tensors: K tensors of shape (n,), any floating dtype; each is used before the next is taken.
-        weights: K numbers.
+        weights: K numbers; the sum of none is zero.
         out: shape (n,), fp32 or fp64; overwritten.
         term: scratch like ``out``.
 
     Returns:
         ``out``.
     """
+    if not weights:
+        return out.zero_()
     for position, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
         target = term if position else out
         target.copy_(tensor).mul_(weight)

@@ -75,6 +75,16 @@ def test_equals_the_sum_in_memory(save: Save, tmp_path: Path, dtype: torch.dtype
     assert same_bits(mix(models, numbers, tmp_path / "x"), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tensor_whose_weights_are_all_0_is_zero(save: Save, dtype: torch.dtype) -> None:
+    models = [save(f"m{i}", weights(i, dtype)) for i in range(2)]
+    weight = [{"filter": "output", "value": 0}, {"value": 0.5}]
+    parameters = {"normalize": False, "weight": weight}
+    mixed, _ = streamed(build_plan(make_recipe(models, None, parameters=parameters)), threads=1)
+    for name, tensor in mixed.items():
+        assert bool(tensor.any()) is ("output" not in name), name
+
+
 def test_mixed_dtypes_are_summed_in_fp32(save: Save, tmp_path: Path) -> None:
     a, b = weights(0, torch.bfloat16), weights(1)
     mixed = mix((save("a", a), save("b", b)), (0.3, 0.7), tmp_path / "x")
