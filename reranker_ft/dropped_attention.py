@@ -78,11 +78,12 @@ class _Attention(torch.autograd.Function):
         )
         for number, ((q, out), (k, v), (chance, keeps)) in enumerate(parts):
             logits = torch.bmm(q, k.mT)
-            if bias is not None and bias.dtype == torch.bool:
-                logits.masked_fill_(~bias[number], -torch.inf)
-            elif bias is not None:
-                logits += bias[number]
+            own = None if bias is None else bias[number]
+            if own is not None:
+                _restrict(logits, own)
             torch.softmax(logits, -1, out=chance)
+            if own is not None:
+                chance.masked_fill_(_asks_nobody(own), 0)
             out.copy_(torch.bmm(keeps.float().mul_(chance), v))
         ctx.save_for_backward(query, key, value, chances, kept)
         ctx.others = (lengths, factor, scale)
@@ -107,6 +108,23 @@ class _Attention(torch.autograd.Function):
             to_q.copy_(torch.bmm(to_logits, k))
             to_k.copy_(torch.bmm(to_logits.mT, q))
         return (to_query.mul_(scale), to_key, to_value, *[None] * 5)
+
+
+def _restrict(logits: Tensor, bias: Tensor) -> None:
+    if bias.dtype == torch.bool:
+        logits.masked_fill_(~bias, -torch.inf)
+    else:
+        logits += bias
+
+
+def _asks_nobody(bias: Tensor) -> Tensor:
+    """(1 or heads, 1 or L, 1): positions that may ask none, whose softmax would be 0 / 0.
+
+    ModernBERT has them: padding outside of every local window. They gather zeros, as in torch.
+    """
+    if bias.dtype == torch.bool:
+        return ~bias.any(-1, keepdim=True)
+    return (bias == -torch.inf).all(-1, keepdim=True)
 
 
 def _asking(rows: Sequence[Tensor], lengths: Sequence[Lengths]) -> Iterator[tuple[Tensor, ...]]:

@@ -85,6 +85,28 @@ def test_attention_and_its_gradient_are_those_of_the_same_masks(kind):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["boolean", "added"])
+def test_positions_that_may_ask_nobody_gather_what_they_do_in_torch(kind):
+    torch.manual_seed(0)
+    leaves = [torch.randn(2, 3, 7, 4, requires_grad=True) for _ in range(3)]
+    allowed = torch.ones(2, 1, 7, 7, dtype=torch.bool).tril(1)
+    allowed[1, :, 4:] = False
+    added = torch.zeros(2, 1, 7, 7).masked_fill(~allowed, -torch.inf)
+    mask = allowed if kind == "boolean" else added
+    expected = scaled_dot_product_attention(*leaves, mask)
+    with FastDropout():
+        found = scaled_dot_product_attention(*leaves, mask, dropout_p=1e-9)  # drops none of these
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        strict=True,
+    ):
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_attention_of_a_row_is_that_of_each_sequence():
     lengths = [Lengths(3, 3), Lengths(1, 5), Lengths(4, 2)]
     torch.manual_seed(0)
