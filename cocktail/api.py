@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,13 @@ from cocktail.card import (
 from cocktail.errors import PlanError, RecipeError
 from cocktail.mix import Digests, stream
 from cocktail.output import MixedTensor
+from cocktail.place import linked_folders, output_folder, output_problems
 from cocktail.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
 from cocktail.pooling import write_modules
 from cocktail.progress import byte_progress
 from cocktail.recipe import Recipe, make_recipe
 from cocktail.temporary import temporary_parts
-from cocktail.write import (
-    StagedModel,
-    disk_bytes,
-    linked_folders,
-    output_problems,
-)
+from cocktail.write import StagedModel, disk_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +90,7 @@ def checked_plan(
         problems += output_problems(output, folders, needed, overwrite=overwrite)
     if plan is None or problems:
         raise PlanError(problems)
-    return plan
+    return replace(plan, overwrite=overwrite)
 
 
 def mix_to_folder(
@@ -118,7 +114,8 @@ def mix_to_folder(
         trust_remote_code: to build it.
 
     Raises:
-        OutputError: the disk is full or failed; the old output is untouched.
+        OutputError: the disk is full or failed, or something has appeared at the output since the
+            plan was made; what stands there is untouched.
         NonFiniteError: a mixed tensor holds NaN or infinity; nothing was written.
     """
     started = time.perf_counter()
@@ -284,7 +281,7 @@ def mix_models(
         pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,
         parameters=parameters, seed=seed, data=data,
     )  # fmt: skip
-    output = None if output_path is None else Path(output_path).expanduser()
+    output = None if output_path is None else output_folder(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
     memory = ModelInMemory(plan)
     memory.prepare(trust_remote_code=trust_remote_code)

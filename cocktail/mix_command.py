@@ -142,10 +142,11 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
       cocktail mix ./mixed/cocktail.json --output ./again
     """
     from cocktail.api import checked_plan, mix_recipe
+    from cocktail.place import output_folder
     from cocktail.threads import default_threads
 
     recipe, settings = _recipe(models, given)
-    output = None if settings["output"] is None else Path(settings["output"]).expanduser()
+    output = None if settings["output"] is None else output_folder(settings["output"])
     if output is None and not given["dry_run"]:
         raise RecipeError("no output given - a mix is written to a folder - pass --output DIR")
     size = settings["max_shard_size"] or "5GB"

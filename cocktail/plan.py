@@ -41,6 +41,7 @@ class Plan:
         companions: files to copy, by their path in the output.
         notes: what was decided that a user may want to know, one line each.
         data_sha256: of the examples, once the models have been measured on them.
+        overwrite: whether a model that stands at the output may be replaced.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Plan:
     companions: Mapping[str, Path]
     notes: tuple[str, ...]
     data_sha256: str | None = None
+    overwrite: bool = False
 
     @property
     def tensors(self) -> list[MixedTensor]:

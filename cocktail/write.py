@@ -19,86 +19,23 @@ from typing import Any
 
 import numpy as np
 
-from cocktail.checkpoint import MAIN, Checkpoint
+from cocktail.checkpoint import MAIN
 from cocktail.digests import tensor_digest
 from cocktail.dtypes import ITEM_SIZE, as_tensor, torch_name
 from cocktail.errors import OutputError
 from cocktail.headers import TensorInfo
 from cocktail.output import MixedTensor, OutputFile
+from cocktail.place import standing_problem
 from cocktail.plan import Plan
 from cocktail.reading import BLOCK, TensorReader
 from cocktail.sums import Bytes
 from cocktail.temporary import LOCK, clear_abandoned, folder_prefix, hold
 from cocktail.writeback import Writeback
 
-_SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
 _AT_ONCE = 1 << 19  # bytes; for more, the page cache looks for runs of memory that are long to find
 _PRETRAINED = re.compile(r"For(MaskedLM|PreTraining)$")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-
-def output_problems(
-    output: Path, ingredients: Mapping[str, Path], needed: int, *, overwrite: bool
-) -> list[str]:
-    """Say why ``output`` cannot take a mix of ``needed`` bytes from these folders, by name.
-
-    An existing folder is replaced only with ``overwrite``, and only if it holds a model.
-    """
-    problems = []
-    place = Path(os.path.realpath(output))
-    for name, folder in ingredients.items():
-        source = Path(os.path.realpath(folder))
-        if place == source or place in source.parents or source in place.parents:
-            relation = (
-                "is" if place == source else "contains" if place in source.parents else "lies in"
-            )
-            problems.append(
-                f"the output {output} {relation} the ingredient {name} - a source "
-                "is never written to - choose another output"
-            )
-    if place.exists() and not place.is_dir():
-        problems.append(f"the output {output} is a file - it must be a folder - choose another")
-    elif place.is_dir() and any(place.iterdir()):
-        is_model = (place / "config.json").is_file() or (place / "modules.json").is_file()
-        if not overwrite:
-            problems.append(
-                f"the output {output} exists and is not empty - nothing is replaced unasked - "
-                "choose another output, or pass --overwrite (overwrite=True)"
-            )
-        elif not is_model:
-            problems.append(
-                f"the output {output} holds files but no model - only a model is overwritten - "
-                "choose another output, or empty the folder yourself"
-            )
-    return problems + _place_problems(place, needed)
-
-
-def linked_folders(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Where links among a checkpoint's weights lead, by a name for messages: sources as well."""
-    return {
-        f"{checkpoint.reference} ({info.file.name} links there)": info.file.resolve().parent
-        for _, info in checkpoint
-        if info.file.is_symlink()
-    }
-
-
-def _place_problems(place: Path, needed: int) -> list[str]:
-    """Say why nothing can be made at ``place``."""
-    parent = next((folder for folder in place.parents if folder.exists()), place)
-    if not parent.is_dir():
-        return [f"the output's folder {parent} is a file - choose another output"]
-    if not os.access(parent, os.W_OK):
-        return [f"the output's folder {parent} is not writable - choose another output"]
-    free = shutil.disk_usage(parent).free
-    needed += _SPARE_BYTES
-    if free < needed:
-        return [
-            f"the mix takes {needed / 1e6:,.0f} MB while it is written, {parent} has "
-            f"{free / 1e6:,.0f} MB free - the old output is kept until the new one is whole - free "
-            "space, or choose another disk"
-        ]
-    return []
 
 
 class StagedModel:
@@ -235,7 +172,8 @@ class StagedModel:
         """Sync everything to disk and rename the folder to the output path.
 
         Raises:
-            OutputError: the output cannot be replaced; the old one is untouched.
+            OutputError: the output cannot be replaced, or is not what it was when the mix was
+                planned; what stands there is untouched.
         """
         self._close()
         if self.sync:
@@ -246,18 +184,32 @@ class StagedModel:
             (self.folder / LOCK).unlink()
             if self.sync:
                 _sync(self.folder)
-            self._rename()
         except OSError as error:
             raise OutputError(f"{self.output}: cannot be replaced ({error.strerror})") from None
+        self._take_place()
         self._committed = True
         if self.sync:
             _sync(self.output.parent)
 
+    def _take_place(self) -> None:
+        """Rename the folder, unless something appeared at the output that may not be replaced; then
+        the mix, which may have taken hours, is kept under another name."""
+        problem = standing_problem(self.output, overwrite=self.plan.overwrite)
+        try:
+            if problem is None:
+                self._rename()
+        except OSError as error:
+            problem = f"the output {self.output} cannot be replaced ({error.strerror})"
+        if problem is not None:
+            kept = self.output.with_name(f"{self.output.name}.cocktail-{os.getpid()}")
+            self.folder.rename(kept)
+            raise OutputError(f"{problem}; the mix is done and was kept as {kept}")
+
     def _rename(self) -> None:
         if not self.output.exists() or not any(self.output.iterdir()):
-            self.folder.rename(self.output)
+            self.folder.rename(self.output)  # fails if a file comes in between
         elif _exchange(self.folder, self.output):
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
         else:
             # No atomic exchange here: for an instant the path is absent, and the old model is
             # whole under the other name until the new one has its place.
@@ -268,7 +220,7 @@ class StagedModel:
             except BaseException:
                 aside.rename(self.output)
                 raise
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
     def _close(self) -> None:
         for descriptor in self._descriptors:

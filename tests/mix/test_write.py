@@ -19,6 +19,7 @@ import torch
 
 from cocktail.api import checked_plan, mix_to_folder
 from cocktail.errors import OutputError, PlanError
+from cocktail.place import output_folder
 from cocktail.recipe import make_recipe
 from cocktail.verify import verify
 from tests.mix.conftest import Save, load, weights
@@ -101,6 +102,76 @@ def test_existing_outputs(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     mix(pair, tmp_path / "empty")
     assert load(tmp_path / "empty").keys() == weights(0).keys()
+
+
+@pytest.mark.parametrize(
+    ("files", "is_model"),
+    [
+        (["config.json", "thesis.tex"], False),
+        (["config.json", "data.bin"], False),
+        (["modules.json", "1_Pooling/config.json"], False),
+        (["model.safetensors"], False),
+        (["config.json", "model-00001-of-00002.safetensors"], True),
+        (["config.json", "pytorch_model.bin"], True),
+        (["config.json", "cocktail.json"], True),
+        (["modules.json", "0_Transformer/model.safetensors"], True),
+    ],
+)
+def test_only_a_model_is_overwritten(
+    pair: tuple[Path, Path], tmp_path: Path, files: list[str], is_model: bool
+) -> None:
+    for name in files:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
+    if is_model:
+        mix(pair, tmp_path / "out", overwrite=True)
+        return
+    assert "holds files but no model" in output_problem(pair, tmp_path / "out", overwrite=True)
+    assert set(content(tmp_path / "out")) == set(files)
+
+
+def test_what_appears_at_the_output_during_a_mix_is_kept_and_so_is_the_mix(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    plan = checked_plan(make_recipe(pair, (0.3, 0.7)), output)
+    mix(pair, output)  # another run was faster
+    before = content(output)
+    with pytest.raises(OutputError, match=r"is not empty .*; the mix is done and was kept as"):
+        mix_to_folder(plan, output, progress=False)
+    assert content(output) == before
+    (kept,) = tmp_path.glob("out.cocktail-*")
+    assert verify(kept, progress=False)[0].state == "same"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out", kept.name]
+
+
+def test_what_appears_at_the_last_moment_is_kept_too(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def late(folder: Path, target: Path) -> Path:
+        if target.name == "out":
+            target.mkdir()
+            (target / "thesis.txt").touch()
+        return rename(folder, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with pytest.raises(OutputError, match=r"cannot be replaced .*the mix is done and was kept as"):
+        mix(pair, tmp_path / "out")
+    assert set(content(tmp_path / "out")) == {"thesis.txt"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_paths_that_the_system_does_not_take(
+    pair: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    assert "is no path here" in output_problem(pair, tmp_path / name)
+
+
+def test_a_home_of_nobody() -> None:
+    with pytest.raises(OutputError, match="'~nosuchuser/x' is no path here"):
+        output_folder("~nosuchuser/x")
 
 
 def test_too_little_disk(
@@ -213,6 +284,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from cocktail.api import checked_plan, mix_to_folder
+from cocktail.place import output_folder
 from cocktail.recipe import make_recipe
 a, b, output = map(Path, sys.argv[1:])
 while True:
