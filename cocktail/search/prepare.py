@@ -102,8 +102,13 @@ def prepare(
     device: str | None = None,
     threads: int | None = None,
     processes: Processes | None = None,
+    for_search: bool = True,
 ) -> Bench:
     """Read and tokenise the examples, and build the model that all mixes are measured in.
+
+    Args:
+        for_search: a search compares losses, and needs no more words than the examples have;
+            else the vocabulary stays whole, and what the examples must have is up to the caller.
 
     Raises:
         ExampleError: the examples cannot be used; before the model is built.
@@ -137,7 +142,7 @@ def prepare(
     dealt_task = None
     if written and options.strategy == "auto":
         dealt_task = _task(mixture, dealt(written), options, pooling)
-    if plan.kind.ranks:
+    if plan.kind.ranks and for_search:
         trim_vocabulary(mixture, [task] if retain_task is None else [task, retain_task])
     return Bench(mixture, task, order, retain_task, dealt_task)
 

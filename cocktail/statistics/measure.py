@@ -88,7 +88,7 @@ def measure(
     pooling = recipe.pooling if plan.kind.name == "encoder" else None
     bench = prepare(
         _refillable(plan), data, None, SearchOptions(pooling=pooling),
-        trust_remote_code=trust_remote_code, threads=threads,
+        trust_remote_code=trust_remote_code, threads=threads, for_search=False,
     )  # fmt: skip
     parameters = _parameters(bench.mixture, plan)
     by_grams = recipe.method.statistic == "gram"

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     MixtralConfig,
@@ -37,7 +39,7 @@ from cocktail.statistics import measure as measuring
 from cocktail.statistics.memory import floats_a_token, measuring_bytes
 from cocktail.verify import verify
 from tests.mix.conftest import load, streamed
-from tests.search.tiny import FAMILIES, examples, ingredients, ranked, save_model, write_jsonl
+from tests.search.tiny import BERT, FAMILIES, examples, ingredients, ranked, save_model, write_jsonl
 
 FAMILY = "bert-reranker"
 QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -86,6 +88,17 @@ def fisher_by_hand(folder: str, data: Path) -> Tensors:
     return found
 
 
+def weighed_by_hand(folders: list[str], data: Path, shares: list[float]) -> Tensors:
+    """The average of every tensor by shares of squared gradients, fp64."""
+    tensors = [load(Path(folder)) for folder in folders]
+    information = [fisher_by_hand(folder, data) for folder in folders]
+    found = {}
+    for name in information[0]:
+        parts = [w * (F[name].double() + 1e-12) for w, F in zip(shares, information, strict=True)]
+        found[name] = sum(p * t[name] for p, t in zip(parts, tensors, strict=True)) / sum(parts)
+    return found
+
+
 def inputs_by_hand(folder: str, data: Path) -> Iterator[tuple[str, torch.nn.Linear, torch.Tensor]]:
     """The inputs (tokens, in) of each linear layer in forwards of one pair, without padding."""
     model, tokenizer = opened(folder)
@@ -114,18 +127,32 @@ def test_fisher_is_the_average_by_squared_gradients(
     """With few tokens in a forward, an example takes several."""
     monkeypatch.setattr(task, "CPU_TOKENS", tokens)
     found = mixed(models, data, "fisher", weights=weights)
-    tensors = [load(Path(folder)) for folder in models]
-    information = [fisher_by_hand(folder, data) for folder in models]
     shares = weights or [1.0, 1.0]
+    expected = weighed_by_hand(models, data, shares)
+    tensors = [load(Path(folder)) for folder in models]
     farthest = 0.0
-    for name in information[0]:
-        parts = [w * (F[name].double() + 1e-12) for w, F in zip(shares, information, strict=True)]
-        expected = sum(p * t[name] for p, t in zip(parts, tensors, strict=True)) / sum(parts)
+    for name in expected:
         # Gradients of fp32, added up in another order, differ in their fifth digit.
-        torch.testing.assert_close(found[name].double(), expected, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(found[name].double(), expected[name], rtol=1e-3, atol=2e-5)
         plain = sum(w * t[name] for w, t in zip(shares, tensors, strict=True)) / sum(shares)
         farthest = max(farthest, float((found[name] - plain).abs().max()))
     assert farthest > 0.1
+
+
+def test_fisher_weighs_the_words_of_a_large_vocabulary(data: Path, tmp_path: Path) -> None:
+    """A search would keep the rows of those that the examples use."""
+    config = BertConfig(**{**BERT, "vocab_size": 500}, num_labels=1)
+    folders = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(config)
+        folders.append(save_model(model, FAMILY, tmp_path / str(seed)))
+    name = "bert.embeddings.word_embeddings.weight"
+    found = mixed(folders, data, "fisher")[name].double()
+    expected = weighed_by_hand(folders, data, [1.0, 1.0])[name]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)
+    one, two = (load(Path(folder))[name] for folder in folders)
+    assert float((found - (one + two) / 2).abs().max()) > 0.1
 
 
 def test_what_no_example_touches_is_the_average(models: list[str], data: Path) -> None:
