@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from cocktail.loading import ModelInMemory
     from cocktail.sums import Bytes
+
+_PLAIN_NAME = re.compile(r"[^\W_][\w .-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -188,23 +191,41 @@ def mix_recipe(
         PlanError: with every reason why one of them cannot be mixed or written.
         CocktailError: as :func:`mix_to_folder`.
     """
+    names = _step_names(recipe.steps)
     made: dict[str, Path] = {}
     with ExitStack() as stack:
         if recipe.steps:
             parts = stack.enter_context(temporary_parts(output))
-        for step in recipe.steps:
-            if step.name is None or step.name in made:
-                raise RecipeError(
-                    f"a recipe before the last is called {step.name!r} - later ones use its result "
-                    "by a name of its own - give it one (name:)"
-                )
-            plan = checked_plan(step, parts / step.name, made=made)
-            made[step.name] = parts / step.name
-            mix_to_folder(plan, made[step.name], sync=False, threads=threads, progress=progress)
+        for name, step in zip(names, recipe.steps, strict=True):
+            plan = checked_plan(step, parts / name, made=made)
+            made[name] = parts / name
+            mix_to_folder(plan, made[name], sync=False, threads=threads, progress=progress)
         plan = checked_plan(
             recipe, output, max_shard_size=max_shard_size, overwrite=overwrite, made=made
         )
         return mix_to_folder(plan, output, sync=sync, threads=threads, progress=progress)
+
+
+def _step_names(steps: Sequence[Recipe]) -> list[str]:
+    """What the results of the steps are called, which their folders are called too.
+
+    Raises:
+        RecipeError: one has no name, that of another, or something else than a plain name.
+    """
+    names: list[str] = []
+    for step in steps:
+        if step.name is None or step.name in names:
+            raise RecipeError(
+                f"a recipe before the last is called {step.name!r} - later ones use its result "
+                "by a name of its own - give it one (name:)"
+            )
+        if not _PLAIN_NAME.fullmatch(step.name):
+            raise RecipeError(
+                f"a recipe is called {step.name!r} - a name is letters, digits, spaces, '.', '-' "
+                "and '_', first a letter or digit - give it another (name:)"
+            )
+        names.append(step.name)
+    return names
 
 
 def _write_rest(staged: StagedModel, digests: Digests) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,17 @@ def test_a_step_without_a_name_is_refused(family: tuple[Path, Path, Path], tmp_p
     with pytest.raises(CocktailError, match="by a name of its own"):
         mix_recipe(last, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "", ".", "..", "a/b", "a\0b", "x" * 100])
+def test_a_step_whose_name_is_a_path_is_refused(
+    family: tuple[Path, Path, Path], tmp_path: Path, name: str
+) -> None:
+    step = replace(recipe_for(family), name=name)
+    last = replace(make_recipe([name, family[1]], [0.5, 0.5]), steps=(step,))
+    with pytest.raises(CocktailError, match=r"^a recipe is called .* - a name is letters"):
+        mix_recipe(last, tmp_path / "out", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "two"]
 
 
 def test_the_command_line(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
