@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,24 @@ class HistoryCallback(TrainerCallback):  # type: ignore[misc]
     """Keeps `history.json` in the output folder up to date."""
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Writes after every log, so that a run that is stopped has its history too."""
-        if state.is_world_process_zero:
+        """Writes after every log of a step, so that a run that is stopped has its history too."""
+        # Before the first step a history that stands there may still be an earlier run's.
+        if state.is_world_process_zero and state.global_step:
             write_history(Path(args.output_dir) / HISTORY_FILE, state.log_history)
 
 
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Writes one entry a log: `step`, `epoch`, and what was logged then."""
+    """Writes one entry a log: `step`, `epoch`, and what was logged then.
+
+    A gradient norm that was not finite is null: JSON has no name for it.
+    """
+    entries = [{name: _known(value) for name, value in entry.items()} for entry in history]
     with new_text_file(path, overwrite=True) as file:
-        file.write(json.dumps(list(history), indent=1) + "\n")
+        file.write(json.dumps(entries, indent=1, allow_nan=False) + "\n")
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw_history(path: Path, history: Sequence[dict[str, Any]]) -> None:

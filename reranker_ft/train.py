@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from reranker_ft.bars import bars_on_terminals_only
 from reranker_ft.batch import GroupCollator
+from reranker_ft.checkpoint import checkpoint_to_resume, require_fit
 from reranker_ft.collate import (
     PairEncoder,
     default_micro_batch_tokens,
@@ -29,12 +28,13 @@ from reranker_ft.collate import (
     position_limit,
 )
 from reranker_ft.config import DataArguments, ModelArguments, RerankerTrainingArguments
-from reranker_ft.data import ExampleFiles
-from reranker_ft.errors import ArgumentError, ModelError
+from reranker_ft.data import ExampleFiles, data_files
+from reranker_ft.errors import ArgumentError, ModelError, RerankerError
 from reranker_ft.groups import GroupDataset
 from reranker_ft.heap import keep_freed_memory
-from reranker_ft.history import HISTORY_FILE, PICTURE_FILE, HistoryCallback, draw_history
+from reranker_ft.history import PICTURE_FILE, HistoryCallback, draw_history
 from reranker_ft.load import model_errors, no_load_report
+from reranker_ft.output import OutputCallback, check_output, keep_one_model
 from reranker_ft.ranking import RankingSet
 from reranker_ft.trainer import BestCheckpointCallback, CollapseCallback, RerankerTrainer
 
@@ -43,12 +43,6 @@ logger = logging.getLogger(__name__)
 # What sentence_transformers.CrossEncoder applies to the logit. Without this entry it would be a
 # sigmoid, and its scores would differ from those of transformers and FlagReranker.
 RAW_SCORES = "torch.nn.modules.linear.Identity"
-
-# What a training run leaves in its output folder.
-RUN_OUTPUTS = re.compile(
-    r"checkpoint-\d+|(model|pytorch_model|adapter_model)\b.*\.(safetensors|bin|json)"
-    rf"|adapter_config\.json|training_args\.bin|{re.escape(HISTORY_FILE)}|{re.escape(PICTURE_FILE)}"
-)
 
 
 def run(
@@ -63,36 +57,84 @@ def run(
         DataError: Lines of the data break the format.
         ModelError: The model does not load, or cannot be a reranker.
     """
-    checkpoint = _checkpoint_to_resume(training_args)
-    _check_output(model_args, training_args, resuming=checkpoint is not None)
+    output = Path(training_args.output_dir)
+    checkpoint = checkpoint_to_resume(
+        training_args.resume_from_checkpoint, output, sharded=training_args.is_sharded
+    )
+    check_output(
+        output,
+        model_args.model_name_or_path,
+        _inputs(model_args, data_args, training_args),
+        overwrite=training_args.overwrite_output_dir,
+        resuming=checkpoint is not None,
+    )
     for note in training_args.notes:
         logger.warning(note)
     set_seed(training_args.seed)
     examples = _read(data_args, training_args)
     model, tokenizer = load_for_training(model_args)
+    if checkpoint and not training_args.is_sharded:
+        require_fit(checkpoint, model, adapters=model_args.use_lora)
     trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
     trainer.get_train_dataloader()  # refuses what it cannot make before anything is removed
-    if training_args.overwrite_output_dir and checkpoint is None:
-        with training_args.main_process_first(local=False):
-            if training_args.should_save:
-                _clear_output(Path(training_args.output_dir))
     if training_args.device.type == "cpu":
         keep_freed_memory()
     with bars_on_terminals_only():
-        trainer.train(resume_from_checkpoint=checkpoint)
+        _train(trainer, checkpoint)
         if trainer.ranking_sets and _is_unmeasured(trainer):
             trainer.evaluate()
         if trainer.is_world_process_zero():
-            draw_history(Path(training_args.output_dir) / PICTURE_FILE, trainer.state.log_history)
-        if model_args.use_lora and model_args.save_merged_lora_model:
-            trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        trainer.save_model()
-        if model_args.use_lora and trainer.is_world_process_zero():
-            # Beside the adapters too, so that whoever adds them to the base knows the head.
-            trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(
-                training_args.output_dir
-            )
+            draw_history(output / PICTURE_FILE, trainer.state.log_history)
+        _save(trainer, model_args)
     return trainer
+
+
+def _inputs(
+    model_args: ModelArguments, data_args: DataArguments, training_args: RerankerTrainingArguments
+) -> list[str | Path]:
+    """What the run reads, beside the model it starts from."""
+    data = (data_args.train_data, training_args.eval_data, training_args.retain_data)
+    others = (model_args.tokenizer_name, model_args.config_name)
+    return [*(path for paths in data for path in data_files(paths or ())), *filter(None, others)]
+
+
+def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
+    """Trains; what is refused before the first step is one line."""
+    start = OutputCallback(overwrite=trainer.args.overwrite_output_dir and checkpoint is None)
+    trainer.add_callback(start)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    except (RerankerError, OSError):
+        raise
+    # Each optimizer, schedule and compiler has its own types for what it does not take.
+    except Exception as error:
+        if start.began:
+            raise
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        if checkpoint:
+            raise ArgumentError(
+                f"cannot go on from {checkpoint} ({reason}) - a run goes on with the flags that it "
+                "began with - use those, another checkpoint, or start anew"
+            ) from error
+        raise ArgumentError(
+            f"training cannot begin ({reason}) - flags name what is installed and have values that "
+            "it takes - change or drop the flag"
+        ) from error
+
+
+def _save(trainer: RerankerTrainer, args: ModelArguments) -> None:
+    """Writes the trained model, which is then the only one in the output folder."""
+    adapters = args.use_lora and not args.save_merged_lora_model
+    if args.use_lora and not adapters:
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    output = Path(trainer.args.output_dir)
+    if args.use_lora:
+        # Beside the adapters too, so that whoever adds them to the base knows the head.
+        trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
+    keep_one_model(output, adapters=adapters)
 
 
 def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) -> ExampleFiles:
@@ -250,7 +292,7 @@ def _make_trainer(
             processing_class=tokenizer,
             callbacks=_callbacks(data_args, training_args),
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         # The Trainer checks further combinations of flags: --fsdp with one process, --report_to.
         raise ArgumentError(_one_line(error)) from error
     except Exception as error:
@@ -327,53 +369,3 @@ def _is_unmeasured(trainer: RerankerTrainer) -> bool:
     ]
     loaded_best = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint
     return bool(loaded_best) or trainer.state.global_step not in measured
-
-
-def _checkpoint_to_resume(args: RerankerTrainingArguments) -> str | None:
-    """The checkpoint folder that --resume_from_checkpoint means; `True` means the last one."""
-    wanted = args.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() in ("false", "none", ""):
-        return None
-    if str(wanted).lower() in ("true", "last"):
-        last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        if last is None:
-            raise ArgumentError(
-                f"resume_from_checkpoint is {wanted} and {args.output_dir} holds no checkpoint - "
-                "only a run that saved one can go on - leave the flag out to start anew"
-            )
-        return str(last)
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise ArgumentError(
-            f"{wanted} is no checkpoint (it has no trainer_state.json) - resuming needs a folder "
-            "that a run saved - name a checkpoint-* folder"
-        )
-    return str(wanted)
-
-
-def _check_output(
-    model_args: ModelArguments, args: RerankerTrainingArguments, *, resuming: bool
-) -> None:
-    output = Path(args.output_dir)
-    if output.exists() and not output.is_dir():
-        raise ArgumentError(f"output_dir {output} is a file - it becomes a folder - use another")
-    if output.resolve() == Path(model_args.model_name_or_path).resolve():
-        raise ArgumentError(
-            f"output_dir {output} is the model itself - the model stays as it is - use another"
-        )
-    if resuming or args.overwrite_output_dir or not output.is_dir():
-        return
-    if any(output.iterdir()):
-        raise ArgumentError(
-            f"output_dir {output} is not empty - a run does not mix with another's files - use a "
-            "new folder, --overwrite_output_dir, or --resume_from_checkpoint True"
-        )
-
-
-def _clear_output(output: Path) -> None:
-    """Removes what an earlier run left; anything else in the folder stays."""
-    for path in output.iterdir() if output.is_dir() else ():
-        if RUN_OUTPUTS.fullmatch(path.name):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
