@@ -156,11 +156,19 @@ def _reach(interval: Interval) -> list[list[float]]:
 
 
 def _draw_way(axes: Axes, frontier: Frontier) -> None:
-    steps = [point for point in frontier.points if point.role in ("base", "step")]
-    steps.append(frontier.points[frontier.chosen])
-    base = np.array(next(point.weights for point in steps if point.role == "base"))
-    steps.sort(key=lambda point: float(np.abs(np.array(point.weights) - base).sum()))
-    x, y = ([getattr(p, side).mean for p in steps] for side in ("retain", "target"))
+    base = np.array(next(point.weights for point in frontier.points if point.role == "base"))
+    steps = [np.array(point.weights) for point in frontier.points if point.role == "step"]
+    line = max((step - base for step in steps), key=np.linalg.norm, default=np.zeros_like(base))
+    shares = {point: (np.array(point.weights) - base) @ line for point in frontier.points}
+    along = [
+        point
+        for point in sorted(shares, key=lambda point: shares[point])
+        if shares[point] >= 0
+        and np.allclose(
+            (np.array(point.weights) - base) * (line @ line), shares[point] * line, atol=1e-9
+        )
+    ]
+    x, y = ([getattr(p, side).mean for p in along] for side in ("retain", "target"))
     axes.plot(x, y, "-", color=_COLOURS[0], linewidth=1, alpha=0.5, zorder=1)
     _draw_points(axes, frontier, "step", "o", _COLOURS[0], "step from the base")
 

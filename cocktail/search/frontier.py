@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,10 +31,11 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
     """Measure mixes on target and retain examples, and choose under the limit.
 
     Measured are the ingredients, the candidates, and the way from the base to the candidate that
-    the target alone would choose, in ``STEPS`` steps. The limit is the base's own value on the
-    retain examples, less ``max_drop``. The target's choice stays if it is within; else the best on
-    the target among those that are, after ``HALVINGS`` of the step that crosses the limit; else the
-    one that misses by least.
+    the target alone would choose, in ``STEPS`` steps. The limit is ``max_drop`` worse than the
+    base's own value on the retain examples. The target's choice stays if it is within; else the
+    best on the target among those that are, after ``HALVINGS`` of the step that crosses the limit;
+    else the one that misses by least. Where the verdict abstained the target's examples choose
+    nothing: then it is the point within that lies nearest to its choice, on the way there.
 
     Returns:
         The frontier, and what the chosen point does on the target's examples.
@@ -42,25 +45,50 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
     """
     scales = _Scales(search)
     points = [scales.point(place) for place in _places(search, verdict)]  # the base first
-    wanted = search.weights_of(verdict.chosen)
-    end = np.array(_end(search, verdict).weights)
+    chosen = search.weights_of(verdict.chosen)
+    wanted = next(i for i, point in enumerate(points) if np.allclose(point.weights, chosen))
+    way = _Way(points[0].weights, _end(search, verdict).weights)
 
     def choice() -> Frontier:
         return choose_point(
             points,
-            next(point.name for point in points if np.allclose(point.weights, wanted)),
+            wanted,
             measure=scales.measure,
             more_is_better=scales.by_metric,
             max_drop=search.options.max_drop,
+            blind=verdict.abstained,
         )
 
-    for _ in range(HALVINGS):
-        place = _halfway(choice(), end)
-        if place is None:
-            break
-        points.append(scales.point(place))
     frontier = choice()
+    for _ in range(HALVINGS):
+        share = None if frontier.chosen == wanted else _across(frontier, way)
+        if share is None:
+            break
+        points.append(scales.point(way.step(share)))
+        frontier = choice()
     return frontier, scales.measured[frontier.chosen]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Straight from the base's weights to where the target leads."""
+
+    base: tuple[float, ...]
+    end: tuple[float, ...]
+
+    def step(self, share: float) -> Place:
+        """The mix at this share of the way."""
+        weights = (1 - share) * np.array(self.base) + share * np.array(self.end)
+        return f"{share:.4g} of the way from the base", "step", on_simplex(weights)
+
+    def reach(self, point: FrontierPoint) -> float | None:
+        """The share of the way at which a point lies; ``None`` beside the way and beyond it."""
+        weights, base = np.array(point.weights), np.array(self.base)
+        line = np.array(self.end) - base
+        length = float(line @ line)
+        share = float((weights - base) @ line) / length if length else 0.0
+        on_it = -ROUNDING <= share <= 1 + ROUNDING
+        return share if on_it and np.allclose(weights, base + share * line) else None
 
 
 class _Scales:
@@ -101,56 +129,60 @@ class _Scales:
         return measured.losses
 
 
-def _halfway(frontier: Frontier, end: Weights) -> Place | None:
-    """The middle of the step that leads from the chosen point across the limit, if there is one."""
-    base = np.array(frontier.points[0].weights)
-    length = max(float(np.abs(end - base).sum()), ROUNDING)  # all candidates may be the base
+def _across(frontier: Frontier, way: _Way) -> float | None:
+    """The middle of the step of the way that crosses the limit, as a share; ``None`` if none does.
 
-    def reach(point: FrontierPoint) -> float:
-        return float(np.abs(np.array(point.weights) - base).sum()) / length
-
-    way = [p for p in frontier.points if p.role in ("base", "step") or np.allclose(p.weights, end)]
-    way.sort(key=reach)
+    Where several do, of the one that leaves nearest to the chosen point.
+    """
     chosen = frontier.points[frontier.chosen]
-    if frontier.missed_by > 0 or chosen not in way[:-1]:
+    if frontier.missed_by > 0:
         return None
-    beyond = way[way.index(chosen) + 1]
-    if frontier.allows(beyond):
-        return None
-    return _step((reach(chosen) + reach(beyond)) / 2, base, end)
+    reached = [(way.reach(point), point) for point in frontier.points]
+    along = sorted(
+        ((share, point) for share, point in reached if share is not None), key=lambda each: each[0]
+    )
+    crossings = [
+        (_distance(point, chosen), (share + beyond) / 2)
+        for (share, point), (beyond, further) in pairwise(along)
+        if frontier.allows(point) and not frontier.allows(further)
+    ]
+    return min(crossings)[1] if crossings else None
 
 
-def _step(share: float, base: Weights, end: Weights) -> Place:
-    way = on_simplex((1 - share) * base + share * end)
-    return f"{share:.4g} of the way from the base", "step", way
+def _distance(one: FrontierPoint, other: FrontierPoint) -> float:
+    return float(np.abs(np.array(one.weights) - np.array(other.weights)).sum())
 
 
 def choose_point(
     points: list[FrontierPoint],
-    wanted: str,
+    wanted: int,
     *,
     measure: str,
     more_is_better: bool,
     max_drop: float,
+    blind: bool = False,
 ) -> Frontier:
     """The wanted point if the limit allows it, else the best on the target that it does allow.
 
     Args:
         points: one of them in the role of the base.
-        wanted: name of the point that the target alone would choose.
+        wanted: index of the point that the target alone would choose.
         max_drop: how much worse than the base a point may be on the retain examples.
+        blind: the target says nothing: of what the limit allows, take what is nearest to the
+            wanted point.
     """
     sign = -1.0 if more_is_better else 1.0  # of a value of which less is better
     base = next(point for point in points if point.role == "base")
     limit = base.retain.mean + sign * max_drop
     excess = [sign * (point.retain.mean - limit) for point in points]
     within = [i for i, over in enumerate(excess) if over <= ROUNDING]
-    chosen = next(i for i, point in enumerate(points) if point.name == wanted)
-    missed_by = 0.0
+    chosen, missed_by = wanted, 0.0
     if not within:
         chosen = int(np.argmin(excess))
         missed_by = float(excess[chosen])
-    elif chosen not in within:
+    elif wanted not in within and blind:
+        chosen = min(within, key=lambda i: _distance(points[i], points[wanted]))
+    elif wanted not in within:
         chosen = min(within, key=lambda i: sign * points[i].target.mean)
     return Frontier(measure, limit, tuple(points), chosen, missed_by)
 
@@ -158,12 +190,15 @@ def choose_point(
 def _places(search: Search, verdict: Verdict) -> list[Place]:
     """Names, roles and weights to measure; the same weights are measured once, under one name."""
     base = simplex_vertex(search.options.base, search.size)
-    end = np.array(_end(search, verdict).weights)
     found: list[Place] = [("base", "base", base)]
     found += [(c.name, "candidate", np.array(c.weights)) for c in search.candidates]
+    taken = {place[0] for place in found}
     for i, name in enumerate(search.bench.mixture.names):
-        found.append((name, "ingredient", simplex_vertex(i, search.size)))
-    found += [_step(step / STEPS, base, end) for step in range(1, STEPS)]
+        # A folder may be called "base" or "prior" and be neither.
+        shown = f"{name} (ingredient)" if name in taken else name
+        found.append((shown, "ingredient", simplex_vertex(i, search.size)))
+    way = _Way(tuple(base.tolist()), _end(search, verdict).weights)
+    found += [way.step(step / STEPS) for step in range(1, STEPS)]
     unique: dict[bytes, Place] = {}
     # Of equal weights the base keeps its name, then the verdict's choice.
     for place in sorted(found, key=lambda place: (place[1] != "base", place[0] != verdict.chosen)):

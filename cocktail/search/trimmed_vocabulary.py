@@ -10,6 +10,7 @@ Compression through Vocabulary Trimming" (2023).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from cocktail.align import Source
 from cocktail.checkpoint import MAIN
 from cocktail.dtypes import ITEM_SIZE, torch_dtype
 from cocktail.heap import trim_heap
-from cocktail.kinds.task import Task
+from cocktail.kinds.task import Batch, Task
 from cocktail.reading import TensorReader
 from cocktail.search.mixture import Mixture
 
@@ -91,16 +92,23 @@ def _lookup_table(model: Any) -> nn.Embedding | None:
 
 
 def _tokens(tasks: Sequence[Task], max_tokens: int) -> Tensor:
-    """(U,) all that any batch holds, each once."""
+    """(U,) all that any batch may hold, each once."""
     ids = [
         tensor.flatten()
         for task in tasks
-        for batch in task.batches(max_tokens)
+        for batch in (*task.batches(max_tokens), *_padded(task, max_tokens))
         for name, tensor in batch.inputs.items()
         if name.endswith("input_ids")
     ]
     tokens: Tensor = torch.unique(torch.cat(ids))
     return tokens
+
+
+def _padded(task: Task, max_tokens: int) -> list[Batch]:
+    """Batches that are padded if any can be: every full one may hold texts of one length."""
+    batches = sorted(task.batches(max_tokens), key=lambda batch: batch.tokens / batch.texts)
+    ends = {min(batches[0].examples), min(batches[-1].examples)}
+    return task.batches(sys.maxsize, sorted(ends))
 
 
 def _rows_of(source: Source, tokens: Sequence[int], reader: TensorReader) -> Source:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,11 +151,63 @@ def test_retain_keeps_the_limit_and_traces_the_frontier(kitchen, rows) -> None:
     assert result.weights == chosen.weights
     assert result.weights != result.candidate("lm-cocktail").weights
     # The step that crosses the limit was halved: there is a point within the next eightieth.
-    over = [point.weights[1] for point in frontier.points if not frontier.allows(point)]
-    assert min(over) - chosen.weights[1] <= 0.5 / 80 + 1e-9
+    over = min(point.weights[1] for point in frontier.points if not frontier.allows(point))
+    within = [point.weights[1] for point in frontier.points if point.weights[1] < over]
+    assert over - max(within) <= 0.5 / 80 + 1e-9
     impossible = search_weights(names, "reranker", rows, strategy="lm-cocktail",
                                 retain_data=retain, max_drop=-9.0, **QUIET)  # fmt: skip
     assert impossible.frontier is not None and impossible.frontier.missed_by > 0
+
+
+def test_the_crossing_step_is_halved_where_a_candidate_stands_on_the_way(kitchen, rows) -> None:
+    retain = ranked(12, negatives=5, seed=77)
+    names = [kitchen["base"], kitchen["noise"]]
+    options = {"strategy": "lm-cocktail", "temperature": 1e-3, "retain_data": retain, **QUIET}
+    way = search_weights(names, "reranker", rows, base=1, **options).frontier
+    steps = {round(p.weights[0], 3): p.retain.mean for p in way.points if p.role != "ingredient"}
+    # Between the equal mix, which is a candidate, and the next step.
+    limit = (steps[0.5] + steps[0.6]) / 2
+    frontier = search_weights(names, "reranker", rows, base=1, max_drop=limit - steps[0.0],
+                              **options).frontier  # fmt: skip
+    within = [point.weights[0] for point in frontier.points if frontier.allows(point)]
+    over = [point.weights[0] for point in frontier.points if not frontier.allows(point)]
+    assert min(abs(one - other) for one in within for other in over) <= 1 / 80 + 1e-9
+
+
+@pytest.mark.parametrize("name", ["base", "prior"])
+def test_a_folder_called_as_a_candidate_is_an_ingredient(
+    kitchen, rows, tmp_path, monkeypatch, name: str
+) -> None:
+    options = {"strategy": "lm-cocktail", "retain_data": ranked(12, negatives=5, seed=77), **QUIET}
+    shutil.copytree(kitchen["base"], tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    models = [kitchen["noise"], name]
+    result = search_weights(models, "reranker", rows, max_drop=-9.0, **options)
+    assert result.weights == result.frontier.points[result.frontier.chosen].weights
+    models[1] = kitchen["base"]
+    assert result.weights == search_weights(
+        models, "reranker", rows, max_drop=-9.0, **options
+    ).weights  # fmt: skip
+
+
+def test_random_labels_choose_nothing_under_a_limit_either(kitchen, rows) -> None:
+    generator = random.Random(3)
+    dealt = []
+    for row in rows:
+        texts = [*row["pos"], *row["neg"]]
+        generator.shuffle(texts)
+        dealt.append({**row, "pos": texts[:1], "neg": texts[1:]})
+    names = [kitchen["base"], kitchen["tuned"], kitchen["noise"]]
+    retain = ranked(12, negatives=5, seed=77)
+    result = search_weights(names, "reranker", dealt, retain_data=retain, **QUIET)
+    assert result.verdict.abstained
+    chosen = result.frontier.points[result.frontier.chosen]
+    distances = [
+        sum(abs(weight - 1 / 3) for weight in point.weights)
+        for point in result.frontier.points
+        if result.frontier.allows(point)
+    ]
+    assert sum(abs(weight - 1 / 3) for weight in chosen.weights) == pytest.approx(min(distances))
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "sweep", "blackbox", "ensemble", "gradient"])

@@ -108,26 +108,26 @@ def points(retains: list[float], targets: list[float]) -> list[FrontierPoint]:
 
 def test_the_wanted_point_stays_where_the_limit_allows_it() -> None:
     made = points([1.0, 1.1, 1.3], [2.0, 1.5, 1.0])
-    found = choose_point(made, "p2", measure="loss", more_is_better=False, max_drop=0.3)
+    found = choose_point(made, 2, measure="loss", more_is_better=False, max_drop=0.3)
     assert (made[found.chosen].name, found.missed_by) == ("p2", 0.0)
 
 
 def test_the_best_within_the_limit_is_taken_else() -> None:
     made = points([1.0, 1.1, 1.3], [2.0, 1.5, 1.0])
-    found = choose_point(made, "p2", measure="loss", more_is_better=False, max_drop=0.2)
+    found = choose_point(made, 2, measure="loss", more_is_better=False, max_drop=0.2)
     assert made[found.chosen].name == "p1"
     assert set(found.neighbours) == {0, 2}
 
 
 def test_a_metric_must_not_fall() -> None:
     made = points([0.9, 0.85, 0.5], [0.6, 0.7, 0.8])
-    found = choose_point(made, "p2", measure="ndcg@10", more_is_better=True, max_drop=0.05)
+    found = choose_point(made, 2, measure="ndcg@10", more_is_better=True, max_drop=0.05)
     assert made[found.chosen].name == "p1"
     assert found.limit == pytest.approx(0.85)
 
 
 def test_an_unsatisfiable_limit_says_by_how_much_it_is_missed() -> None:
     made = points([1.0, 1.1], [2.0, 1.5])
-    found = choose_point(made, "p1", measure="loss", more_is_better=False, max_drop=-0.2)
+    found = choose_point(made, 1, measure="loss", more_is_better=False, max_drop=-0.2)
     assert made[found.chosen].name == "base"
     assert found.missed_by == pytest.approx(0.2)

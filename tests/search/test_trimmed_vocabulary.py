@@ -104,3 +104,18 @@ def test_a_word_without_a_row_is_an_error() -> None:
     assert torch.equal(table(torch.tensor([[4, 1]])), table.weight[[1, 0]][None])
     with pytest.raises(IndexError):
         table(torch.tensor([2]))
+
+
+def test_padding_has_a_row_where_no_full_batch_is_padded(tmp_path: Path) -> None:
+    family = "bert-reranker"
+    rows = [
+        {"query": "red", "pos": [" ".join(["green"] * n)], "neg": [" ".join(["blue"] * n)]}
+        for n in (60, 10)
+        for _ in range(16)
+    ]
+    options = SearchOptions(max_input_length=32)  # 32 long pairs are a batch
+    plan = search_plan(folders(family, tmp_path), "reranker")
+    bench = prepare(plan, rows, None, options, device="cpu")
+    assert isinstance(bench.mixture.model.get_input_embeddings(), TrimmedEmbedding)
+    for long in range(1, 32):
+        bench.mixture.rows(bench.task, np.array([1.0, 0, 0]), [0, long])
