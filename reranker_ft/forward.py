@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
 from reranker_ft.dropout import FastDropout, fast_dropout
 from reranker_ft.errors import ModelError
 from reranker_ft.first_token import last_layer_at_first_token, layers_below_first_token
+from reranker_ft.turns import turn
 from reranker_ft.unpadded import Row, unpadded
 
 
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """(B,) raw scores of one micro-batch, in fp32.
+
+    Threads may share a model: they take turns where the shortcut is in its layers. A call of the
+    model itself meanwhile, past this function, meets that shortcut.
 
     Raises:
         ModelError: The model does not give one logit a pair.
@@ -43,11 +47,18 @@ def _shortcuts(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
         yield
 
 
+@contextmanager
 def _positions_that_count(
     model: nn.Module, inputs: dict[str, Tensor], dropout: FastDropout | None
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     layers = layers_below_first_token(model)
     if layers is None:
-        return nullcontext()
+        yield
+        return
     row = Row.of(inputs)
-    return last_layer_at_first_token(layers) if row is None else unpadded(layers, row, dropout)
+    # The layers hold what they compute instead, for all threads that share them.
+    with (
+        turn(layers[-1]),
+        last_layer_at_first_token(layers) if row is None else unpadded(layers, row, dropout),
+    ):
+        yield

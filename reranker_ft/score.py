@@ -29,6 +29,7 @@ from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.files import new_folder
 from reranker_ft.groups import Instructions
 from reranker_ft.load import load_cross_encoder
+from reranker_ft.turns import turn
 
 # Pairs that are tokenized and sorted by length together: enough for batches of even length, few
 # enough that the token ids of millions of pairs never stand in memory at once.
@@ -50,6 +51,9 @@ class Reranker:
 
     Takes the constructor arguments of FlagReranker (FlagEmbedding 1.4) and gives equal scores, but
     batches by tokens: pairs are sorted by length and run in micro-batches of about equal length.
+    Threads may share a reranker and get the scores that each would get alone. They tokenize by
+    turns, and models that take the shortcuts of `forward.py` run by turns too; `model` called past
+    the reranker meanwhile may be in the middle of one.
 
     >>> reranker = Reranker("BAAI/bge-reranker-base", use_fp16=True)  # doctest: +SKIP
     >>> scores = reranker.compute_score([["what is a panda?", "hi"],
@@ -176,11 +180,12 @@ class Reranker:
         max_length = self.max_length if max_length is None else max_length
         if query_max_length is None:
             query_max_length = self.query_max_length
-        return PairEncoder(
-            self.tokenizer,
-            max_length=min(max_length, position_limit(self.model) or max_length),
-            query_max_length=query_max_length,
-        )
+        with turn(self.tokenizer):
+            return PairEncoder(
+                self.tokenizer,
+                max_length=min(max_length, position_limit(self.model) or max_length),
+                query_max_length=query_max_length,
+            )
 
     def score_pairs(
         self,
@@ -203,8 +208,11 @@ class Reranker:
         for number, start in enumerate(windows, 1):
             label = "scoring" if len(windows) == 1 else f"scoring, part {number} of {len(windows)}"
             window = pairs[start : start + WINDOW_PAIRS]
+            # A tokenizer truncates all threads' texts at the length that it was last told.
+            with turn(encoder.tokenizer):
+                encodings = encoder(window)
             scores[start : start + len(window)] = self.score_encodings(
-                encoder(window), max_tokens=budget, progress=label if progress else False
+                encodings, max_tokens=budget, progress=label if progress else False
             )
         lost = int(scores.isnan().sum())
         if lost:
