@@ -47,7 +47,7 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
     points = [scales.point(place) for place in _places(search, verdict)]  # the base first
     chosen = search.weights_of(verdict.chosen)
     wanted = next(i for i, point in enumerate(points) if np.allclose(point.weights, chosen))
-    way = _Way(points[0].weights, _end(search, verdict).weights)
+    way = Way(points[0].weights, _end(search, verdict).weights)
 
     def choice() -> Frontier:
         return choose_point(
@@ -61,7 +61,7 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
 
     frontier = choice()
     for _ in range(HALVINGS):
-        share = None if frontier.chosen == wanted else _across(frontier, way)
+        share = None if frontier.chosen == wanted else halfway_across(frontier, way)
         if share is None:
             break
         points.append(scales.point(way.step(share)))
@@ -70,7 +70,7 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
 
 
 @dataclass(frozen=True)
-class _Way:
+class Way:
     """Straight from the base's weights to where the target leads."""
 
     base: tuple[float, ...]
@@ -129,7 +129,7 @@ class _Scales:
         return measured.losses
 
 
-def _across(frontier: Frontier, way: _Way) -> float | None:
+def halfway_across(frontier: Frontier, way: Way) -> float | None:
     """The middle of the step of the way that crosses the limit, as a share; ``None`` if none does.
 
     Where several do, of the one that leaves nearest to the chosen point.
@@ -197,7 +197,7 @@ def _places(search: Search, verdict: Verdict) -> list[Place]:
         # A folder may be called "base" or "prior" and be neither.
         shown = f"{name} (ingredient)" if name in taken else name
         found.append((shown, "ingredient", simplex_vertex(i, search.size)))
-    way = _Way(tuple(base.tolist()), _end(search, verdict).weights)
+    way = Way(tuple(base.tolist()), _end(search, verdict).weights)
     found += [way.step(step / STEPS) for step in range(1, STEPS)]
     unique: dict[bytes, Place] = {}
     # Of equal weights the base keeps its name, then the verdict's choice.

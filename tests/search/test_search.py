@@ -159,21 +159,6 @@ def test_retain_keeps_the_limit_and_traces_the_frontier(kitchen, rows) -> None:
     assert impossible.frontier is not None and impossible.frontier.missed_by > 0
 
 
-def test_the_crossing_step_is_halved_where_a_candidate_stands_on_the_way(kitchen, rows) -> None:
-    retain = ranked(12, negatives=5, seed=77)
-    names = [kitchen["base"], kitchen["noise"]]
-    options = {"strategy": "lm-cocktail", "temperature": 1e-3, "retain_data": retain, **QUIET}
-    way = search_weights(names, "reranker", rows, base=1, **options).frontier
-    steps = {round(p.weights[0], 3): p.retain.mean for p in way.points if p.role != "ingredient"}
-    # Between the equal mix, which is a candidate, and the next step.
-    limit = (steps[0.5] + steps[0.6]) / 2
-    frontier = search_weights(names, "reranker", rows, base=1, max_drop=limit - steps[0.0],
-                              **options).frontier  # fmt: skip
-    within = [point.weights[0] for point in frontier.points if frontier.allows(point)]
-    over = [point.weights[0] for point in frontier.points if not frontier.allows(point)]
-    assert min(abs(one - other) for one in within for other in over) <= 1 / 80 + 1e-9
-
-
 @pytest.mark.parametrize("name", ["base", "prior"])
 def test_a_folder_called_as_a_candidate_is_an_ingredient(
     kitchen, rows, tmp_path, monkeypatch, name: str

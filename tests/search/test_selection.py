@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from cocktail.search.frontier import choose_point
+from cocktail.search.frontier import Way, choose_point, halfway_across
 from cocktail.search.objective import Measurement
 from cocktail.search.result import FrontierPoint
 from cocktail.search.selection import Candidate, Interval, choose, paired_interval
@@ -131,3 +133,34 @@ def test_an_unsatisfiable_limit_says_by_how_much_it_is_missed() -> None:
     found = choose_point(made, 1, measure="loss", more_is_better=False, max_drop=-0.2)
     assert made[found.chosen].name == "base"
     assert found.missed_by == pytest.approx(0.2)
+
+
+def test_the_crossing_step_is_halved_where_a_candidate_stands_on_the_way() -> None:
+    """The limit lies at .59 of the way, the equal mix at .5."""
+    way = Way((1.0, 0.0), (0.0, 1.0))
+
+    def point(share: float, role: str) -> FrontierPoint:
+        retain, target = (Interval(x, x, x) for x in (share, 1 - share))
+        return FrontierPoint(f"{share:.4g}", (1 - share, share), target, retain, role)
+
+    made = [point(0.0, "base"), point(0.5, "candidate"), point(1.0, "ingredient")]
+    made += [point(step / 10, "step") for step in (1, 2, 3, 4, 6, 7, 8, 9)]
+    made.append(FrontierPoint("aside", (0.2, 0.2), *([Interval(9.0, 9.0, 9.0)] * 2), "candidate"))
+    for _ in range(3):
+        found = choose_point(made, 2, measure="loss", more_is_better=False, max_drop=0.59)
+        share = halfway_across(found, way)
+        assert share is not None
+        made.append(point(share, "step"))
+    found = choose_point(made, 2, measure="loss", more_is_better=False, max_drop=0.59)
+    assert made[found.chosen].name == "0.5875"
+
+
+def test_without_a_target_the_nearest_point_within_the_limit_is_taken() -> None:
+    made = points([1.0, 1.1, 1.3, 1.2], [2.0, 1.5, 1.0, 1.7])
+    shares = ((1.0, 0.0), (0.4, 0.6), (0.5, 0.5), (0.6, 0.4))
+    made = [replace(point, weights=weights) for point, weights in zip(made, shares, strict=True)]
+    found = choose_point(made, 2, measure="loss", more_is_better=False, max_drop=0.2, blind=True)
+    assert made[found.chosen].name == "p1"
+    far = [replace(point, weights=(0.9, 0.1)) if point is made[1] else point for point in made]
+    found = choose_point(far, 2, measure="loss", more_is_better=False, max_drop=0.2, blind=True)
+    assert made[found.chosen].name == "p3"
