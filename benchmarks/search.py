@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from measure import table
 
+from cocktail.kinds import kind_named
 from cocktail.search.mixture import Mixture
 from cocktail.search.objective import measure
 from cocktail.search.options import SearchOptions
@@ -105,6 +106,8 @@ def parse() -> argparse.Namespace:
     args.temperatures = TEMPERATURES
     for name, value in QUICK.items() if args.quick else ():
         setattr(args, name, value)
+    if args.model_type is not None and not kind_named(args.model_type).ranks:
+        args.neg_number = None
     return args
 
 

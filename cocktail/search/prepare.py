@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cocktail.checkpoint import MAIN
 from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.kinds import Kind
 from cocktail.kinds.decoder import DecoderTask
 from cocktail.kinds.encoder import EncoderTask, choose_pooling
 from cocktail.kinds.examples import (
     ExampleData,
+    ExampleError,
     RankedExample,
     WrittenExample,
     content_order,
@@ -111,37 +115,37 @@ def prepare(
             else the vocabulary stays whole, and what the examples must have is up to the caller.
 
     Raises:
+        RecipeError: an option means nothing to this kind of model.
         ExampleError: the examples cannot be used; before the model is built.
-        CheckpointError: the tokenizer does not load.
+        CheckpointError: the tokenizer does not load, or the device cannot be used.
         PlanError: the model cannot be built.
     """
+    _check_options(plan.kind, options)
     target_examples = read_examples(plan, target, options)
-    retain_examples = None if retain is None else read_examples(plan, retain, options)
+    retain_examples = [] if retain is None else read_examples(plan, retain, options)
+    if for_search:
+        _check_rivals(plan.kind, target_examples, target)
+        _check_rivals(plan.kind, retain_examples, retain)
     pooling = None
     if plan.kind.name == "encoder":
         parts = {tensor.part: None for tensor in plan.tensors} | {MAIN: None}
         pooling = choose_pooling(options.pooling, plan.donor, parts)
-    elif options.pooling is not None:
-        raise RecipeError(
-            f"pooling is {options.pooling!r} for a {plan.kind.name} - only an encoder pools - "
-            "leave it out"
-        )
-    place = _device(device)
-    mixture = Mixture(
-        plan, place, trust_remote_code, threads or default_threads(), processes or Processes()
-    )
+    processes = processes or Processes()
+    place = _device(device, processes)
+    mixture = Mixture(plan, place, trust_remote_code, threads or default_threads(), processes)
+    make_task = partial(_task, mixture, _tokenizer(mixture), options, pooling)
     order = content_order(target_examples, options.seed)
     ordered = [target_examples[i] for i in order]
-    task = _task(mixture, ordered, options, pooling)
+    task = make_task(ordered)
     mixture.unit_tokens = sum(b.tokens for b in task.batches(mixture.forward_tokens))
     retain_task = None
-    if retain_examples is not None:
+    if retain_examples:
         kept = content_order(retain_examples, options.seed)
-        retain_task = _task(mixture, [retain_examples[i] for i in kept], options, pooling)
+        retain_task = make_task([retain_examples[i] for i in kept])
     written = [example for example in ordered if isinstance(example, WrittenExample)]
     dealt_task = None
     if written and options.strategy == "auto":
-        dealt_task = _task(mixture, dealt(written), options, pooling)
+        dealt_task = make_task(dealt(written))
     if plan.kind.ranks and for_search:
         trim_vocabulary(mixture, [task] if retain_task is None else [task, retain_task])
     return Bench(mixture, task, order, retain_task, dealt_task)
@@ -160,13 +164,71 @@ def read_examples(
     return read_written(data)
 
 
+def _check_options(kind: Kind, options: SearchOptions) -> None:
+    """Refuse what only other kinds of model have."""
+    if kind.name != "encoder" and options.pooling is not None:
+        raise RecipeError(
+            f"pooling is {options.pooling!r} for a {kind.name} - only an encoder pools - "
+            "leave it out"
+        )
+    if not kind.ranks and options.neg_number is not None:
+        raise RecipeError(
+            f"neg_number is {options.neg_number} for a {kind.name} - its examples are inputs and "
+            "outputs, without negatives - leave it out"
+        )
+    if not kind.ranks and options.retain_by == "metric":
+        raise RecipeError(
+            f"retain_by is metric for a {kind.name} - it has a loss alone, NDCG is of rankings - "
+            "use loss (--retain-by loss)"
+        )
+
+
+def _check_rivals(
+    kind: Kind, examples: Sequence[RankedExample | WrittenExample], data: ExampleData | None
+) -> None:
+    """Refuse examples in which no passage has another to be told from: an encoder's have those of
+    other examples."""
+    ranked = [example for example in examples if isinstance(example, RankedExample)]
+    by_themselves = kind.name == "reranker" or len(ranked) == 1
+    if ranked and by_themselves and not any(example.negatives for example in ranked):
+        where = data if isinstance(data, str | Path) else "the examples"
+        raise ExampleError(
+            f"{where}: no example has a negative - the loss of one passage alone is 0 for any "
+            "model - add passages that do not answer the query ('neg'), and use 1 or more of them "
+            "(--neg-number, neg_number=)"
+        )
+
+
+def _tokenizer(mixture: Mixture) -> Any:
+    """The tokenizer that the first ingredient was saved with.
+
+    Raises:
+        CheckpointError: it does not load, or transformers makes one up, of a few special tokens,
+            because there is no vocabulary.
+    """
+    tokenizer = mixture.tokenizer()
+    folder = mixture.plan.donor.main_folder
+    # Bytes and characters need no vocabulary; those tokenizers, and some of custom code, name none.
+    wanted = set(tokenizer.vocab_files_names.values())
+    others = ("tokenizer.", "tekken")  # versions, and what is converted as it loads
+    if wanted and not any(
+        path.name in wanted or path.name.startswith(others) for path in folder.iterdir()
+    ):
+        raise CheckpointError(
+            f"{folder}: its tokenizer does not load (it has none of {', '.join(sorted(wanted))}) - "
+            "examples are tokenised with the first ingredient's - save the tokenizer there"
+        )
+    return tokenizer
+
+
 def _task(
     mixture: Mixture,
-    examples: Sequence[RankedExample | WrittenExample],
+    tokenizer: Any,
     options: SearchOptions,
     pooling: str | None,
+    examples: Sequence[RankedExample | WrittenExample],
 ) -> Task:
-    tokenizer, model = mixture.tokenizer(), mixture.model
+    model = mixture.model
     max_length = options.max_input_length
     ranked = [example for example in examples if isinstance(example, RankedExample)]
     written = [example for example in examples if isinstance(example, WrittenExample)]
@@ -184,11 +246,14 @@ def _task(
     raise PlanError([f"a search does not know the kind {kind}"])
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, processes: Processes) -> torch.device:
+    """The device of that name, by default the accelerator; of several GPUs each process has one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device == torch.device("cuda") and processes.count > 1:
+            device = torch.device("cuda", processes.local_rank % torch.cuda.device_count())
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError, TypeError, ZeroDivisionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"device {name!r} cannot be used ({reason}) - use cpu or cuda"

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
+from cocktail.errors import RecipeError
+
 T = TypeVar("T")
 
 
@@ -18,13 +20,28 @@ class Processes:
 
     Every process takes the same decisions from the same numbers, so that only rows and gradients
     travel. Joins the group that ``torchrun`` announces in the environment.
+
+    Attributes:
+        local_rank: among the processes of this machine.
+
+    Raises:
+        RecipeError: what is announced is no group that can be joined.
     """
 
     def __init__(self) -> None:
-        announced = int(os.environ.get("WORLD_SIZE", "1"))
-        self._started = announced > 1 and dist.is_available() and not dist.is_initialized()
-        if self._started:
-            dist.init_process_group("gloo")
+        announced = os.environ.get("WORLD_SIZE", "1")
+        self._started = False
+        try:
+            self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+            if int(announced) > 1 and dist.is_available() and not dist.is_initialized():
+                dist.init_process_group("gloo")
+                self._started = True
+        except (ValueError, RuntimeError) as error:
+            raise RecipeError(
+                f"WORLD_SIZE is {announced} and the processes do not find each other "
+                f"({str(error).strip().splitlines()[0]}) - torchrun starts several and tells each "
+                "where the others are - use it, or unset WORLD_SIZE"
+            ) from None
         together = dist.is_available() and dist.is_initialized()
         self.count = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
