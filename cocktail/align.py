@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from cocktail.headers import TensorInfo
 from cocktail.hub import SIDE_TENSORS
 from cocktail.recipe import Recipe
 from cocktail.vocabularies import Run, Vocabularies
+from cocktail.weights import shares
 
 T = TypeVar("T")
 
@@ -33,13 +33,6 @@ class Source:
     info: TensorInfo
     weight: float
     ingredient: int
-
-
-def shares(weights: Sequence[float]) -> list[float]:
-    """Weights divided by their sum, equal ones where that is zero."""
-    total = math.fsum(weights)
-    count = len(weights)
-    return [weight / total for weight in weights] if total else [1 / count] * count
 
 
 @dataclass

@@ -191,6 +191,7 @@ def mix_recipe(
         PlanError: with every reason why one of them cannot be mixed or written.
         CocktailError: as :func:`mix_to_folder`.
     """
+    _check_threads(threads)
     names = _step_names(recipe.steps)
     made: dict[str, Path] = {}
     with ExitStack() as stack:
@@ -204,6 +205,14 @@ def mix_recipe(
             recipe, output, max_shard_size=max_shard_size, overwrite=overwrite, made=made
         )
         return mix_to_folder(plan, output, sync=sync, threads=threads, progress=progress)
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and (not isinstance(threads, int) or threads < 0):
+        raise RecipeError(
+            f"threads are {threads!r} - they are a whole number, 0 for one on each processor - "
+            "correct them"
+        )
 
 
 def _step_names(steps: Sequence[Recipe]) -> list[str]:
@@ -297,6 +306,7 @@ def mix_models(
     """
     from cocktail.loading import ModelInMemory  # noqa: PLC0415 - imports torch
 
+    _check_threads(threads)
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
         pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,

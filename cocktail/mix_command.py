@@ -73,8 +73,10 @@ def _parse_parameters(
             raise click.BadParameter(f"{value!r} is no NAME=VALUE - write it like density=0.5")
         try:
             parameters[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise click.BadParameter(f"{text!r} is no value - write it like density=0.5") from None
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise click.BadParameter(
+                f"{text!r:.60} is no value - write it like density=0.5"
+            ) from None
     return parameters or None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from cocktail.align import Source, shares
+from cocktail.align import Source
 from cocktail.checkpoint import tensor_key
 from cocktail.dtypes import FLOATING, ITEM_SIZE
 from cocktail.headers import TensorInfo, build_header
@@ -16,6 +16,7 @@ from cocktail.methods.method import Method
 from cocktail.reading import ROWS
 from cocktail.sums import SUMMED
 from cocktail.vocabularies import Run
+from cocktail.weights import shares
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from inspect import signature
@@ -17,6 +17,8 @@ from cocktail.errors import RecipeError, listed
 from cocktail.methods.method import Method, Option
 from cocktail.methods.registry import method_named
 from cocktail.schedule import checked_setting, known_options, lines_depth, value_at
+from cocktail.values import plain
+from cocktail.weights import cancel, exact_sum, read_weights
 
 WEIGHT_TOLERANCE = 1e-3
 HeadRule = Literal["error", "copy", "mix", "drop"]
@@ -122,8 +124,8 @@ class Recipe:
         Raises:
             RecipeError: the sum is zero or not finite.
         """
-        total = math.fsum(self.weights)
-        if not math.isfinite(total) or total == 0:
+        total = exact_sum(self.weights)
+        if cancel(self.weights):
             raise RecipeError(
                 f"the weights sum to {total:g} - a sum that is finite and not zero can be "
                 "normalised - give other weights"
@@ -209,8 +211,8 @@ class Recipe:
             if count < len(self.models):
                 takes = f"the base {self.base_model} takes none, each other model one, in order"
             return [f"{len(self.weights)} weights for {count} models - {takes} - make them agree"]
-        total = math.fsum(self.weights)
-        if self.is_weighted_sum and abs(total - 1) > WEIGHT_TOLERANCE:
+        total = exact_sum(self.weights)
+        if self.is_weighted_sum and not abs(total - 1) <= WEIGHT_TOLERANCE:
             return [
                 f"the weights sum to {total:.6g} - the sum must be 1 within {WEIGHT_TOLERANCE:g}, "
                 "else the model's scale changes - correct them, or normalise (--normalize, "
@@ -274,8 +276,8 @@ class Recipe:
         if self.is_weighted_sum:
             normalize = values.pop("normalize")
             if normalize and not self.weights:
-                total = math.fsum(weights)
-                if abs(total) < 1e-8:
+                total = exact_sum(weights)
+                if cancel(weights):
                     raise RecipeError(
                         f"the weights of {name} sum to {total:g} - they are divided by their sum - "
                         "give others, or normalize: false"
@@ -361,23 +363,36 @@ def make_recipe(
     """Build a recipe from what a user passed.
 
     Raises:
-        RecipeError: a weight is no number, the dtype is unknown, or the sum cannot be normalised.
+        RecipeError: something has another type, the dtype is unknown, or the sum of the weights
+            cannot be normalised.
     """
-    try:
-        numbers = tuple(float(weight) for weight in weights or ())
-    except (TypeError, ValueError):
-        raise RecipeError(f"weights are {weights!r} - they must be numbers") from None
+    if isinstance(models, str | Path) or not isinstance(models, Iterable):
+        raise RecipeError(f"models are {models!r} - they are a list of folders or Hub ids")
+    for key, text in (
+        ("model_type", model_type), ("merge_method", merge_method), ("name", name),
+        ("tokenizer_source", tokenizer_source),
+    ):  # fmt: skip
+        if text is not None and not isinstance(text, str):
+            raise RecipeError(f"{key} is {text!r} - it is text - correct it")
+    if not isinstance(parameters, Mapping | None):
+        raise RecipeError(
+            f"parameters are {parameters!r} - they are a map such as {{'density': 0.5}} - correct "
+            "them"
+        )
+    seed = plain(seed)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise RecipeError(f"seed is {seed!r} - it is a whole number - correct it")
     recipe = Recipe(
         tuple(str(model) for model in models),
-        numbers,
+        read_weights(weights),
         model_type,
         parse_dtype(dtype),
         head,  # type: ignore[arg-type]  # checked by problems(), with all others
         pooling,  # type: ignore[arg-type]
         merge_method,
         None if base_model is None else str(base_model),
-        dict(parameters or {}),
-        tuple(dict(given) for given in model_parameters),
+        plain(parameters or {}),
+        tuple(plain(given) for given in model_parameters),
         tokenizer_source,
         seed,
         name,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cocktail.errors import RecipeError, listed
+from cocktail.values import is_number, plain_number
 
 RECIPE_FILE = "cocktail.yaml"
 
@@ -71,12 +72,12 @@ def read_recipes(path: Path) -> list[dict[str, Any]]:
     Later documents may use the ``name`` of earlier ones as a model. A ``.json`` file is the record
     of a mix (``cocktail.json``), whose recipe runs again.
     """
-    kind, read = ("JSON", _recorded) if path.suffix == ".json" else ("YAML", yaml.safe_load_all)
+    kind, read = ("JSON", _recorded) if path.suffix == ".json" else ("YAML", _documents)
     try:
         documents = list(read(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{path}: is not valid {kind} ({reason})") from None
     except LookupError:
@@ -86,12 +87,31 @@ def read_recipes(path: Path) -> list[dict[str, Any]]:
     return [_recipe(path, document) for document in documents or [None] if document != {}] or [{}]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a map, where YAML takes the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{twice[0]!r} stands twice in one map", problem_mark=node.start_mark
+            )
+        return node
+
+
+def _documents(text: str) -> Iterator[Any]:
+    return yaml.load_all(text, Loader=_Loader)
+
+
 def _recorded(text: str) -> list[Any]:
     """The documents of a record; a LookupError where it is none."""
     record = json.loads(text)
-    if not isinstance(record, dict):
+    steps = record.get("steps", []) if isinstance(record, dict) else None
+    if not isinstance(steps, list):
         raise LookupError
-    return [*record.get("steps", ()), record["recipe"]]
+    return [*steps, record["recipe"]]
 
 
 def _recipe(path: Path, values: Any) -> dict[str, Any]:
@@ -150,10 +170,8 @@ def _model(path: Path, model: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _number(path: Path, value: object) -> float:
-    # YAML 1.1 reads 1e-3 as text.
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError
-        return float(value)
-    except ValueError:
-        raise RecipeError(f"{path}: weights holds {value!r} - every weight is a number") from None
+    if not is_number(value):
+        raise RecipeError(
+            f"{path}: weights holds {value!r:.60} - every weight is a number - correct it"
+        )
+    return plain_number(value)

@@ -121,7 +121,7 @@ def known_options(names: Iterable[str], given: Iterable[str], method: str) -> No
         RecipeError: naming them and what there is.
     """
     known = list(names)
-    unknown = [name for name in given if name not in known]
+    unknown = [str(name) for name in given if name not in known]
     if unknown:
         raise RecipeError(
             f"{method} has no parameter {listed(unknown)} - it has {', '.join(known) or 'none'} - "

@@ -5,7 +5,6 @@ theta = sum_i w_i theta_i. https://arxiv.org/abs/2311.13534, https://arxiv.org/a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from cocktail.errors import RecipeError
 from cocktail.methods.blocks import BLOCK, blocks_of, flat
+from cocktail.weights import cancel, exact_sum
 
 
 def accumulate(
@@ -79,10 +79,10 @@ def sum_to_divide_by(weights: Sequence[float], option: str) -> float:
     """The sum of the weights.
 
     Raises:
-        RecipeError: it is zero; names the option that asked for the division.
+        RecipeError: it is zero to rounding; names the option that asked for the division.
     """
-    total = math.fsum(weights)
-    if abs(total) < 1e-8:
+    total = exact_sum(weights)
+    if cancel(weights):
         raise RecipeError(
             f"the weights sum to {total:g} - they are divided by their sum - give others, or set "
             f"{option} to false"

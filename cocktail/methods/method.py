@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cocktail.errors import RecipeError, listed
 from cocktail.methods.random_words import RandomWords
+from cocktail.values import plain_number
 
 if TYPE_CHECKING:
     import torch
@@ -65,17 +66,13 @@ class Option:
                     f"{self.name} is {value!r} - it is one of {listed(self.choices)} - correct it"
                 )
             return value
-        try:
-            # YAML 1.1 reads 1e-3 as text.
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if isinstance(self.default, int) and number != round(number, 0):
-            number = math.nan
-        if not self.low <= number <= self.high:
-            kind = "a whole number" if isinstance(self.default, int) else "a number"
+        number = plain_number(value)
+        whole = not isinstance(self.default, int) or number.is_integer()
+        if not (whole and math.isfinite(number) and self.low <= number <= self.high):
+            kind = "whole " if isinstance(self.default, int) else "finite " * math.isinf(number)
             raise RecipeError(
-                f"{self.name} is {value!r} - it is {kind}{self.range_text()} - correct it"
+                f"{self.name} is {value!r:.60} - it is a {kind}number{self.range_text()} - correct "
+                "it"
             )
         return int(number) if isinstance(self.default, int) else number
 
