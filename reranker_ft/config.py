@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -28,6 +29,9 @@ RANGES = {
     "weight_decay": (0, 1e6),
     "adam_beta1": (0, 1 - 1e-9),
     "adam_beta2": (0, 1 - 1e-9),
+    "adam_epsilon": (0, 1),
+    "max_grad_norm": (0, math.inf),
+    "num_train_epochs": (0, 1e9),
     "distillation_weight": (0, 1e6),
     "max_eval_queries": (1, 2**31),
     "early_stopping_patience": (1, 2**31),
@@ -87,6 +91,15 @@ class ModelArguments:
             raise ArgumentError(
                 f"lora_rank is {self.lora_rank} - it counts dimensions - use 1 or more"
             )
+        if not 0 < self.lora_alpha < math.inf:
+            raise ArgumentError(
+                f"lora_alpha is {self.lora_alpha} - adapters are scaled by it - use a number above "
+                "0, like 16"
+            )
+        if not 0 <= self.lora_dropout < 1:
+            raise ArgumentError(
+                f"lora_dropout is {self.lora_dropout} - it is a share - use 0 up to 1, like 0.1"
+            )
 
 
 @dataclass
@@ -144,7 +157,8 @@ class DataArguments:
         for name in ("train_group_size", "max_example_num_per_dataset"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} is {getattr(self, name)} - use 1 or more")
-        for name in ("max_len", "query_max_len", "passage_max_len", "micro_batch_tokens"):
+        lengths = ("max_len", "query_max_len", "passage_max_len", "pad_to_multiple_of")
+        for name in (*lengths, "micro_batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"{name} is {value} - it counts tokens - use 1 or more")

@@ -22,6 +22,7 @@ from reranker_ft.attention import attention_without_plans
 from reranker_ft.batch import GroupCollator, TrainingBatch, group_scores
 from reranker_ft.collate import score_encodings, to_device
 from reranker_ft.config import RerankerTrainingArguments
+from reranker_ft.errors import ModelError
 from reranker_ft.forward import forward_logits
 from reranker_ft.groups import Group, GroupBatchSampler, GroupDataset
 from reranker_ft.loss import LOSSES, distillation
@@ -35,6 +36,8 @@ COLLAPSED_SPREAD = 0.01
 COLLAPSED_LOSS_MARGIN = 0.01
 # A fresh head starts out this way too; it leaves within the first logs unless something is wrong.
 COLLAPSED_LOGS = 3
+# A GradScaler leaves out a batch that overflows half precision. More in a row are no chance.
+MOST_OVERFLOWS = 10
 
 
 class GroupDataLoader(DataLoader[Group]):
@@ -115,6 +118,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True  # says the same to older versions
         self._spread_sum = torch.zeros((), device=args.device)
         self._spread_count = 0
+        self._overflows = 0
 
     def get_train_dataloader(self) -> DataLoader[Group]:
         """Batches of this process; every example counts once an epoch."""
@@ -160,10 +164,41 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         return batches, queries
 
     def training_step(self, *arguments: Any, **others: Any) -> Tensor:
-        """Forward and backward of one batch; gradient checkpointing attends in both."""
+        """Forward and backward of one batch; gradient checkpointing attends in both.
+
+        Raises:
+            ModelError: The loss is not finite, before the optimizer takes it over into the weights.
+        """
         with attention_without_plans():
             loss: Tensor = super().training_step(*arguments, **others)
+        self._require_finite(loss)
         return loss
+
+    def _require_finite(self, loss: Tensor) -> None:
+        finite = loss.isfinite().int()
+        if self.args.world_size > 1:
+            dist.all_reduce(finite, dist.ReduceOp.MIN)  # all processes stop together
+        self._overflows = 0 if finite.item() else self._overflows + 1
+        if self._overflows > (0 if self.accelerator.scaler is None else MOST_OVERFLOWS):
+            raise self._diverged("the loss is not a finite number")
+
+    def _diverged(self, found: str) -> ModelError:
+        return ModelError(
+            f"{found} at step {self.state.global_step}: training has diverged - a model is saved "
+            "with finite weights only - start again with a lower learning rate or a longer warmup, "
+            "or from a checkpoint"
+        )
+
+    def save_model(self, *arguments: Any, **others: Any) -> None:
+        """As the Trainer's.
+
+        Raises:
+            ModelError: A weight is not finite; nothing is written then.
+        """
+        for name, weight in () if self.args.is_sharded else self.model.named_parameters():
+            if weight.numel() and not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
+                raise self._diverged(f"{name} is not finite")
+        super().save_model(*arguments, **others)
 
     def compute_loss(
         self,

@@ -110,6 +110,12 @@ def test_half_precision_without_a_gpu_becomes_fp32_with_one_note(flag):
         (["--num_train_epochs", "0"], "nothing would be trained"),
         (["--eval_data", "e", "--max_eval_queries", "0"], "max_eval_queries is 0"),
         (["--lora_rank", "0"], "lora_rank is 0"),
+        (["--lora_alpha", "nan"], "lora_alpha is nan"),
+        (["--lora_dropout", "1"], "lora_dropout is 1.0"),
+        (["--adam_epsilon", "-1"], "adam_epsilon is -1.0"),
+        (["--max_grad_norm", "nan"], "max_grad_norm is nan"),
+        (["--num_train_epochs", "inf"], "num_train_epochs is inf"),
+        (["--pad_to_multiple_of", "0"], "pad_to_multiple_of is 0"),
         (["--fp16", "--bf16", "--logging_steps", "0"], "requires non-zero --logging_steps"),
     ],
 )

@@ -1,8 +1,10 @@
 """The picture of a run: what it draws of a history."""
 
+import json
+
 import pytest
 
-from reranker_ft.history import draw_history
+from reranker_ft.history import draw_history, write_history
 
 
 def entry(step, **values):
@@ -50,6 +52,12 @@ def test_loss_target_and_general_metric_are_drawn(drawn):
 def test_the_best_model_measured_after_training_does_not_hide_the_last_step(drawn):
     history = [entry(1, loss=1.0), measured(1, 0.8), measured(2, 0.6), measured(2, 0.8)]
     assert drawn(history)[1] == ("target NDCG@10", [1, 2], [0.8, 0.6])
+
+
+def test_the_history_is_json_whatever_was_logged(tmp_path):
+    write_history(tmp_path / "history.json", [entry(1, loss=1.0, grad_norm=float("nan"))])
+    (read,) = json.loads((tmp_path / "history.json").read_text(), parse_constant=pytest.fail)
+    assert read == entry(1, loss=1.0, grad_norm=None)
 
 
 def test_without_evaluation_there_is_the_loss_alone(drawn):

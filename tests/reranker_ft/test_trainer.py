@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reranker_ft.errors import ModelError
 from reranker_ft.run import main
 from reranker_ft.trainer import (
     COLLAPSED_LOGS,
+    MOST_OVERFLOWS,
     BestCheckpointCallback,
+    RerankerTrainer,
     has_unused_parameters,
     prepare_for_ddp,
 )
@@ -180,6 +184,54 @@ def test_a_healthy_model_is_not_called_collapsed(model_folders, data, tmp_path, 
     with caplog.at_level(logging.WARNING):
         train(model_folders("bert"), data, tmp_path / "out", "--logging_steps", 1)
     assert "collapsed" not in caplog.text
+
+
+def test_a_diverged_run_stops_in_one_line_and_keeps_its_checkpoints(
+    model_folders, data, tmp_path, capsys, monkeypatch
+):
+    losses = iter([1.0, 1.0, float("nan")])
+    compute = RerankerTrainer.compute_loss
+    monkeypatch.setattr(
+        RerankerTrainer, "compute_loss", lambda *a, **b: compute(*a, **b) * next(losses)
+    )
+    output = tmp_path / "out"
+    saving = ["--save_strategy", "steps", "--save_steps", 1, "--per_device_train_batch_size", 2]
+    assert main(flags(model_folders("bert"), data, output, *saving, "--logging_steps", 1)) == 1
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    assert "the loss is not a finite number at step 2: training has diverged" in line
+    assert not (output / "model.safetensors").exists()
+    weights = [load_file(output / f"checkpoint-{n}" / "model.safetensors") for n in (1, 2)]
+    assert all(tensor.isfinite().all() for each in weights for tensor in each.values())
+    assert not (output / "checkpoint-3").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(model_folders, data, tmp_path, capsys):
+    saving = ["--save_strategy", "steps", "--save_steps", 1]
+    # The only step leaves huge weights behind, and no loss is computed with them.
+    huge = ["--learning_rate", 1e6, "--weight_decay", 1e6, "--max_steps", 9, "--adam_epsilon", 0]
+    output = tmp_path / "out"
+    assert main(flags(model_folders("bert"), data, output, *huge, *saving)) == 1
+    assert "training has diverged" in capsys.readouterr().err
+    assert not (output / "model.safetensors").exists()
+    for checkpoint in output.glob("checkpoint-*"):
+        saved = load_file(checkpoint / "model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_batches_that_a_scaler_leaves_out_do_not_stop_training():
+    overflowed = iter([True] * MOST_OVERFLOWS + [False] + [True] * (MOST_OVERFLOWS + 1))
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(world_size=1),
+        accelerator=SimpleNamespace(scaler=object()),
+        state=SimpleNamespace(global_step=7),
+        _overflows=0,
+    )
+    trainer._diverged = partial(RerankerTrainer._diverged, trainer)
+    with pytest.raises(ModelError, match="at step 7"):
+        for each in overflowed:
+            loss = torch.tensor(torch.inf if each else 1.0)
+            RerankerTrainer._require_finite(trainer, loss)
+    assert next(overflowed, None) is None
 
 
 def test_ddp_sends_no_buffers_unless_told_to(tmp_path):
