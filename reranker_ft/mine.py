@@ -22,6 +22,9 @@ from reranker_ft.score import Reranker
 
 # Queries whose candidates the guard scores together.
 CHUNK_QUERIES = 512
+# Random passages that the guard scores for a query: where its positives score low, hardly any
+# passes, and a large pool would be scored to its end.
+GUARDED_RANDOM = 1000
 _POOL_LINE = 'a line of the pool is {"text": passage}'
 
 
@@ -33,7 +36,8 @@ class MiningOptions:
         ranks: Candidates are those from the first rank up to the second, which is excluded; the
             best passage has rank 0. The top ranks hold most unlabelled positives.
         negatives: Negatives a query.
-        fill_random: Make up for missing negatives with random passages of the pool.
+        fill_random: Make up for missing negatives with random passages from below the range. With
+            a reranker, at most `GUARDED_RANDOM` are tried.
         margin: With a reranker, a negative's score is at least this far below that of each of the
             query's positives, in logits.
         seed: Of the draw among the candidates; it depends on the seed and the line alone.
@@ -165,25 +169,37 @@ class Candidates:
     """One query on its way to its negatives.
 
     Attributes:
-        order: Indices into the pool, in the order in which they are tried.
+        untried: Indices into the pool, in the order in which they are tried.
         ranked: How many of them, from the first, come from the range of ranks.
         ceiling: The highest score that a negative may have.
-        tried: How many of them were looked at.
-        chosen: Positions in `order` that became negatives.
+        tried: Those that were looked at.
+        chosen: Positions in `tried` that became negatives.
     """
 
     example: Example
-    order: list[int]
+    untried: Iterator[int]
     ranked: int
     ceiling: float = math.inf
-    tried: int = 0
+    tried: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
 
-    def next(self, negatives: int) -> list[int]:
+    def next(self, negatives: int) -> range:
         """As many further positions as negatives are missing."""
-        start = self.tried
-        self.tried = min(len(self.order), start + negatives - len(self.chosen))
-        return list(range(start, self.tried))
+        start = len(self.tried)
+        self.tried += itertools.islice(self.untried, negatives - len(self.chosen))
+        return range(start, len(self.tried))
+
+
+def _random_order(random: np.random.Generator, count: int) -> Iterator[int]:
+    """0 to count - 1 in random order, at the cost of those that are taken.
+
+    Fisher and Yates's shuffle of an array of which only the places that changed are kept.
+    """
+    moved: dict[int, int] = {}
+    for last in range(count - 1, -1, -1):
+        place = int(random.integers(last + 1))
+        yield moved.get(place, place)
+        moved[place] = moved.pop(last, last)
 
 
 class Miner:
@@ -223,7 +239,7 @@ class Miner:
             self._choose(queue)
             for candidates in queue:
                 self._count(candidates)
-                yield [self.pool[candidates.order[place]] for place in candidates.chosen]
+                yield [self.pool[candidates.tried[place]] for place in candidates.chosen]
 
     def _candidates(self, example: Example, ranking: Ranking, line: int) -> Candidates:
         """What may become a negative of this query: the range of ranks, then random passages.
@@ -235,16 +251,23 @@ class Miner:
         forbidden = self._forbidden[_key(example.query)]
         random = np.random.default_rng((self.options.seed, line))
         ranked = [int(i) for i in ranking[first:end] if _key(self.pool[i]) not in forbidden]
-        order = [ranked[i] for i in random.permutation(len(ranked))]
-        if self.options.fill_random:
-            # Enough to lose some to the ranked and to the forbidden.
-            size = min(len(self.pool), self.options.negatives + len(ranked) + len(forbidden))
-            drawn = random.choice(len(self.pool), size=size, replace=False)
-            known = {int(i) for i in ranking[:end]}
-            order += [
-                int(i) for i in drawn if int(i) not in known and _key(self.pool[i]) not in forbidden
-            ]
-        return Candidates(example, order, len(ranked))
+        untried = (ranked[i] for i in random.permutation(len(ranked)))
+        if not self.options.fill_random:
+            return Candidates(example, untried, len(ranked))
+        below = self._below(ranking[:end], forbidden, random)
+        return Candidates(example, itertools.chain(untried, below), len(ranked))
+
+    def _below(
+        self, known: Ranking, forbidden: set[bytes], random: np.random.Generator
+    ) -> Iterator[int]:
+        """Passages that are neither known nor forbidden, in random order."""
+        best = set(known.tolist())
+        usable = (
+            i
+            for i in _random_order(random, len(self.pool))
+            if i not in best and _key(self.pool[i]) not in forbidden
+        )
+        yield from itertools.islice(usable, None if self.reranker is None else GUARDED_RANDOM)
 
     def _choose(self, queue: Sequence[Candidates]) -> None:
         """Tries candidates until each query has its negatives or nothing is left to try.
@@ -273,7 +296,7 @@ class Miner:
         if self.reranker is None:
             return [-math.inf] * len(fresh)
         return _example_scores(
-            self.reranker, [(row.example, self.pool[row.order[place]]) for row, place in fresh]
+            self.reranker, [(row.example, self.pool[row.tried[place]]) for row, place in fresh]
         )
 
     def _count(self, candidates: Candidates) -> None:
@@ -281,7 +304,7 @@ class Miner:
         self.report.queries += 1
         self.report.mined += mined
         self.report.filled += len(candidates.chosen) - mined
-        self.report.guarded += candidates.tried - len(candidates.chosen)
+        self.report.guarded += len(candidates.tried) - len(candidates.chosen)
         self.report.short += len(candidates.chosen) < self.options.negatives
 
 

@@ -149,6 +149,44 @@ def test_missing_negatives_are_filled_at_random_below_the_range(tmp_path, write_
     assert set(ranks) == {2, 4}
 
 
+def test_the_fill_finds_all_that_is_left_below_the_range(tmp_path, write_jsonl, pool_file):
+    data = write_jsonl([{"query": f"q{i}", "pos": [f"passage {i}"]} for i in range(8)])
+    report = mine_file(
+        data,
+        tmp_path / "mined.jsonl",
+        MiningOptions(ranks=(48, 50), negatives=12),
+        FixedRanking,
+        candidate_pool=pool_file,
+    )
+    assert (report.mined, report.filled, report.short) == (16, 80, 0)
+    for row in read(tmp_path / "mined.jsonl"):
+        assert sorted(int(text.split()[1]) for text in row["neg"]) == list(range(48, 60))
+
+
+@pytest.mark.parametrize(("tries", "found"), [(1000, 4), (3, 0)])
+def test_the_fill_goes_on_where_the_guard_refuses(
+    tmp_path, write_jsonl, pool_file, monkeypatch, tries, found
+):
+    monkeypatch.setattr(mine_module, "GUARDED_RANDOM", tries)
+
+    class BestLast(FixedRanking):
+        def search(self, queries, top_k):
+            yield np.arange(60)[::-1][:top_k]
+
+    guard = NumberReranker()
+    report = mine_file(
+        write_jsonl([{"query": "q", "pos": ["yes 3"]}]),
+        tmp_path / "mined.jsonl",
+        MiningOptions(ranks=(0, 2), negatives=4),
+        BestLast,
+        candidate_pool=pool_file,
+        reranker=guard,
+    )
+    # Of 60 passages four pass, and two stand in the range.
+    assert (report.filled, report.short) == (found, found < 4)
+    assert sum(map(len, guard.calls)) - 1 <= 2 + tries
+
+
 def test_the_guard_keeps_negatives_a_margin_below_every_positive(tmp_path, write_jsonl, pool_file):
     data = write_jsonl(
         [
