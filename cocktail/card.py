@@ -96,7 +96,7 @@ from {plan.donor.reference}.
 {rows}
 
 Made by [cocktail-mix](https://pypi.org/project/cocktail-mix/) {__version__}; to make it again,
-save this as `cocktail.yaml` and run `cocktail mix --output DIR`:
+save this as `recipe.yaml` and run `cocktail mix recipe.yaml --output DIR`:
 
 ```yaml
 {plan.recipe.to_yaml()}```

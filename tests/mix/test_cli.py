@@ -87,8 +87,10 @@ def test_the_recipe_in_the_card_runs_again_to_the_same_bytes(
     monkeypatch.chdir(tmp_path)
     assert run("mix", *pair, "--weights", "0.3", "0.7", "--dtype", "bf16", "-o", "x").exit_code == 0
     card = Path("x/README.md").read_text()
-    Path("cocktail.yaml").write_text(card.split("```yaml\n")[1].split("```")[0])
-    assert run("mix", "-o", "y").exit_code == 0
+    name, command = card.split("save this as `")[1].split("`")[:3:2]
+    Path(name).write_text(card.split("```yaml\n")[1].split("```")[0])
+    assert command == "cocktail mix recipe.yaml --output DIR"
+    assert run(*command.replace("DIR", "y").split()[1:]).exit_code == 0
     first, second = (Path(out, "model.safetensors").read_bytes() for out in "xy")
     assert first == second
 
@@ -124,6 +126,16 @@ def test_dry_run_writes_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None
     assert plan["peak_memory_bytes"] < 450e6
     assert "peak memory about" in run(*arguments).output
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("value", ["9" * 401, "9" * 5000, "[" * 3000, "2001-99-99"])
+def test_a_parameter_that_no_number_holds_is_one_line(
+    pair: tuple[Path, Path], tmp_path: Path, value: str
+) -> None:
+    arguments = ("--base", pair[0], "--method", "slerp", "--parameter", f"t={value}")
+    result = run("mix", pair[1], *arguments, "-o", tmp_path / "out")
+    assert isinstance(result.exception, SystemExit)
+    assert len(result.stderr.splitlines()[-1]) < 200
 
 
 def test_problems_are_lines_on_stderr(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -211,11 +211,17 @@ def test_steps_build_on_each_other(family: tuple[Path, Path, Path], tmp_path: Pa
     assert record["steps"][0]["name"] == "half"
     again = ["mix", str(tmp_path / "out" / "cocktail.json"), "--output", str(tmp_path / "again")]
     assert CliRunner().invoke(main, again).exit_code == 0
-    written = [tmp_path / name / "model.safetensors" for name in ("out", "again")]
-    assert written[0].read_bytes() == written[1].read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "save this as `recipe.yaml` and run `cocktail mix recipe.yaml --output DIR`" in card
+    (tmp_path / "recipe.yaml").write_text(card.partition("```yaml\n")[2].partition("```")[0])
+    by_card = ["mix", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "by-card")]
+    assert CliRunner().invoke(main, by_card).exit_code == 0
+    made = [(tmp_path / name / "model.safetensors") for name in ("out", "again", "by-card")]
+    assert len({file.read_bytes() for file in made}) == 1
     shutil.rmtree(tmp_path / "again")
+    shutil.rmtree(tmp_path / "by-card")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "base", "chain.yaml", "one", "out", "two",
+        "base", "chain.yaml", "one", "out", "recipe.yaml", "two",
     ]  # fmt: skip
     refused = CliRunner().invoke(main, [*arguments, "--dry-run"])
     assert refused.exit_code == 1

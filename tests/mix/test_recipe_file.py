@@ -181,6 +181,16 @@ def test_a_plain_recipe_stays_plain() -> None:
         ("models: [a, b]\nweights: [1, 0]\nseed: true", "a whole number"),
         ("[1, 2]", "is not a map"),
         ("a: [", "is not valid YAML"),
+        ("weights: [0.9, 0.1]\nmodels: [a, b]\nweights: [1, 0]", "'weights' stands twice"),
+        ("models: [{model: a, model: b}]", "'model' stands twice"),
+        ("[" * 3000, "is not valid YAML"),
+        ("models: [a, b]\nweights: [1, %s]" % ("9" * 401), "must be finite"),
+        ("models: [a, b]\nweights: [1, %s]" % ("9" * 5000), "is not valid YAML"),
+        ("models: [a, b]\nweights: [1, 0]\nparameters: {1: 2}", "linear has no parameter 1"),
+        (
+            "models: [a, {model: b, parameters: {null: 3}}]\nweights: [1, 0]",
+            "linear has no parameter None",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, text: str, message: str) -> None:
@@ -194,6 +204,10 @@ def test_refusals(tmp_path: Path, text: str, message: str) -> None:
         ("[1]", "holds no recipe - the record of a mix has one"),
         ('{"architectures": []}', "holds no recipe"),
         ('{"recipe": {"modles": []}}', "did you mean models?"),
+        ('{"recipe": {}, "steps": null}', "holds no recipe"),
+        ('{"recipe": {}, "steps": 5}', "holds no recipe"),
+        ('{"recipe": {}, "steps": [5]}', "is not a map"),
+        ("[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -201,6 +215,11 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -
     path.write_text(text)
     with pytest.raises(RecipeError, match=re.escape(message)):
         read_recipes(path)
+
+
+def test_a_key_of_a_merged_map_may_be_given_again(tmp_path: Path) -> None:
+    text = "models:\n- &one {model: a, parameters: {weight: 1}}\n- {<<: *one, model: b}\n"
+    assert read_recipe(write(tmp_path, text))["models"] == ["a", "b"]
 
 
 def ties(**parameters: Any) -> Recipe:
