@@ -45,12 +45,10 @@ class Cost:
     Attributes:
         forwards: in passes over the target's examples; a backward counts as two.
         mixes: how often the model was refilled from the ingredients' files.
-        gradients: how often the ingredients were read for a gradient.
     """
 
     forwards: float = 0.0
     mixes: int = 0
-    gradients: int = 0
 
 
 @dataclass
@@ -186,7 +184,6 @@ class Mixture:
             return rows.detach().cpu()
 
         rows = self._run(task, examples, differentiate, backward=True)
-        self.cost.gradients += 1
         slopes = self.processes.sum(self._dot_ingredients())
         self.model.zero_grad(set_to_none=True)
         return rows, slopes

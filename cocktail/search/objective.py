@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import exp, log
 from typing import Any, Protocol
 
@@ -77,6 +78,7 @@ class Measurement:
 
     @property
     def objective(self) -> float:
+        """What is minimised: the loss, and what the prior on the scale adds."""
         return self.loss + self.penalty
 
 
@@ -235,10 +237,11 @@ class MixObjective:
         self._subset = None if examples is None else examples
         self._rows: dict[bytes, Tensor] = {}
 
-    @property
+    @cached_property
     def forward_cost(self) -> float:
         """Forward equivalents of one value."""
-        return len(self.examples) / len(self.task.places)
+        batches = self.task.batches(self.mixture.forward_tokens, self._subset)
+        return sum(batch.tokens for batch in batches) / self.mixture.unit_tokens
 
     @property
     def gradient_cost(self) -> float:
@@ -247,7 +250,11 @@ class MixObjective:
         return passes * self.forward_cost
 
     def rows(self, weights: Weights) -> Tensor:
-        """The mixed model's rows; each set of weights is run once."""
+        """The mixed model's rows; each set of weights is run once.
+
+        Raises:
+            BudgetSpentError: there is no budget left for it.
+        """
         key = weights.tobytes()
         if key not in self._rows:
             self._spend(self.forward_cost)
@@ -301,8 +308,8 @@ class MixObjective:
         spent = self.mixture.cost.forwards
         if spent + forwards > self.budget + 1e-9:
             raise BudgetSpentError(
-                f"{spent:.0f} of {self.budget:.0f} forward equivalents are spent - the next step "
-                "needs more - raise the budget (--budget, budget=)"
+                f"{spent:.1f} of {self.budget:g} forward equivalents are spent - the next step "
+                f"takes {forwards:.1f} - raise the budget (--budget, budget=)"
             )
 
     def _require_finite(self, losses: Values, weights: Weights) -> None:

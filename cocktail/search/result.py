@@ -58,7 +58,7 @@ class Frontier:
 
     @property
     def neighbours(self) -> tuple[int, ...]:
-        """The steps before and after the chosen point, by their value on the retain set."""
+        """The points before and after the chosen one, by their value on the retain set."""
         order = sorted(range(len(self.points)), key=lambda i: self.points[i].retain.mean)
         place = order.index(self.chosen)
         return tuple(order[i] for i in (place - 1, place + 1) if 0 <= i < len(order))
@@ -70,9 +70,12 @@ class SearchResult:
 
     Attributes:
         models: K references in the order given.
+        model_type: ``reranker``, ``encoder``, ``decoder`` or ``encoder-decoder``.
         weights: K numbers that sum to 1, in the same order.
         base: index of the base.
         strategy: that was asked for.
+        seed: of what is drawn.
+        metric: name of the ranking metric, ``None`` where the loss is all there is.
         verdict: what was chosen and why.
         candidates: all that were measured on the mixed model; their values are in the order of
             the examples given.
@@ -85,6 +88,7 @@ class SearchResult:
         seconds: wall time.
         interrupted: stopped by Ctrl-C; the weights are the best found until then.
         compute_dtype: of the model that was measured.
+        notes: what the budget cut off, and what else was left out.
     """
 
     models: tuple[str, ...]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cocktail.errors import RecipeError
 from cocktail.search.chance import chance_probability, standing
 from cocktail.search.frontier import trace
 from cocktail.search.mixture import Weights, simplex_vertex
@@ -38,7 +39,10 @@ from cocktail.search.validation import FOLDS, Outputs, cross_validate, fit_outpu
 
 POLISH_ROUNDS = 1
 BLACKBOX_EVALUATIONS = 20
-Fit = Callable[[Sequence[int]], Weights]
+PLAIN = (EQUAL, "base", "best-single", "lm-cocktail", PRIOR)
+"""Candidates that no strategy proposes, from simple to elaborate."""
+Fitter = Callable[[Sequence[int]], Weights]
+"""Finds weights on some examples."""
 
 
 class Search:
@@ -69,6 +73,7 @@ class Search:
         self.notes: list[str] = []
         self.chance: float | None = None
         self.kept: Tensor = torch.empty(0)
+        self.kept_equal: Tensor | None = None
         self.pairs: list[tuple[int, int]] = []
         self.landmarks = Landmarks.ingredients([])
         self.started = time.perf_counter()
@@ -102,27 +107,36 @@ class Search:
         return self._result(verdict, frontier, interrupted)
 
     def _propose(self) -> None:
-        """Measure the trivial choices, then what the strategy proposes."""
+        """Measure the trivial choices and what the strategy proposes, what was asked for first."""
+        least = self.size + 1
+        if self.options.budget < least:
+            raise RecipeError(
+                f"budget is {self.options.budget:g} - {self.size} models and their equal mix take "
+                f"{least} forward equivalents - give that or more (--budget, budget=)"
+            )
         needs_outputs = self.options.strategy in ("auto", "ensemble", "gradient")
         self._measure_singles(keep=needs_outputs)
         if self.options.strategy == "auto":
             self.chance = self._chance()  # before what is worth less spends the budget
         if self.options.strategy in ("auto", "gradient"):
             self._run_pairs()
-        self._add_softmax()
-        steps = {
-            "ensemble": (self._add_ensemble,),
-            "gradient": (self._add_ensemble, self._add_gradient),
-            "auto": (self._add_ensemble, self._add_gradient),
-            "greedy": (self._add_greedy,),
-            "sweep": (self._add_sweep,),
-            "blackbox": (self._add_blackbox,),
+        rules = (self._add_softmax, self._add_prior)
+        steps: dict[str, Sequence[Callable[[], None]]] = {
+            "lm-cocktail": rules,
+            "ensemble": (self._add_ensemble, *rules),
+            "gradient": (self._add_ensemble, self._add_gradient, *rules),
+            "auto": (*rules, self._add_ensemble, self._add_gradient),
+            "greedy": (self._add_greedy, *rules),
+            "sweep": (self._add_sweep, *rules),
+            "blackbox": (self._add_blackbox, *rules),
         }
-        for step in (self._add_prior, *steps.get(self.options.strategy, ())):
+        for step in steps[self.options.strategy]:
             try:
                 step()
             except BudgetSpentError as error:
                 self.notes.append(f"{step.__name__.removeprefix('_add_')}: {error}")
+        ranks = {name: rank for rank, name in enumerate(PLAIN)}
+        self.candidates.sort(key=lambda candidate: ranks.get(candidate.name, len(ranks)))
 
     def _measure_singles(self, *, keep: bool) -> None:
         """Run every ingredient once, and the uniform mix.
@@ -135,7 +149,8 @@ class Search:
         for weights in (self.uniform, *vertices) if keep else ():
             kept.append(self.bench.mixture.rows(self.task, weights, keep=True).double())
             self.objective.remember(weights, self.task.blend(kept[-1][None], one))
-        self.kept = torch.stack(kept[1:]) if keep else self.kept
+        if keep:
+            self.kept_equal, self.kept = kept[0], torch.stack(kept[1:])
         for name, vertex in zip(self.bench.mixture.names, vertices, strict=True):
             measured = self.objective.measure(vertex)
             self.singles.append(Candidate(name, tuple(vertex.tolist()), measured))
@@ -177,8 +192,11 @@ class Search:
         middles = [
             (simplex_vertex(i, self.size) + simplex_vertex(j, self.size)) / 2 for i, j in pairs
         ]
-        rows = [mixture.rows(self.task, middle, keep=True).double()[None] for middle in middles]
-        self.pairs, self.kept = pairs, torch.cat([self.kept, *rows])
+        if self.size == 2 and self.kept_equal is not None:
+            rows = [self.kept_equal]  # the middle of the only pair
+        else:
+            rows = [mixture.rows(self.task, middle, keep=True).double() for middle in middles]
+        self.pairs, self.kept = pairs, torch.cat([self.kept, torch.stack(rows)])
         bent = EnsembleObjective(self.task, self.kept, self.everything, pairs)
         self.landmarks = Landmarks.with_mixes(self.size, bent.rows)
 
@@ -240,43 +258,36 @@ class Search:
     def _add_sweep(self) -> None:
         points = [weights for weights, _ in sweep(self.objective)]
         self.curve = [(weights, self.objective.measure(weights).loss) for weights in points]
-        self._add_best_of("sweep", points, by_metric=False)
+
+        def fit(examples: Sequence[int]) -> Weights:
+            def value(weights: Weights) -> float:
+                return measure(self.task, [(self.objective.rows(weights), examples)]).objective
+
+            return min(points, key=value)
+
+        self._add("sweep", fit(self.everything), fit)
 
     def _add_blackbox(self) -> None:
-        seen: list[Weights] = []
-        by_metric = self.task.metric is not None
+        """Not cross-validated: every fold would run as many mixes again."""
 
         def value(weights: Weights) -> float:
             found = self.objective.measure(weights)
-            seen.append(weights)
             return found.loss if found.metrics is None else -float(found.metrics.mean())
 
         starts = [self.uniform, *(np.array(single.weights) for single in self.singles)]
         left = self.options.budget - self.bench.mixture.cost.forwards
-        evaluations = len(starts) + max(0, min(BLACKBOX_EVALUATIONS, int(left)))
-        blackbox(value, starts, evaluations=evaluations)
-        self._add_best_of("blackbox", seen, by_metric=by_metric)
+        evaluations = len(starts) + int(max(0, min(BLACKBOX_EVALUATIONS, left)))
+        self._add("blackbox", blackbox(value, starts, evaluations=evaluations), None)
+        self.notes.append(
+            "blackbox was not cross-validated: its mixes were chosen on all of the examples"
+        )
 
-    def _add_best_of(self, name: str, points: Sequence[Weights], *, by_metric: bool) -> None:
-        """The best of points that were run already; cross-validated without a forward."""
-
-        def fit(examples: Sequence[int]) -> Weights:
-            def score(weights: Weights) -> float:
-                found = measure(self.task, [(self.objective.rows(weights), examples)])
-                if by_metric and found.metrics is not None:
-                    return -float(found.metrics.mean())
-                return found.objective
-
-            return min(points, key=score)
-
-        self._add(name, fit(self.everything), fit)
-
-    def _add(self, name: str, weights: Weights, fit: Fit) -> None:
+    def _add(self, name: str, weights: Weights, fit: Fitter | None) -> None:
         """Measure a candidate on the mixed model, then what its procedure is worth held out."""
         measured = self.objective.measure(weights)
         place = len(self.candidates)
         self.candidates.append(Candidate(name, tuple(weights.tolist()), measured))
-        if len(self.everything) < 2:
+        if fit is None or len(self.everything) < 2:
             return
         try:
             held_out = cross_validate(self.task, self.everything, fit, self._run_some)
@@ -301,7 +312,7 @@ class Search:
             return verdict
         found = next((c for c in self.candidates if c.name == asked), None)
         if found is None:
-            return self._best_so_far()
+            return self._best_so_far(f"the budget ended before {asked}")
         reason = f"{asked} was asked for"
         if found.held_out is None or verdict.difference is None:
             return Verdict(asked, verdict.leader, False, None, reason)
@@ -331,9 +342,9 @@ class Search:
         losses = self.objective.measure(judge).losses
         return -np.stack([losses, dealt.measure(judge).losses], axis=1)
 
-    def _best_so_far(self) -> Verdict:
+    def _best_so_far(self, why: str = "stopped early") -> Verdict:
         best = min(self.candidates, key=lambda c: c.measured.loss)
-        reason = f"stopped early: {best.name} has the lowest in-sample loss of what was measured"
+        reason = f"{why}: {best.name} has the lowest in-sample loss of what was measured"
         return Verdict(best.name, best.name, False, None, reason)
 
     def _trace(self, verdict: Verdict) -> tuple[Frontier, Verdict]:

@@ -92,8 +92,7 @@ def choose(
     Args:
         candidates: ``uniform``, ``prior`` and the proposal among them; those without held-out
             losses are not compared.
-        proposal: a candidate's name; where it has no held-out losses the one with the lowest
-            stands in for it.
+        proposal: a candidate's name; where it has no held-out losses nothing speaks for it.
         seed: of the bootstrap.
         chance: how likely labels at random look as good, see
             :func:`cocktail.search.chance.chance_probability`; ``None`` where not known.
@@ -108,9 +107,9 @@ def choose(
         return Verdict(EQUAL, EQUAL, True, None, reason)
     # min keeps the first of equals: candidates come from simple to elaborate.
     leader = min(compared, key=lambda name: compared[name].loss)
-    name = proposal if proposal in compared else leader
-    difference = paired_interval(compared[name].losses - prior.losses, seed=seed)
-    found = f"{name} has a held-out loss {difference} from {kept}'s"
+    difference = None
+    if proposal in compared:
+        difference = paired_interval(compared[proposal].losses - prior.losses, seed=seed)
     if chance is not None and chance > CHANCE:
         reason = (
             f"labels at random would look as good to the ingredients with a probability of "
@@ -118,10 +117,14 @@ def choose(
             f"{EQUAL} is kept"
         )
         return Verdict(EQUAL, leader, True, difference, reason)
-    if weights[name] == weights[kept]:
-        return Verdict(kept, leader, False, None, f"{name} came to the same weights as {kept}")
+    if difference is None:
+        reason = f"{proposal} was not cross-validated: {kept} is kept"
+        return Verdict(kept, leader, False, None, reason)
+    if weights[proposal] == weights[kept]:
+        return Verdict(kept, leader, False, None, f"{proposal} came to the same weights as {kept}")
+    found = f"{proposal} has a held-out loss {difference} from {kept}'s"
     if difference.high < 0:
-        return Verdict(name, leader, False, difference, f"{found}: it is better")
+        return Verdict(proposal, leader, False, difference, f"{found}: it is better")
     why = "it is worse" if difference.low > 0 else "the examples cannot tell them apart"
     reason = f"{found}: {why}, {kept} is kept"
     return Verdict(kept, leader, False, difference, reason)

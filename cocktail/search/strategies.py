@@ -47,7 +47,7 @@ def descend(
         tolerance: of the value.
 
     Returns:
-        (K,) the best point that was evaluated.
+        (K,) the best point that was evaluated, without the weights that are rounding.
     """
     best: tuple[float, Weights] = (np.inf, start)
     count = 0
@@ -192,16 +192,18 @@ def blackbox(
     """
     seen: list[tuple[float, Weights]] = []
 
-    def evaluate(free: Weights) -> float:
+    def at(point: Weights) -> float:
         if len(seen) >= evaluations:
             raise BudgetSpentError(f"{len(seen)} evaluations are done")
-        point = on_simplex(np.append(free, 1 - free.sum()))
         seen.append((value(point), point))
         return seen[-1][0]
 
+    def evaluate(free: Weights) -> float:
+        return at(on_simplex(np.append(free, 1 - free.sum())))
+
     try:
         for start in starts:
-            evaluate(start[:-1])
+            at(start)
         best = min(seen, key=lambda item: item[0])[1]
         free = len(best) - 1  # the last weight is what the others leave
         inside = LinearConstraint(

@@ -219,10 +219,40 @@ def test_auto_runs_on_every_kind(family: str, tmp_path: Path) -> None:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_a_budget_is_kept_and_said(kitchen, rows) -> None:
-    result = search_weights(list(kitchen.values()), "reranker", rows, budget=7, **QUIET)
-    assert result.forwards <= 7
+@pytest.mark.parametrize("budget", [4, 5.5, 7])
+@pytest.mark.parametrize("strategy", ["auto", "lm-cocktail", "ensemble", "greedy", "blackbox"])
+def test_a_budget_is_kept_and_said(kitchen, rows, strategy: str, budget: float) -> None:
+    """Of texts of very different lengths, too."""
+    rows = [{**rows[0], "neg": [text * 6 for text in rows[0]["neg"]]}, *rows[1:]]
+    names = list(kitchen.values())
+    result = search_weights(names, "reranker", rows, strategy=strategy, budget=budget, **QUIET)
+    assert result.forwards <= budget + 1e-9
     assert any("--budget" in note for note in result.notes)
+    if strategy in ("ensemble", "greedy") and budget > 5:
+        assert result.verdict.chosen == strategy
+
+
+def test_a_budget_for_less_than_all_models_is_refused(kitchen, rows) -> None:
+    for strategy in ("auto", "lm-cocktail", "sweep"):
+        names = [kitchen["base"], kitchen["tuned"]]
+        refused(RecipeError, "2 models and their equal mix take 3", names, "reranker", rows,
+                strategy=strategy, budget=2)  # fmt: skip
+
+
+def test_no_mix_is_run_twice(kitchen, rows, monkeypatch) -> None:
+    run, ran = Mixture.rows, []
+
+    def counted(self, task, weights, examples=None, **options):
+        ran.append((id(task), weights.tobytes(), None if examples is None else tuple(examples)))
+        return run(self, task, weights, examples, **options)
+
+    monkeypatch.setattr(Mixture, "rows", counted)
+    for strategy, count in (("auto", 2), ("blackbox", 3)):
+        ran.clear()
+        names = list(kitchen.values())[:count]
+        result = search_weights(names, "reranker", rows[:4], strategy=strategy, **QUIET)
+        assert len(ran) == len(set(ran))
+    assert result.candidate("blackbox").held_out is None
 
 
 @pytest.mark.parametrize("evaluations", [0, 2, 5])
