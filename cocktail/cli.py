@@ -75,7 +75,8 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--top", default=20, show_default=True, help="How many tensors to list; 0: all.")
+@click.option("--top", type=click.IntRange(min=0), default=20, show_default=True,
+              help="How many tensors to list; 0: all.")  # fmt: skip
 @quiet_option
 @json_option
 def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:

@@ -21,6 +21,7 @@ from cocktail.prefixes import extra_prefix
 from cocktail.reading import BLOCK, TensorReader, block_bounds
 from cocktail.sums import in_fp64
 from cocktail.vocabularies import read_vocabulary
+from cocktail.weights import exact_sum
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class TensorDifference:
     """How far one tensor of B is from that of A.
 
     Attributes:
-        distance: ||B - A|| / ||A||, Frobenius norms; infinite if A is zero and B is not.
-        cosine: of the angle between A and B; NaN if one of them is zero.
+        distance: ||B - A|| / ||A||, Frobenius norms; infinite if A is zero and B is not, NaN if
+            they hold NaN or infinities.
+        cosine: of the angle between A and B; NaN if one of them is zero or not finite.
     """
 
     name: str
@@ -43,7 +45,8 @@ class Difference:
     """How far checkpoint B is from A.
 
     Attributes:
-        tensors: those that both have in one shape, largest distance first.
+        tensors: those that both have in one shape, largest distance first; those before all others
+            that have none, because they hold NaN or infinities.
         distance: over all of them as one vector.
         cosine: likewise.
         only_in_a: names; ``only_in_b`` likewise.
@@ -96,8 +99,8 @@ def diff(
         TensorDifference(name, ours[name].numel, *_measures(*row))
         for name, row in zip(alike, sums, strict=True)
     ]
-    rows.sort(key=lambda row: -row.distance)
-    total = [math.fsum(column) for column in zip(*sums, strict=True)]
+    rows.sort(key=lambda row: (not math.isnan(row.distance), -row.distance))
+    total = map(exact_sum, zip(*sums, strict=True))
     return Difference(
         tuple(rows),
         *_measures(*total),
@@ -126,7 +129,8 @@ def _sums(
             in_fp64(reader.read_bytes(info, start, stop, buffer), info.read_dtype)
             for info, buffer in zip((a, b), buffers, strict=True)
         )
-        gap = y - x
+        with np.errstate(invalid="ignore", over="ignore"):  # the result tells of it
+            gap = y - x
         for i, (left, right) in enumerate(((gap, gap), (x, x), (y, y), (x, y))):
             sums[i] += float(np.dot(left, right))
         progress((a.nbytes + b.nbytes) * (stop - start) // a.numel)
@@ -135,10 +139,13 @@ def _sums(
 
 def _measures(gap: float, a: float, b: float, product: float) -> tuple[float, float]:
     """Relative distance and cosine from sums of squares and products."""
+    if not all(map(math.isfinite, (gap, a, b, product))):
+        return math.nan, math.nan
     distance = math.sqrt(gap / a) if a > 0 else (math.inf if gap > 0 else 0.0)
     if not (a > 0 and b > 0):
         return distance, math.nan
-    return distance, max(-1.0, min(1.0, product / math.sqrt(a * b)))
+    # Two roots: the product of two small squares would be zero.
+    return distance, max(-1.0, min(1.0, product / (math.sqrt(a) * math.sqrt(b))))
 
 
 def equal_tensors(a: TensorInfo, b: TensorInfo) -> bool:

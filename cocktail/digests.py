@@ -42,7 +42,7 @@ def join_tensors(digests: Mapping[str, str]) -> str:
 def checkpoint_digest(
     checkpoint: Checkpoint, left_out: Iterable[str], progress: Callable[[int], None]
 ) -> str:
-    """Read a checkpoint and compute its digest.
+    """Read a checkpoint and compute its digest, over all tensors that have elements.
 
     Args:
         left_out: names that do not count.
@@ -60,7 +60,8 @@ def checkpoint_digest(
         for path, part in checkpoint.parts.items():
             for info in part.tensors.values():
                 name = tensor_key(path, info.name)
-                if name not in skipped:
+                # A mix records none of what has no elements: nothing of it is read.
+                if info.numel and name not in skipped:
                     digests[name] = tensor_digest(reader, info, buffer, progress)
     return join_tensors(digests)
 

@@ -225,6 +225,19 @@ def test_diff_with_a_tensor_of_zeros_is_still_json(save: Save) -> None:
     assert row["distance"] is None and row["cosine"] is None
 
 
+def test_diff_of_what_is_not_finite_or_tiny(save: Save) -> None:
+    one = {"x": torch.tensor([1.0, float("inf")]), "y": torch.tensor([1.0, -float("inf")])}
+    other = {"x": torch.tensor([1.0, -float("inf")]), "y": torch.tensor([1.0, float("nan")])}
+    tiny = {"z": torch.full((3,), 1e-90, dtype=torch.float64)}
+    twice = {"z": 2 * tiny["z"]}
+    result = run("diff", save("one", one | tiny), save("other", other | twice), "--json")
+    assert result.stderr == ""
+    rows = json.loads(result.stdout)["tensors"]
+    assert [row["distance"] for row in rows] == [None, None, 1]
+    assert rows[2]["name"] == "z" and rows[2]["cosine"] == pytest.approx(1)
+    assert run("diff", "one", "other", "--top", "-3").exit_code == 2
+
+
 def test_verify_exits_with_1_for_a_changed_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
     run("mix", *pair, "--weights", "0.5", "0.5", "-o", tmp_path / "out")
     assert run("verify", tmp_path / "out").exit_code == 0

@@ -340,6 +340,13 @@ def test_verify_finds_a_changed_byte(pair: tuple[Path, Path], tmp_path: Path) ->
     assert verify(tmp_path / "out", progress=False)[1].state == "unknown"
 
 
+def test_verify_passes_over_tensors_without_elements(save: Save, tmp_path: Path) -> None:
+    empty = {"encoder.extra": torch.zeros(0, 4), "encoder.none": torch.zeros(0)}
+    pair = save("a", weights(0) | empty), save("b", weights(1) | empty)
+    mix(pair, tmp_path / "out")
+    assert [v.state for v in verify(tmp_path / "out", progress=False)] == ["same"] * 3
+
+
 def test_verify_looks_for_no_folder_on_the_hub(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
