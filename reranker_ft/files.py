@@ -26,42 +26,58 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
-def refuse_existing(path: str | Path, *, overwrite: bool = False) -> Path:
-    """The output path, once it is sure that writing there loses nothing.
+def refuse_existing(path: str | Path, *, overwrite: bool = False, folder: bool = False) -> Path:
+    """Where to write an output, once it is sure that writing there loses nothing.
 
     Called before the long work starts, and again by those who write.
 
+    Args:
+        folder: Whether the output is a folder, and not a file.
+
+    Returns:
+        The path, or where it leads as a link: the link stays.
+
     Raises:
-        ArgumentError: The path exists and `overwrite` is false, or its folder does not exist.
+        ArgumentError: The path exists and `overwrite` is false, or its folder does not exist; or
+            there is something that a file cannot take the place of.
     """
     path = Path(path)
+    place = Path(os.path.realpath(path))
+    if path.is_dir() and not folder:
+        raise ArgumentError(f"{path} is a folder - one file is written here - name a file in it")
+    usual = path.is_file() or path.is_dir()
+    if (path.exists() and not usual) or place.is_symlink():
+        raise ArgumentError(
+            f"{path} is neither a file nor a folder - an output takes the name of an old one by a "
+            "rename, and nothing else's - use the path of a file"
+        )
     if path.exists() and not overwrite:
         raise ArgumentError(
             f"{path} exists - outputs do not overwrite - pass --overwrite or another path"
         )
-    if not path.absolute().parent.is_dir():
+    if not place.parent.is_dir():
         raise ArgumentError(
-            f"the folder {path.absolute().parent} does not exist - the output is written into an "
-            "existing folder - create it first"
+            f"the folder {place.parent} does not exist - the output is written into an existing "
+            "folder - create it first"
         )
-    return path
+    return place
 
 
 @contextmanager
 def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A path to write, which takes the name `path` when the block ends well, else vanishes.
 
+    Where `path` is a link, it leads to the new content afterwards.
+
     Raises:
         ArgumentError: as `refuse_existing`.
     """
-    path = refuse_existing(path, overwrite=overwrite)
-    temporary = _sibling(path)
+    temporary = _sibling(refuse_existing(path, overwrite=overwrite))
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        refuse_existing(path, overwrite=overwrite)
-        temporary.replace(path)
+        temporary.replace(refuse_existing(path, overwrite=overwrite))
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -86,19 +102,19 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ArgumentError: as `refuse_existing`.
     """
-    path = refuse_existing(path, overwrite=overwrite)
-    temporary = _sibling(path)
+    place = refuse_existing(path, overwrite=overwrite, folder=True)
+    temporary = _sibling(place)
     aside = temporary.with_suffix(".old")
     temporary.mkdir()
     try:
         yield temporary
-        refuse_existing(path, overwrite=overwrite)
-        if path.exists():
-            path.replace(aside)
-        temporary.replace(path)
+        refuse_existing(path, overwrite=overwrite, folder=True)
+        if place.exists():
+            place.replace(aside)
+        temporary.replace(place)
     except BaseException:
-        if aside.exists() and not path.exists():
-            aside.replace(path)
+        if aside.exists() and not place.exists():
+            aside.replace(place)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if aside.is_dir():
