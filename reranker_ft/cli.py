@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import click
 
@@ -25,12 +29,35 @@ EXTRAS = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a command as Ctrl-C does, so that no half-written output stays."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated, unless the caller has other plans for it."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class OneLineErrors(click.Group):
     """Ends on what the package refuses with one line on stderr and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _sigterm_raises():
+                return super().invoke(ctx)
         except RerankerError as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
@@ -45,6 +72,9 @@ class OneLineErrors(click.Group):
             raise  # the reader of our output has seen enough: click ends without a word
         except OSError as error:
             raise click.ClickException(str(error)) from error
+        except Terminated:
+            click.echo("reranker-ft: terminated", err=True)
+            ctx.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
             click.echo("reranker-ft: interrupted", err=True)
             ctx.exit(130)
@@ -209,6 +239,12 @@ def score(
       reranker-ft score out --data pairs.jsonl --output scores.jsonl
       printf 'what is a panda?\\tA bear from China.\\n' | reranker-ft score out --tsv
     """
+    if output == "-":
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8")  # as JSON always is
+    else:
+        from reranker_ft.files import refuse_existing
+
+        refuse_existing(output, overwrite=overwrite)
     from reranker_ft.records import score_file
     from reranker_ft.score import Reranker
 

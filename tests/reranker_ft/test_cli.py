@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 
@@ -224,6 +226,54 @@ def test_ctrl_c_is_one_line(monkeypatch, write_jsonl):
     monkeypatch.setattr(reranker_ft.check, "check_data", interrupted)
     result = run("check", write_jsonl(toy_rows(1)), code=130)
     assert (result.stdout, result.stderr) == ("", "reranker-ft: interrupted\n")
+
+
+def test_sigterm_is_one_line_and_leaves_no_half_written_file(
+    model_folders, write_jsonl, tmp_path, monkeypatch
+):
+    from reranker_ft.score import Reranker
+
+    def ended(*_, **__):
+        assert len(list(tmp_path.iterdir())) == 2  # the output is on its way
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Reranker, "score_pairs", ended)
+    data = write_jsonl([{"query": "red", "passage": "apple"}])
+    files = ["--data", data, "--output", tmp_path / "scores.jsonl"]
+    result = run("score", model_folders(), *files, "--devices", "cpu", code=143)
+    assert (result.stdout, result.stderr) == ("", "reranker-ft: terminated\n")
+    assert list(tmp_path.iterdir()) == [data]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("command", ["score", "distil", "mine", "evaluate"])
+def test_an_output_that_is_a_folder_is_refused_before_the_work(command, write_jsonl, tmp_path):
+    data, folder = write_jsonl(toy_rows(1)), tmp_path / "folder.png"
+    folder.mkdir()
+    arguments = {
+        "score": ["./absent", "--data", data, "--output", folder],
+        "distil": ["./absent", "--input_file", data, "--output_file", folder],
+        "mine": ["--reranker", "./absent", "--input_file", data, "--output_file", folder],
+        "evaluate": ["./absent", "--data", data, "--plot", folder],
+    }
+    refused = run(command, *arguments[command], "--overwrite", code=1).stderr
+    assert refused.startswith(f"Error: {folder} is a folder")
+
+
+def test_scores_on_standard_output_are_utf_8_whatever_the_terminal_is(model_folders):
+    code = (
+        "import sys\n"
+        "from reranker_ft.cli import main\n"
+        f"main(['score', {str(model_folders())!r}, '--devices', 'cpu', '--tsv'])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        input="was\tgrün\n".encode(),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert json.loads(result.stdout.decode("utf-8"))["passage"] == "grün"
 
 
 def test_what_the_system_refuses_is_one_line(monkeypatch, write_jsonl):
