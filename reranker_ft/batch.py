@@ -51,8 +51,9 @@ class GroupCollator:
         encoder: Makes token ids of pairs.
         micro_batch_tokens: Most padded tokens of one forward.
         in_batch_negatives: N further passages a query, drawn without replacement from the other
-            queries of the batch. Never a positive of the query, nor a passage it has already.
-            Fewer where the batch does not have as many.
+            queries of the batch. Never a positive that the group knows, nor a passage it has
+            already, whatever their instructions and white space. Fewer where the batch does not
+            have as many.
         always_mask: See `Encodings.pad`.
     """
 
@@ -98,17 +99,17 @@ class GroupCollator:
         """Up to N passages of the other groups for this one."""
         if not self.in_batch_negatives:
             return []
-        taken = group.positives.union(group.passages)
-        lent = dict.fromkeys(
-            passage
+        taken = group.positives.union(group.keys)
+        lent = {
+            key: passage
             for other in groups
             if other is not group and other.weight
-            for passage in other.passages
-            if passage not in taken
-        )
+            for key, passage in zip(other.keys, other.passages, strict=True)
+            if key not in taken
+        }
         # The group's own draws used draw_seed; one more number starts an independent stream.
         random = np.random.default_rng((*group.draw_seed, 1))
-        candidates = list(lent)
+        candidates = list(lent.values())
         return [candidates[i] for i in random.permutation(len(lent))[: self.in_batch_negatives]]
 
 

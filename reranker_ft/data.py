@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from tqdm import tqdm
 
 from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
@@ -36,6 +37,11 @@ class Example:
     neg_scores: tuple[float, ...] | None = None
     prompt: str | None = None
     passage_prompt: str | None = None
+
+
+def text_key(text: str) -> int:
+    """A number of 8 bytes that stands for a text, however its white space is set."""
+    return xxhash.xxh3_64_intdigest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
 
 
 def decode_line(line: bytes, form: str) -> str:

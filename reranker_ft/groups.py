@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from reranker_ft.data import Example
+from reranker_ft.data import Example, text_key
 from reranker_ft.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,8 @@ class Group:
 
     Attributes:
         passages: G texts.
-        positives: All positives of the query, the ones that were not drawn too.
+        sources: The same as the data have them: without instructions, not shuffled.
+        positives: Keys of all positives of the query, the ones that were not drawn too.
         teacher_scores: G scores of a teacher, where the data have them.
         weight: 1; 0 for a group that only keeps a process busy which has none of its own.
         scored: Whether the query is scored here; otherwise the group only lends its passages.
@@ -87,11 +90,40 @@ class Group:
 
     query: str
     passages: tuple[str, ...]
-    positives: frozenset[str]
+    sources: tuple[str, ...]
+    positives: frozenset[int]
     teacher_scores: tuple[float, ...] | None
     weight: float
     scored: bool
     draw_seed: tuple[int, ...]
+
+    @cached_property
+    def keys(self) -> tuple[int, ...]:
+        """G keys of the passages: equal for what differs in instructions and white space only."""
+        return tuple(map(text_key, self.sources))
+
+
+class KnownPositives:
+    """The positives of every query on all of its lines, in 16 bytes each.
+
+    Args:
+        examples: All that are trained on.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        numbers = array("Q")
+        for example in examples:
+            query = text_key(example.query)
+            for text in example.pos:
+                numbers.extend((query, text_key(text)))
+        pairs = np.frombuffer(numbers, np.uint64).reshape(-1, 2)
+        self._queries, self._positives = pairs[np.argsort(pairs[:, 0])].T
+
+    def of(self, query: str) -> frozenset[int]:
+        """Keys of all that is a positive of this query on some line."""
+        key = np.uint64(text_key(query))
+        start, end = (np.searchsorted(self._queries, key, side) for side in ("left", "right"))
+        return frozenset(self._positives[start:end].tolist())
 
 
 class GroupKey(NamedTuple):
@@ -113,6 +145,7 @@ class GroupDataset(Dataset[Group]):
         instructions: Put around queries and passages.
         seed: Of all draws.
         shuffle_ratio: How often the thirds of a long positive change places.
+        known_positives: Of all lines; None leaves a group with those of its own line.
 
     Raises:
         ArgumentError: `group_size` is below 2, or `shuffle_ratio` is no share.
@@ -126,6 +159,7 @@ class GroupDataset(Dataset[Group]):
         instructions: Instructions | None = None,
         seed: int = 0,
         shuffle_ratio: float = 0.0,
+        known_positives: KnownPositives | None = None,
     ) -> None:
         if group_size < 1:
             raise ArgumentError(
@@ -138,6 +172,7 @@ class GroupDataset(Dataset[Group]):
         self.instructions = instructions or Instructions()
         self.seed = seed
         self.shuffle_ratio = shuffle_ratio
+        self.known_positives = known_positives
         # Shared with the data loader's workers, so that they warn once together.
         self._warned = multiprocessing.Value("b", False)
 
@@ -150,8 +185,8 @@ class GroupDataset(Dataset[Group]):
         random = np.random.default_rng(draw_seed)
         positive = int(random.integers(len(example.pos)))
         negatives = self._draw_negatives(example, key.example, random)
-        texts = [self._shuffled(example.pos[positive], random)]
-        texts += [example.neg[i] for i in negatives]
+        sources = (example.pos[positive], *(example.neg[i] for i in negatives))
+        texts = (self._shuffled(sources[0], random), *sources[1:])
         teacher_scores = None
         if example.pos_scores is not None and example.neg_scores is not None:
             teacher_scores = (
@@ -162,9 +197,10 @@ class GroupDataset(Dataset[Group]):
         return Group(
             query=self.instructions.of_query(example.query, example.prompt),
             passages=tuple(self.instructions.of_passage(text, prompt) for text in texts),
-            positives=frozenset(
-                self.instructions.of_passage(text, prompt) for text in (*example.pos, texts[0])
-            ),
+            sources=sources,
+            positives=frozenset(map(text_key, example.pos))
+            if self.known_positives is None
+            else self.known_positives.of(example.query),
             teacher_scores=teacher_scores,
             weight=key.weight,
             scored=key.scored,

@@ -30,7 +30,7 @@ from reranker_ft.collate import (
 from reranker_ft.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.data import ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, ModelError, RerankerError
-from reranker_ft.groups import GroupDataset
+from reranker_ft.groups import GroupDataset, KnownPositives
 from reranker_ft.heap import keep_freed_memory
 from reranker_ft.history import PICTURE_FILE, HistoryCallback, draw_history
 from reranker_ft.load import model_errors, no_load_report
@@ -270,6 +270,7 @@ def _make_trainer(
         instructions=data_args.instructions,
         seed=training_args.drawing_seed,
         shuffle_ratio=data_args.shuffle_ratio,
+        known_positives=KnownPositives(examples) if data_args.in_batch_negatives else None,
     )
     queries = training_args.train_batch_size * training_args.world_size
     if data_args.in_batch_negatives and queries < 2:

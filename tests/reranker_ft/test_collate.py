@@ -16,7 +16,7 @@ from reranker_ft.collate import (
 )
 from reranker_ft.data import parse_example
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.groups import GroupDataset, GroupKey
+from reranker_ft.groups import GroupDataset, GroupKey, KnownPositives
 
 from .conftest import MAX_POSITIONS, make_model, make_tokenizer, toy_rows
 
@@ -270,11 +270,37 @@ def test_in_batch_negatives_are_never_a_query_s_own():
     assert len(drawn) > 20
 
 
+def test_a_positive_of_the_same_query_on_another_line_is_not_lent():
+    rows = [
+        {"query": "what is red", "pos": ["the red river"], "neg": ["stone"]},
+        {"query": "what  is red ", "pos": ["the apple"], "neg": ["water"]},
+        {
+            "query": "which bird",
+            "pos": ["the  red river"],
+            "neg": ["the apple"],
+            "passage_prompt": "look : ",
+        },
+        {"query": "who is king", "pos": ["a king"], "neg": ["light"]},
+    ]
+    examples = [parse_example(json.dumps(row).encode()) for row in rows]
+    dataset = GroupDataset(examples, group_size=2, known_positives=KnownPositives(examples))
+    collator = GroupCollator(
+        PairEncoder(make_tokenizer("bert")), micro_batch_tokens=100, in_batch_negatives=9
+    )
+    groups = [dataset[GroupKey(0, i)] for i in range(4)]
+    # The second line is not in the batch, and what it says of the first query still holds.
+    batch = [groups[0], *groups[2:]]
+    assert sorted(collator._borrow(groups[0], batch)) == ["a king", "light"]
+    assert sorted(collator._borrow(groups[1], groups)) == ["a king", "light", "stone"]
+    lent = sorted(collator._borrow(groups[3], groups))
+    assert len(lent) == 4 and sum("apple" in text for text in lent) == 1
+
+
 def test_missing_in_batch_negatives_leave_empty_places():
     batch, groups = make_batch(count=2, in_batch_negatives=6)
     assert batch["places"].shape == (2, 10)
     assert batch["present"].sum(dim=1).tolist() == [
-        4 + len(set(other.passages) - group.positives - set(group.passages))
+        4 + len(set(other.keys) - group.positives - set(group.keys))
         for group, other in (groups, groups[::-1])
     ]
     assert batch["present"][:, :4].all()

@@ -205,17 +205,22 @@ def test_a_diverged_run_stops_in_one_line_and_keeps_its_checkpoints(
     assert not (output / "checkpoint-3").exists()
 
 
-def test_weights_that_are_not_finite_are_not_saved(model_folders, data, tmp_path, capsys):
-    saving = ["--save_strategy", "steps", "--save_steps", 1]
-    # The only step leaves huge weights behind, and no loss is computed with them.
-    huge = ["--learning_rate", 1e6, "--weight_decay", 1e6, "--max_steps", 9, "--adam_epsilon", 0]
+def test_weights_that_are_not_finite_are_not_saved(
+    model_folders, data, tmp_path, capsys, monkeypatch
+):
+    compute = RerankerTrainer.compute_loss
+
+    def spoil(trainer, model, *others, **more):
+        loss = compute(trainer, model, *others, **more)
+        model.classifier.weight.data[0, 0] = torch.inf
+        return loss
+
+    monkeypatch.setattr(RerankerTrainer, "compute_loss", spoil)
+    saving = ["--save_strategy", "steps", "--save_steps", 1, "--max_steps", 1]
     output = tmp_path / "out"
-    assert main(flags(model_folders("bert"), data, output, *huge, *saving)) == 1
-    assert "training has diverged" in capsys.readouterr().err
-    assert not (output / "model.safetensors").exists()
-    for checkpoint in output.glob("checkpoint-*"):
-        saved = load_file(checkpoint / "model.safetensors")
-        assert all(tensor.isfinite().all() for tensor in saved.values())
+    assert main(flags(model_folders("bert"), data, output, *saving)) == 1
+    assert " is not finite at step 1: training has diverged" in capsys.readouterr().err
+    assert not list(output.rglob("model.safetensors"))
 
 
 def test_batches_that_a_scaler_leaves_out_do_not_stop_training():
