@@ -25,6 +25,7 @@ from reranker_ft.collate import (
     position_limit,
     score_encodings,
 )
+from reranker_ft.devices import Devices, parse_devices
 from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.files import new_folder
 from reranker_ft.groups import Instructions
@@ -34,8 +35,6 @@ from reranker_ft.turns import turn
 # Pairs that are tokenized and sorted by length together: enough for batches of even length, few
 # enough that the token ids of millions of pairs never stand in memory at once.
 WINDOW_PAIRS = 16_384
-
-Devices = str | int | Sequence[str] | Sequence[int] | None
 
 
 class RankedDocument(NamedTuple):
@@ -106,11 +105,18 @@ class Reranker:
         use_bf16: bool = False,
         micro_batch_tokens: int | None = None,
     ) -> None:
+        for name, value in (("batch_size", batch_size), ("micro_batch_tokens", micro_batch_tokens)):
+            if value is not None and value < 1:
+                raise ArgumentError(f"{name} is {value} - it limits a forward - use 1 or more")
         self.target_devices = parse_devices(devices)
         dtype = _dtype(use_fp16, use_bf16, self.target_devices)
         model, self.tokenizer = load_cross_encoder(
             model_name_or_path, trust_remote_code=trust_remote_code, cache_dir=cache_dir
         )
+        config: Any = model.config
+        if config.pad_token_id is None:
+            # A decoder's head finds a text's last token by the padding after it.
+            config.pad_token_id = self.tokenizer.pad_token_id
         self._replicas = _replicate(model, dtype, self.target_devices)
         self.model_name_or_path = str(model_name_or_path)
         self.instructions = Instructions(
@@ -293,37 +299,6 @@ class Reranker:
         return scores
 
 
-def parse_devices(devices: Devices) -> list[torch.device]:
-    """The devices that FlagReranker's argument means; None takes all GPUs, else MPS, else the CPU.
-
-    Raises:
-        ArgumentError: Not a device's name or number, or one that this machine does not have.
-    """
-    if devices is None:
-        if torch.cuda.is_available():
-            return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
-    names = [str(d) for d in ([devices] if isinstance(devices, (str, int)) else devices)]
-    if not names:
-        raise ArgumentError("devices is empty - at least one is needed - name one, or pass None")
-    parsed = []
-    for name in names:
-        try:
-            device = torch.device(f"cuda:{name}" if name.isdecimal() else name)
-        except RuntimeError:
-            raise ArgumentError(
-                f"device {name!r} is unknown - a device is named like 'cuda:0' or 'cpu', or "
-                "numbered - use one of these"
-            ) from None
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ArgumentError(
-                f"device {name!r} is not there - this machine shows {torch.cuda.device_count()} "
-                "CUDA devices - choose one of them, or 'cpu'"
-            )
-        parsed.append(device)
-    return parsed
-
-
 def _dtype(use_fp16: bool, use_bf16: bool, devices: Sequence[torch.device]) -> torch.dtype:
     if use_fp16 and use_bf16:
         raise ArgumentError("use_fp16 and use_bf16 are both set - a model has one dtype - drop one")
@@ -361,7 +336,21 @@ def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[P
                 f"pair {number} is {reprlib.repr(item)} - a pair is [query, passage], both "
                 "strings - leave out or repair it"
             )
+        if not all(map(_is_unicode, pair)):
+            raise ArgumentError(
+                f"pair {number} is {reprlib.repr(item)}, with half of a character - a text is "
+                "whole characters - leave out or repair it"
+            )
     return [(query, passage) for query, passage in items]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text is free of lone surrogates, on which tokenizers fail."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _deal(lengths: npt.NDArray[np.int64], shares: int) -> list[list[int]]:

@@ -11,11 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from reranker_ft import score as score_module
+from reranker_ft.devices import parse_devices
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.score import FlagReranker, Reranker, parse_devices
+from reranker_ft.score import FlagReranker, Reranker
 
 from .conftest import MAX_POSITIONS, make_model, make_tokenizer, toy_rows
 
@@ -82,6 +88,11 @@ def test_what_is_no_pair_is_refused(model_folders, pairs):
         Reranker(model_folders(), devices="cpu").compute_score(pairs)
 
 
+def test_half_of_a_character_is_refused(model_folders):
+    with pytest.raises(ArgumentError, match=r"pair 1 is .* half of a character"):
+        Reranker(model_folders(), devices="cpu").compute_score([("a", "b"), ("a", "b\ud800")])
+
+
 @pytest.mark.parametrize("pairs", ["ab", None, 3])
 def test_what_is_no_list_is_refused(model_folders, pairs):
     with pytest.raises(ArgumentError, match="is no list of pairs"):
@@ -92,6 +103,26 @@ def test_what_is_no_list_is_refused(model_folders, pairs):
 def test_a_length_of_nothing_is_not_the_default(model_folders, name):
     with pytest.raises(ArgumentError, match=f"{name} is 0"):
         Reranker(model_folders(), devices="cpu").compute_score([("a", "b")], **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["batch_size", "micro_batch_tokens"])
+@pytest.mark.parametrize("value", [0, -3])
+def test_a_limit_of_nothing_is_refused_before_anything_loads(name, value):
+    with pytest.raises(ArgumentError, match=f"{name} is {value}"):
+        Reranker("./absent", devices="cpu", **{name: value})
+
+
+def test_a_decoder_without_a_padding_token_in_its_config_scores_as_one_pair_at_a_time(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer("bert")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **sizes, **heads)
+    assert config.pad_token_id is None
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scores = Reranker(tmp_path, devices="cpu").compute_score(PAIRS)
+    assert scores == pytest.approx(reference_scores(tmp_path, PAIRS), abs=1e-5)
 
 
 def test_arguments_of_a_call_go_before_those_of_the_constructor(model_folders):
@@ -220,7 +251,13 @@ def test_devices_are_read_as_flagreranker_reads_them(monkeypatch):
     assert parse_devices("cpu") == [torch.device("cpu")]
     assert parse_devices(1) == parse_devices("1") == parse_devices(["cuda:1"])
     assert parse_devices([0, 2]) == [torch.device("cuda:0"), torch.device("cuda:2")]
-    for wrong, found in [("gpu0", "unknown"), (3, "shows 3"), ([], "empty")]:
+    for wrong, found in [
+        ("gpu0", "unknown"),
+        (3, "shows 3"),
+        ([], "empty"),
+        ("meta", "'meta' computes nothing here"),
+        (["cpu", "xpu:7"], "'xpu:7' computes nothing here"),
+    ]:
         with pytest.raises(ArgumentError, match=found):
             parse_devices(wrong)
 
