@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
-from typing import Literal, get_args
+from numbers import Real
+from operator import index
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex, TypeGuard, get_args
 
 from cocktail.errors import RecipeError
 
@@ -11,6 +16,8 @@ Strategy = Literal["auto", "lm-cocktail", "ensemble", "gradient", "greedy", "swe
 RetainMeasure = Literal["loss", "metric"]
 ComputeDtype = Literal["float32", "bfloat16"]
 DEFAULT_BUDGET = 60.0
+LOWEST_TEMPERATURE = 1e-9
+"""Losses are means of fp32: their differences have fewer digits than that."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,23 @@ class SearchOptions:
         if self.compute_dtype not in get_args(ComputeDtype):
             known = " or ".join(get_args(ComputeDtype))
             raise RecipeError(f"compute_dtype is {self.compute_dtype!r} - it is {known}")
-        for name in ("temperature", "batch_size", "budget"):
+        for name, low in (("batch_size", 1), ("max_input_length", 1), ("seed", 0)):
+            _check_whole(name, getattr(self, name), low)
+        if self.neg_number is not None:
+            _check_whole("neg_number", self.neg_number, 0)
+        for name in ("temperature", "budget"):
             value = getattr(self, name)
-            if not value > 0:
-                raise RecipeError(f"{name} is {value} - it is a number above 0 - give another")
-        if not self.max_drop < float("inf"):
-            raise RecipeError(f"max_drop is {self.max_drop} - it is a finite number - give another")
+            if not (_is_number(value) and value > 0):
+                raise RecipeError(f"{name} is {value!r} - it is a number above 0 - give another")
+        if self.temperature < LOWEST_TEMPERATURE:
+            raise RecipeError(
+                f"temperature is {self.temperature} - below {LOWEST_TEMPERATURE} digits of the "
+                "losses decide that are noise - give a higher one"
+            )
+        if not (_is_number(self.max_drop) and math.isfinite(self.max_drop)):
+            raise RecipeError(
+                f"max_drop is {self.max_drop!r} - it is a finite number - give another"
+            )
         if not retains and (self.max_drop != 0 or self.retain_by != "loss"):
             raise RecipeError(
                 f"max_drop is {self.max_drop} by {self.retain_by} and there are no retain examples "
@@ -82,19 +100,36 @@ class SearchOptions:
             )
 
 
-def base_index(base: str | int | None, models: tuple[str, ...]) -> int:
+def base_index(base: str | Path | int | None, models: tuple[str, ...]) -> int:
     """Find the base among the ingredients; the first by default.
+
+    Args:
+        base: an index, a reference as it was given, or another path to the same folder.
 
     Raises:
         RecipeError: it is none of them.
     """
     if base is None:
         return 0
-    if isinstance(base, int) and -len(models) <= base < len(models):
-        return base % len(models)
-    if base not in models:
+    if _is_number(base) and base in range(-len(models), len(models)):
+        return range(len(models))[int(base)]
+    if isinstance(base, str | Path):
+        place = os.path.realpath(base)
+        for number, model in enumerate(models):
+            if str(base) == model or place == os.path.realpath(model):
+                return number
+    raise RecipeError(
+        f"base is {str(base)!r} - the base is one of the models that are mixed, and what --retain "
+        "compares with - name it among them"
+    )
+
+
+def _check_whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < low:
         raise RecipeError(
-            f"base is {base!r} - the base is one of the models that are mixed, and what --retain "
-            "compares with - name it among them"
+            f"{name} is {value!r} - it is a whole number of {low} or more - give another"
         )
-    return models.index(str(base))
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)

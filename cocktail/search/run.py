@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from cocktail.api import mix_models
+from cocktail.api import checked_plan, mix_models
 from cocktail.heap import trim_heap
 from cocktail.kinds.examples import ExampleData
+from cocktail.place import output_folder
+from cocktail.plan import DEFAULT_SHARD_BYTES, Plan
+from cocktail.recipe import make_recipe
 from cocktail.search.mixture import Mixture, Weights, simplex_vertex
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import (
@@ -25,12 +27,13 @@ from cocktail.search.options import (
     Strategy,
     base_index,
 )
-from cocktail.search.prepare import prepare, search_plan
+from cocktail.search.prepare import Bench, prepare, search_plan
 from cocktail.search.processes import Processes
 from cocktail.search.result import SearchResult
 from cocktail.search.search import Search, softmax_weights
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,7 @@ def search_weights(
     retain_data: ExampleData | None = None,
     max_drop: float = 0.0,
     retain_by: RetainMeasure = "loss",
-    base: str | int | None = None,
+    base: str | Path | int | None = None,
     budget: float = DEFAULT_BUDGET,
     seed: int = 0,
     head: str = "error",
@@ -117,9 +120,7 @@ def search_weights(
         options, trust_remote_code=trust_remote_code, device=device, threads=threads,
         processes=processes,
     )  # fmt: skip
-    shown = progress and bench.mixture.processes.is_first
-    with _evaluations(bench.mixture, shown=shown) as observe:
-        return Search(bench, options, observe).run()
+    return _searched(bench, options, progress=progress)
 
 
 def mix_models_with_data(
@@ -144,9 +145,12 @@ def mix_models_with_data(
     retain_data: ExampleData | None = None,
     max_drop: float = 0.0,
     retain_by: RetainMeasure = "loss",
-    base: str | int | None = None,
+    base: str | Path | int | None = None,
     budget: float = DEFAULT_BUDGET,
-    **mix_options: Any,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    sync: bool = True,
 ) -> PreTrainedModel:
     """Mix models by weights that a few examples give; LM_Cocktail's call gives its weights.
 
@@ -156,70 +160,82 @@ def mix_models_with_data(
     ``cocktail.json`` with the model.
 
     Args:
-        example_data, temperature, batch_size, max_input_length, neg_number, strategy, ...: as in
+        example_data, temperature, batch_size, max_input_length, strategy, ...: as in
             :func:`search_weights`.
-        output_path: also write the mix there.
-        mix_options: ``dtype``, ``max_shard_size``, ``overwrite``, ``sync`` of
-            :func:`cocktail.mix_models`.
+        neg_number: negatives to draw of each example; decoders and encoder-decoders have none.
+        output_path: also write the mix there, an encoder's with ``pooling`` if it has none.
+        dtype, max_shard_size, overwrite, sync: of the mix, as in :func:`cocktail.mix_models`.
 
     Returns:
         The mixed model in eval mode, on the CPU.
 
     Raises:
-        CocktailError: as :func:`search_weights` and :func:`cocktail.mix_models`.
+        CocktailError: as :func:`search_weights` and :func:`cocktail.mix_models`; what can be is
+            refused before the search.
         KeyboardInterrupt: no model is made of a search that was not finished.
     """
     names = tuple(map(str, model_names_or_paths))
-    common: dict[str, Any] = {
-        "head": head,
-        "trust_remote_code": trust_remote_code,
-        "threads": threads,
-    }
-    if strategy == "lm-cocktail" and retain_data is None:
-        options = SearchOptions(
-            strategy, temperature, batch_size, max_input_length, neg_number, pooling, seed=seed,
-            compute_dtype=compute_dtype,
-        )  # fmt: skip
-        weights = _softmax_alone(names, model_type, example_data, options, device, common)
-    else:
-        result = search_weights(
-            names, model_type, example_data, strategy=strategy, temperature=temperature,
-            batch_size=batch_size, max_input_length=max_input_length, neg_number=neg_number,
-            pooling=pooling, retain_data=retain_data, max_drop=max_drop, retain_by=retain_by,
-            base=base, budget=budget, seed=seed, device=device, compute_dtype=compute_dtype,
-            progress=progress, **common,
-        )  # fmt: skip
-        if result.interrupted:
-            raise KeyboardInterrupt
-        weights = np.array(result.weights)
-    logger.info("mixing weights: %s", dict(zip(names, weights.tolist(), strict=True)))
+    written_pooling = None if output_path is None else pooling
+    recipe = make_recipe(
+        names, [1 / len(names)] * len(names), model_type=model_type, dtype=dtype, head=head,
+        pooling=written_pooling,
+    )  # fmt: skip
+    output = None if output_path is None else output_folder(output_path)
+    plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
+    options = SearchOptions(
+        strategy, temperature, batch_size, max_input_length,
+        neg_number if plan.kind.ranks else None, pooling, max_drop, retain_by,
+        base_index(base, names), budget, seed, compute_dtype,
+    )  # fmt: skip
+    options.check(len(names), retains=retain_data is not None)
+    weights = _found_weights(
+        search_plan(names, model_type, head=head, dtype=compute_dtype), example_data, retain_data,
+        options, progress=progress, device=device, trust_remote_code=trust_remote_code,
+        threads=threads,
+    )  # fmt: skip
+    logger.info("mixing weights: %s", dict(zip(names, weights, strict=True)))
     trim_heap()
     return mix_models(
-        names, model_type, weights.tolist(), output_path, progress=progress, **common, **mix_options
-    )
-
-
-def _softmax_alone(
-    names: tuple[str, ...],
-    model_type: str,
-    data: ExampleData,
-    options: SearchOptions,
-    device: str | None,
-    common: dict[str, Any],
-) -> Weights:
-    """One forward for each ingredient and nothing else."""
-    options.check(len(names))
-    bench = prepare(
-        search_plan(names, model_type, head=common["head"], dtype=options.compute_dtype), data,
-        None, options, device=device, trust_remote_code=common["trust_remote_code"],
-        threads=common["threads"],
+        names, model_type, weights, output, dtype=dtype, max_shard_size=max_shard_size,
+        overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress, head=head,
+        pooling=written_pooling, sync=sync, threads=threads,
     )  # fmt: skip
+
+
+def _found_weights(
+    plan: Plan,
+    data: ExampleData,
+    retain_data: ExampleData | None,
+    options: SearchOptions,
+    *,
+    progress: bool,
+    **resources: Any,
+) -> list[float]:
+    """What the strategy gives; the model that it was measured in is let go of."""
+    bench = prepare(plan, data, retain_data, options, **resources)
+    if options.strategy == "lm-cocktail" and retain_data is None:
+        return list(map(float, _softmax_alone(bench, options)))
+    result = _searched(bench, options, progress=progress)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return list(result.weights)
+
+
+def _softmax_alone(bench: Bench, options: SearchOptions) -> Weights:
+    """One forward for each ingredient and nothing else."""
+    count = len(bench.mixture.names)
     objective = MixObjective(bench.mixture, bench.task)
-    vertices = [simplex_vertex(i, len(names)) for i in range(len(names))]
+    vertices = [simplex_vertex(i, count) for i in range(count)]
     for vertex in vertices:
         objective.measure(vertex)  # refuses what is not finite
     rows = [objective.rows(vertex) for vertex in vertices]
     return softmax_weights(bench, rows, options, bench.given_order)
+
+
+def _searched(bench: Bench, options: SearchOptions, *, progress: bool) -> SearchResult:
+    shown = progress and bench.mixture.processes.is_first
+    with _evaluations(bench.mixture, shown=shown) as observe:
+        return Search(bench, options, observe).run()
 
 
 @contextmanager
