@@ -6,6 +6,7 @@ import bisect
 import codecs
 import json
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +83,13 @@ def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
             f"the line is {_json_type(fields)} - every line is one JSON object with "
             '"query", "pos" and "neg" - fix it'
         )
+    refuse_half_characters(line, fields)
     query = fields.get("query")
     if not isinstance(query, str) or not query.strip():
         found = f"is {_json_type(query)}" if not isinstance(query, str) else "has no text"
         found = found if "query" in fields else "is missing"
         raise ValueError(f"`query` {found} - it is the text of the query - add it")
     positives, negatives = _texts(fields, "pos"), _texts(fields, "neg")
-    if b"\\ud" in line.lower():
-        _refuse_half_characters((query, *positives, *negatives))
     if not positives:
         found = "an empty list" if "pos" in fields else "missing"
         raise ValueError(f"`pos` is {found} - a query needs a positive - add one or drop the line")
@@ -139,27 +139,41 @@ def _scores(
         found = f"{len(values)} scores" if isinstance(values, list) else _json_type(values)
         raise ValueError(f"`{name}` is {found} for {count} passages - one number each - fix it")
     for number, value in enumerate(values):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if not _is_score(value):
             raise ValueError(
-                f"`{name}[{number}]` is {value!r} - scores are finite numbers - fix it"
+                f"`{name}[{number}]` is {reprlib.repr(value)} - scores are finite numbers - fix it"
             )
     return tuple(map(float, values))
 
 
-def _refuse_half_characters(texts: Sequence[str]) -> None:
-    """An escaped surrogate without its other half is JSON, but no text: tokenizers fail on it."""
-    for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{text[error.start : error.end]!r} is half of a character - a text is whole "
-                "characters - fix or drop it"
-            ) from None
+def _is_score(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON's integers have as many digits as they like
+        return False
+
+
+def refuse_half_characters(line: bytes, fields: Any) -> None:
+    """An escaped surrogate without its other half is JSON, but no text: nothing writes or reads it.
+
+    Args:
+        line: The JSON of `fields`.
+
+    Raises:
+        ValueError: There is one in a name or text, at any depth.
+    """
+    if b"\\ud" not in line.lower():
+        return
+    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{text[error.start : error.end]!r} is half of a character - a text is whole "
+            "characters - fix or drop it"
+        ) from None
 
 
 def _optional_text(fields: dict[str, Any], name: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import IO, Any, TextIO
 from tqdm import tqdm
 
 from reranker_ft.collate import Pair
-from reranker_ft.data import decode_line, parse_example
+from reranker_ft.data import decode_line, parse_example, refuse_half_characters
 from reranker_ft.errors import SHOWN_PROBLEMS, DataError
 from reranker_ft.files import existing_file, new_text_file, refuse_existing
 from reranker_ft.score import Reranker
@@ -81,6 +81,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
     """The line's fields; {} where there are none to be had, for parse_example to say why."""
     try:
         fields = json.loads(line.decode("utf-8"))
+        refuse_half_characters(line, fields)
     except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from reranker_ft.data import Example, ExampleFiles, data_files, parse_example, text_key
 from reranker_ft.errors import ArgumentError, DataError
 from reranker_ft.groups import GroupBatchSampler, GroupDataset, GroupKey, Instructions
+from reranker_ft.records import parse_record
 
 from .conftest import toy_rows
 
@@ -50,7 +51,20 @@ def test_a_line_becomes_an_example():
         (line(query="q", pos=["p"], neg=["n"], neg_scores=["1"]), "`neg_scores[0]` is '1'"),
         (b'{"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [NaN]}', "is nan"),
         (line(query="q", pos=["p"], neg=["n"], prompt=1), "`prompt` is a number"),
-        (b'{"query": "q", "pos": ["a \\ud83d b"]}', "'\\ud83d' is half of a character"),
+        (
+            line(query="q", pos=["p"], neg=["n"], pos_scores=[10**400]),
+            "is 100000000000000000...0000000000000000000 - scores",
+        ),
+        *(
+            (b'{"query": "q", "pos": ["p"], "neg": ["n"], %s}' % field, "is half of a character")
+            for field in (
+                rb'"pos": ["a \ud83d b"]',
+                rb'"prompt": "\uD800"',
+                rb'"passage_prompt": "\udc00"',
+                rb'"source": {"id": ["\ud800"]}',
+                rb'"\ud800": 1',
+            )
+        ),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, broken, found):
@@ -61,6 +75,12 @@ def test_a_broken_line_is_named(tmp_path, broken, found):
     assert str(caught.value).startswith(f"{path}:3: ")
     assert found in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_half_characters_of_lines_to_score_are_refused():
+    for fields in (rb'"passage": "\ud800"', rb'"passage": "p", "id": "\ud800"'):
+        with pytest.raises(ValueError, match="half of a character"):
+            parse_record(b'{"query": "q", %s}' % fields)
 
 
 def test_all_problems_are_counted_and_ten_are_shown(tmp_path):
