@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -143,9 +143,16 @@ def content_order(examples: Sequence[Example], seed: int) -> list[int]:
 
 
 def _rows(data: ExampleData, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if data == "":
+        raise ExampleError("the examples' file has no name - examples are a JSONL file - name it")
     if isinstance(data, str | Path):
         yield from _lines(Path(data), problems)
         return
+    if not isinstance(data, Iterable):
+        raise ExampleError(
+            f"the examples are a {type(data).__name__} - they are a JSONL file or a list of "
+            "dictionaries - give one of them"
+        )
     for number, row in enumerate(data, start=1):
         place = f"example {number}"
         found: object = row  # whatever a caller may have put there
@@ -186,12 +193,12 @@ def _ranked_problem(row: Mapping[str, Any]) -> str | None:
     problem = _text_problem(row, "query")
     if problem is not None:
         return problem
+    if "pos" not in row:
+        return f"lacks 'pos' (it has {_names(row)}) - it is a list of passages - add it"
     for name in ("pos", "neg"):
-        texts = row.get(name, [] if name == "neg" else None)
-        if texts is None:
-            return f"lacks {name!r} (it has {_names(row)}) - it is a list of passages - add it"
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            return f"{name!r} is no list of strings - it is a list of passages - correct it"
+        problem = _passages_problem(row.get(name, ()), name)
+        if problem is not None:
+            return problem
     if not row["pos"]:
         return "'pos' is an empty list - a query needs a passage that answers it - add one"
     prompts = [name for name in ("prompt", "query_prompt", "passage_prompt") if row.get(name)]
@@ -203,6 +210,15 @@ def _ranked_problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _passages_problem(texts: object, name: str) -> str | None:
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        found = "null" if texts is None else "no list of strings"
+        return f"{name!r} is {found} - it is a list of passages - correct it"
+    if not all(map(str.strip, texts)):
+        return f"{name!r} has an empty passage - there is nothing to measure - fill it or drop it"
+    return _surrogate_problem(name, *texts)
+
+
 def _text_problem(row: Mapping[str, Any], name: str, *, may_be_empty: bool = False) -> str | None:
     if name not in row:
         return f"lacks {name!r} (it has {_names(row)}) - this kind of model needs it - add it"
@@ -210,6 +226,16 @@ def _text_problem(row: Mapping[str, Any], name: str, *, may_be_empty: bool = Fal
         return f"{name!r} is a {type(row[name]).__name__} - it must be a string - correct it"
     if not row[name].strip() and not may_be_empty:
         return f"{name!r} is empty - there is nothing to measure - fill it or drop the example"
+    return _surrogate_problem(name, row[name])
+
+
+def _surrogate_problem(name: str, *texts: str) -> str | None:
+    """JSON can escape half of a pair of code units, which stands for no character."""
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape").decode()
+        return f"{name!r} has the lone surrogate {half} - it is no character - correct the text"
     return None
 
 

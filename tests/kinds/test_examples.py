@@ -23,6 +23,12 @@ GOOD = {"query": "q", "pos": ["p"], "neg": ["a", "b", "c"]}
         ({"query": 3, "pos": ["p"]}, "'query' is a int"),
         ({**GOOD, "neg": ["a", "p"]}, "has 1 negatives that differ from its positives, 2 were"),
         ({**GOOD, "prompt": "find"}, "has prompt"),
+        ({**GOOD, "neg": None}, "'neg' is null"),
+        ({**GOOD, "pos": None}, "'pos' is null"),
+        ({**GOOD, "pos": [""]}, "'pos' has an empty passage"),
+        ({**GOOD, "neg": ["a", " ", "b"]}, "'neg' has an empty passage"),
+        ({**GOOD, "query": "q \ud800 a"}, r"'query' has the lone surrogate \ud800"),
+        ({**GOOD, "neg": ["a", "b", "\udfff"]}, r"'neg' has the lone surrogate \udfff"),
         (["q"], "is a list"),
     ],
 )
@@ -62,6 +68,20 @@ def test_written_examples_need_both_columns() -> None:
         read_written([{"input": "a", "output": "b"}, {"input": "a"}])
     with pytest.raises(ExampleError, match="2 more are as bad"):
         read_written([{"x": 1}] * 3)
+
+
+def test_halves_of_characters_are_no_texts_to_write() -> None:
+    with pytest.raises(ExampleError, match="example 1: 'output' has the lone surrogate"):
+        read_written([{"input": "a", "output": "\ud83d"}])
+    assert read_written([{"input": "a", "output": "\U0001f600"}])
+
+
+@pytest.mark.parametrize("data", [None, 3])
+def test_what_holds_no_examples_is_named(data: object) -> None:
+    with pytest.raises(ExampleError, match="they are a JSONL file or a list"):
+        read_ranked(data)  # type: ignore[arg-type]
+    with pytest.raises(ExampleError, match="has no name"):
+        read_ranked("")
 
 
 def test_lines_that_json_does_not_end(tmp_path: Path) -> None:
