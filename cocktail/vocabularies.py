@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cocktail.checkpoint import Checkpoint
 from cocktail.errors import CheckpointError, listed
@@ -99,19 +101,37 @@ def compare_vocabularies(checkpoints: Sequence[Checkpoint]) -> Vocabularies:
     problems = []
     for i in others:
         ids[i] = read_vocabulary(checkpoints[i].main_folder)
-        if not (ids[i] and ids[known[0]]) and not _same_model(
-            first.main_folder, checkpoints[i].main_folder
-        ):
-            problems.append(
-                f"the tokenizer files of {first.reference} and {checkpoints[i].reference} differ "
-                "and cannot be compared - the same token must have the same id - save both "
-                "tokenizers as tokenizer.json"
-            )
+        if not (ids[i] and ids[known[0]]):
+            problems += _unread_problems(first, checkpoints[i])
     if problems or not all(ids) or all(table == ids[0] for table in ids):
         return Vocabularies(problems=problems)
     largest = max(range(len(ids)), key=lambda i: len(ids[i]))
     problems = _contradictions(checkpoints, ids, largest)
     return Vocabularies(largest, tuple(ids), problems)
+
+
+def _unread_problems(first: Checkpoint, other: Checkpoint) -> list[str]:
+    """Of two, one has a vocabulary that only its sentencepiece model tells."""
+    if not _same_model(first.main_folder, other.main_folder):
+        return [
+            f"the tokenizer files of {first.reference} and {other.reference} differ and cannot be "
+            "compared - the same token must have the same id - save both tokenizers as "
+            "tokenizer.json"
+        ]
+    ours, theirs = _added_tokens(first.main_folder), _added_tokens(other.main_folder)
+    tokens = {number: token for token, number in ours.items()}
+    clashes = [
+        f"{token!r} is {number}"
+        for token, number in theirs.items()
+        if ours.get(token, number) != number or tokens.get(number, token) != token
+    ]
+    if not clashes:
+        return []
+    return [
+        f"{other.reference} has added tokens ({listed(clashes, 3)}) that contradict those of "
+        f"{first.reference} - a row of the embedding must mean the same token - mix checkpoints of "
+        "one tokenizer"
+    ]
 
 
 def _contradictions(
@@ -149,23 +169,28 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
     Raises:
         CheckpointError: a file that is there is damaged.
     """
-    try:
+    added = _added_tokens(folder)
+    with _understanding(folder):
         if (folder / "tokenizer.json").is_file():
-            return _from_tokenizer_json(folder / "tokenizer.json")
+            return added | _from_tokenizer_json(folder / "tokenizer.json")
         vocabulary: dict[str, int] = {}
         if (folder / "vocab.txt").is_file():
             lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
             vocabulary = {token: number for number, token in enumerate(lines) if token}
         elif (folder / "vocab.json").is_file():
-            vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        if vocabulary and (folder / "added_tokens.json").is_file():
-            vocabulary |= json.loads((folder / "added_tokens.json").read_text(encoding="utf-8"))
+            vocabulary = _table(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    return vocabulary | added if vocabulary else {}
+
+
+@contextmanager
+def _understanding(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder}: its tokenizer files cannot be understood ({type(error).__name__}: {error}) "
             "- repair or replace them"
         ) from None
-    return vocabulary
 
 
 def _from_tokenizer_json(path: Path) -> dict[str, int]:
@@ -175,10 +200,32 @@ def _from_tokenizer_json(path: Path) -> dict[str, int]:
     vocabulary = (
         {token: number for number, (token, _) in enumerate(entries)}
         if isinstance(entries, list)
-        else dict(entries)
+        else entries
     )
-    vocabulary.update({added["content"]: added["id"] for added in tokenizer["added_tokens"] or ()})
-    return vocabulary
+    added = {added["content"]: added["id"] for added in tokenizer["added_tokens"] or ()}
+    return _table(vocabulary) | _table(added)
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """What ``added_tokens.json`` and ``tokenizer_config.json`` add to the vocabulary.
+
+    Raises:
+        CheckpointError: one of them is damaged.
+    """
+    old, new = folder / "added_tokens.json", folder / "tokenizer_config.json"
+    with _understanding(folder):
+        added = _table(json.loads(old.read_text(encoding="utf-8"))) if old.is_file() else {}
+        if new.is_file():
+            settings = json.loads(new.read_text(encoding="utf-8"))
+            decoder = settings.get("added_tokens_decoder") or {}
+            added |= _table({token["content"]: int(number) for number, token in decoder.items()})
+    return added
+
+
+def _table(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or not all(type(number) is int for number in value.values()):
+        raise TypeError("a vocabulary is a map from tokens to whole numbers")
+    return value
 
 
 _NAMES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -195,7 +242,8 @@ def _same_files(folder: Path, other: Path) -> bool:
     return (
         bool(names)
         and names == [name for name in _files(other) if name in _NAMES]
-        and (filecmp.cmp(folder / names[0], other / names[0], shallow=False))
+        and filecmp.cmp(folder / names[0], other / names[0], shallow=False)
+        and _added_tokens(folder) == _added_tokens(other)
     )
 
 
