@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cocktail.checkpoint import MAIN, Checkpoint, Part, tensor_key
 from cocktail.compare import equal_tensors
-from cocktail.configs import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, is_tied
+from cocktail.configs import INPUT_EMBEDDINGS, is_copy
 from cocktail.dtypes import FLOATING
 from cocktail.errors import listed
 from cocktail.headers import TensorInfo
@@ -23,7 +23,10 @@ T = TypeVar("T")
 # Buffers that older versions of transformers saved and every version computes.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias)$")
 _CAUSAL_MASK = re.compile(r"\.attn(\.attention)?\.bias$")
-_BY_TOKEN = re.compile(r"embed|wte|(^|\.)shared\.|lm_head|predictions\.(decoder|bias)")
+_BY_TOKEN = re.compile(
+    r"embed|wte|(^|\.)shared\.|lm_head|vocab_projector|predictions\.(decoder|bias)"
+)
+_NOT_BY_TOKEN = re.compile(r"position|type|norm|dense|embeddings_project|mapping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +70,39 @@ def align_parts(
     result = Alignment(donor=recipe.base_index or 0)
     if vocabularies.grew:
         result.donor = vocabularies.largest
-        result.notes.append(
-            f"tokenizers differ: rows are aligned by token, and the tokenizer is that of "
-            f"{ingredients[result.donor].reference}"
-        )
     for path in dict.fromkeys(path for checkpoint in ingredients for path in checkpoint.parts):
         parts = [
             checkpoint.parts.get(path) or Part(path, None, {}, {}) for checkpoint in ingredients
         ]
-        originals = [_table(part, c) for part, c in zip(parts, ingredients, strict=True)]
+        originals = [dict(part.tensors) for part in parts]
         tables = originals
         prefix = ""
         if path == MAIN:
             prefix, tables = _align_prefixes(tables, ingredients, result)
-            _drop_tied_copies(tables, ingredients, result)
+            _drop_copies(tables, ingredients, result)
         _Matcher(path, tables, ingredients, recipe, vocabularies, result).match()
         if prefix and not any(name.startswith(prefix) for name in originals[result.donor]):
             # The donor's config describes the model without a head, whose names have no prefix.
             result.sources = _without_prefix(result.sources, prefix)
             result.runs = _without_prefix(result.runs, prefix)
+    if vocabularies.grew:
+        _require_one_donor(result, vocabularies.largest, [c.reference for c in ingredients])
     return result
+
+
+def _require_one_donor(result: Alignment, largest: int, names: Sequence[str]) -> None:
+    """The config counts the tokens of the tokenizer beside it."""
+    if result.donor != largest:
+        result.problems.append(
+            f"the head decides that the config is that of {names[result.donor]}, and "
+            f"{names[largest]} has more tokens - config and tokenizer come from one ingredient - "
+            f"add the tokens to {names[result.donor]} first, with resize_token_embeddings()"
+        )
+    result.notes.insert(
+        0,
+        f"tokenizers differ: rows are aligned by token, and the tokenizer is that of "
+        f"{names[largest]}",
+    )
 
 
 def _without_prefix(found: Mapping[tuple[str, str], T], prefix: str) -> dict[tuple[str, str], T]:
@@ -94,15 +110,6 @@ def _without_prefix(found: Mapping[tuple[str, str], T], prefix: str) -> dict[tup
         (part, name.removeprefix(prefix) if part == MAIN else name): value
         for (part, name), value in found.items()
     }
-
-
-def _table(part: Part, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    tensors = dict(part.tensors)
-    if is_tied(checkpoint.config) is False:
-        # Shared memory in a pickle is no tie by itself: the loader will look for both names.
-        for alias, name in part.aliases.items():
-            tensors[alias] = replace(tensors[name], name=alias)
-    return tensors
 
 
 def _align_prefixes(
@@ -146,27 +153,27 @@ def _base_prefix(table: Mapping[str, TensorInfo]) -> str:
     return ""
 
 
-def _drop_tied_copies(
+def _drop_copies(
     tables: list[dict[str, TensorInfo]], ingredients: Sequence[Checkpoint], result: Alignment
 ) -> None:
-    """Leave out an output embedding that only some ingredients store and that is their input's."""
-    for name in OUTPUT_EMBEDDINGS:
-        owners = [i for i, table in enumerate(tables) if name in table]
-        if not owners or len(owners) == len(tables):
-            continue
-        for i in owners:
-            checkpoint, table = ingredients[i], tables[i]
-            same = is_tied(checkpoint.config) is not False and any(
-                key.endswith(INPUT_EMBEDDINGS)
-                and info.shape == table[name].shape
-                and info.dtype == table[name].dtype
-                and equal_tensors(info, table[name])
-                for key, info in table.items()
-            )
-            if same:
+    """Leave out what only some ingredients store and all tie to another tensor of theirs."""
+
+    def is_stored_copy(table: Mapping[str, TensorInfo], name: str, other: str) -> bool:
+        info, source = table[name], table[other]
+        return (
+            all(is_copy(name, other, checkpoint.config) for checkpoint in ingredients)
+            and (info.shape, info.dtype) == (source.shape, source.dtype)
+            and equal_tensors(info, source)
+        )
+
+    everywhere = [name for name in tables[0] if all(name in table for table in tables)]
+    for checkpoint, table in zip(ingredients, tables, strict=True):
+        for name in [name for name in table if not all(name in other for other in tables)]:
+            own = next((n for n in everywhere if is_stored_copy(table, name, n)), None)
+            if own is not None:
                 result.notes.append(
-                    f"{name} of {checkpoint.reference} is a copy of its input "
-                    "embedding, which is tied; left out"
+                    f"{name} of {checkpoint.reference} is a copy of {own}, to which it is tied; "
+                    "left out"
                 )
                 del table[name]
 
@@ -230,15 +237,21 @@ class _Matcher:
             not self.vocabularies.grew
             or self.path != MAIN
             or not _BY_TOKEN.search(name)
+            or _NOT_BY_TOKEN.search(name.lower())
             or any(info.dtype not in FLOATING for info in infos)
             or len({info.shape[1:] for info in infos}) > 1
-            or any(
-                not info.shape or info.shape[0] <= max(ids.values())
-                for info, ids in zip(infos, self.vocabularies.tokens, strict=True)
-            )
+            or not all(map(self._has_row_per_token, range(len(infos)), infos))
         ):
             return []
         return self.vocabularies.runs([info.shape[0] for info in infos])
+
+    def _has_row_per_token(self, ingredient: int, info: TensorInfo) -> bool:
+        """Whether a tensor is as long as the ingredient's embedding, which may be padded."""
+        table = self.tables[ingredient]
+        lengths = [t.shape[0] for n, t in table.items() if n.endswith(INPUT_EMBEDDINGS) and t.shape]
+        lengths.append(self.ingredients[ingredient].config.get("vocab_size", 0))
+        last = max(self.vocabularies.tokens[ingredient].values())
+        return bool(info.shape) and info.shape[0] in lengths and info.shape[0] > last
 
     def _match_kept(self, name: str, owners: list[int]) -> None:
         """A head that some ingredients lack: copied, or averaged in the proportions of the owners'
@@ -300,7 +313,20 @@ class _Matcher:
             owners = self._settle_head(stem, names)
             if owners:
                 kept |= dict.fromkeys(names, owners)
+        if self.path == MAIN and self.recipe.head == "drop":
+            self._leave_donor_of(
+                [n for stem, names in groups.items() if "." not in stem for n in names]
+            )
         return kept
+
+    def _leave_donor_of(self, dropped: Sequence[str]) -> None:
+        """A config that names a class with a head would give it a random one."""
+        without = [i for i, table in enumerate(self.tables) if not table.keys() & dropped]
+        if without and self.result.donor not in without:
+            self.result.donor = without[0]
+            self.result.notes.append(
+                f"without the head, config and tokenizer are those of {self._reference(without[0])}"
+            )
 
     def _is_computed(self, name: str) -> bool:
         infos = [table[name] for table in self.tables if name in table]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from cocktail.configs import is_copy
 from cocktail.errors import CheckpointError, listed
 from cocktail.headers import TensorInfo, read_header
 from cocktail.hub import SIDE_TENSORS, fetch, parse_identifier
@@ -32,7 +33,7 @@ class Part:
         folder: relative to the checkpoint, ``""`` for its top.
         file: the name of the file for side tensors (``sparse_linear.pt``), else ``None``.
         tensors: by name, in file order.
-        aliases: names that share the memory of another, as pickled files keep tied weights.
+        aliases: names left out because the model ties them to another of ``tensors``.
     """
 
     folder: str
@@ -178,6 +179,7 @@ def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
     if not parts[MAIN].tensors:
         raise CheckpointError(_no_weights(folder / modules[0]))
     config = read_json(folder / modules[0] / "config.json")
+    parts[MAIN] = _settle_aliases(parts[MAIN], config)
     parts.update(module_parts(folder, modules))
     parts.update(_side_tensors(folder))
     return Checkpoint(text, folder, commit, config, parts)
@@ -185,8 +187,29 @@ def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
 
 def module_parts(folder: Path, modules: list[str]) -> dict[str, Part]:
     """The modules after the first that have weights."""
-    parts = {module: _weights(folder, module) for module in modules[1:]}
+    parts = {module: _settle_aliases(_weights(folder, module), {}) for module in modules[1:]}
     return {module: part for module, part in parts.items() if part.tensors}
+
+
+def _settle_aliases(part: Part, config: Mapping[str, Any]) -> Part:
+    """Leave out of the names that share memory in a pickled file those that the model ties.
+
+    A loader looks for the others, whatever memory they were saved from.
+    """
+    groups = {name: [name] for name in part.tensors}
+    for alias, name in part.aliases.items():
+        groups[name].append(alias)
+    tensors: dict[str, TensorInfo] = {}
+    aliases: dict[str, str] = {}
+    for first, names in groups.items():
+        for name in names:
+            own = next((other for other in names if is_copy(name, other, config)), None)
+            if own is not None:
+                aliases[name] = own
+            else:
+                info = part.tensors[first]
+                tensors[name] = info if name == first else replace(info, name=name)
+    return replace(part, tensors=tensors, aliases=aliases)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -254,7 +277,8 @@ def _weights(folder: Path, relative: str) -> Part:
         else:
             continue
         renamed = {_current_name(name): info for name, info in tensors.items()}
-        return Part(relative, None, renamed, {k: _current_name(v) for k, v in aliases.items()})
+        others = {_current_name(alias): _current_name(name) for alias, name in aliases.items()}
+        return Part(relative, None, renamed, others)
     return Part(relative, None, {}, {})
 
 
@@ -317,7 +341,7 @@ def _side_tensors(folder: Path) -> dict[str, Part]:
     for path in sorted(folder.iterdir()):
         if path.name in SIDE_TENSORS:
             tensors, aliases = read_tensor_file(path)
-            parts[path.name] = Part("", path.name, tensors, aliases)
+            parts[path.name] = _settle_aliases(Part("", path.name, tensors, aliases), {})
         elif path.suffix in (".pt", ".pth", ".bin", ".safetensors") and not path.name.startswith(
             (*_TRAINER_STATE, *_OTHER_FORMATS)
         ):
