@@ -56,7 +56,7 @@ class EncoderTask:
         self.places = [example.place for example in examples]
         self._examples = examples
         self._pooling = pooling
-        limit = length_limit(max_length, model.config, tokenizer)
+        limit = length_limit(max_length, model, tokenizer)
         texts: list[str] = []
         starts = [0]
         for example in examples:

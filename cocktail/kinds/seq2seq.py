@@ -30,7 +30,7 @@ class EncoderDecoderTask(TokenTask):
         *,
         max_length: int,
     ) -> None:
-        limit = length_limit(max_length, model.config, tokenizer)
+        limit = length_limit(max_length, model, tokenizer)
         options = {"truncation": True, "max_length": limit}
         self._inputs = tokenizer([e.input for e in examples], **options)["input_ids"]
         targets = tokenizer(text_target=[e.output for e in examples], **options)["input_ids"]
@@ -46,7 +46,7 @@ class EncoderDecoderTask(TokenTask):
 
     def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
         chosen = list(range(len(self.places)) if examples is None else examples)
-        lengths = [len(self._inputs[i]) + len(self._targets[i]) for i in chosen]
+        lengths = [(len(self._inputs[i]), len(self._targets[i])) for i in chosen]
         made = []
         for batch in by_length(lengths, max_tokens):
             picked = [chosen[place] for place in batch]

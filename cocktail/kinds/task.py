@@ -19,6 +19,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from cocktail.kinds.examples import ExampleError
+from reranker_ft.collate import position_limit
 
 CPU_TOKENS = 1024
 """Padded tokens of a forward: with fewer the calls show, with more activations leave the cache."""
@@ -123,20 +124,27 @@ def token_budget(device: torch.device) -> int:
     return CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
 
 
-def by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def by_length(lengths: Sequence[Any], max_tokens: int) -> list[list[int]]:
     """Cut 0..N-1 into batches of texts of about one length, ``max_tokens`` padded tokens at most.
 
     A text that is longer than ``max_tokens`` makes a batch of its own. The batch with most tokens
     is the first: what its activations leave behind has room for those of all others.
+
+    Args:
+        lengths: (N,) tokens, or (N, S) of texts that have several sides, padded apart.
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    sides = np.maximum(np.atleast_2d(np.array(lengths).T).T, 1)  # (N, S)
     batches: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        count = max(1, max_tokens // max(1, lengths[order[start]]))
-        batches.append(order[start : start + count])
-        start += count
-    return sorted(batches, key=lambda batch: -len(batch) * lengths[batch[0]])
+    longest = sides[:1]
+    for index in np.argsort(-sides.sum(axis=1), kind="stable").tolist():
+        wider = np.maximum(longest, sides[index])
+        if batches and (len(batches[-1]) + 1) * wider.sum() <= max_tokens:
+            batches[-1].append(index)
+            longest = wider
+        else:
+            batches.append([index])
+            longest = sides[index]
+    return sorted(batches, key=lambda b: len(b) * sides[b].max(axis=0).sum(), reverse=True)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -150,20 +158,18 @@ def pad_mask(rows: Sequence[Sequence[int]]) -> Tensor:
     return pad([[1] * len(row) for row in rows], 0)
 
 
-def length_limit(asked: int, config: Any, tokenizer: Any) -> int:
+def length_limit(asked: int, model: Any, tokenizer: Any) -> int:
     """Tokens that a text may have: what was asked for, as far as the model has positions.
 
     Raises:
         ExampleError: nothing would be left.
     """
-    positions = getattr(config, "max_position_embeddings", None) or asked
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= (getattr(config, "pad_token_id", None) or 0) + 1  # they count from there
     if asked < 4:
         raise ExampleError(
             f"max_input_length is {asked} - a text has some tokens and special ones around them - "
             "use 4 or more"
         )
+    positions = position_limit(model) or asked
     return int(min(asked, positions, getattr(tokenizer, "model_max_length", None) or asked))
 
 

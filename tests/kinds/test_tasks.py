@@ -5,6 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    Data2VecTextModel,
+    RobertaPreLayerNormModel,
+    XLMRobertaXLModel,
+    XmodModel,
+)
 
 from cocktail.kinds.decoder import DecoderTask
 from cocktail.kinds.encoder import EncoderTask, pool
@@ -12,7 +18,7 @@ from cocktail.kinds.examples import ExampleError, read_ranked, read_written
 from cocktail.kinds.reranker import RerankerTask
 from cocktail.kinds.seq2seq import EncoderDecoderTask
 from cocktail.kinds.task import by_length, ndcg_at_10
-from tests.search.tiny import FAMILIES, ranked, tokenizer, written
+from tests.search.tiny import BERT, FAMILIES, ranked, tokenizer, written
 
 ONE = torch.ones(())
 MAX_TOKENS = 48
@@ -181,3 +187,33 @@ def test_pooling_does_not_see_the_padding(mode: str) -> None:
     hidden = torch.randn(1, 5, 4)
     mask = torch.tensor([[1, 1, 1, 0, 0]])
     torch.testing.assert_close(pool(hidden, mask, mode), pool(hidden[:, :3], mask[:, :3], mode))
+
+
+def test_what_is_read_and_written_is_padded_apart() -> None:
+    rows = [
+        {"input": "red " * read, "output": "blue " * wrote}
+        for read, wrote in ((1, 20), (20, 1), (9, 9), (2, 3), (12, 2), (1, 15))
+    ]
+    task = EncoderDecoderTask(read_written(rows), tokenizer("t5"), model("t5"), max_length=64)
+    batches = task.batches(MAX_TOKENS)
+    assert all(batch.tokens <= MAX_TOKENS for batch in batches)
+    assert any(batch.texts > 1 for batch in batches)
+    assert [b.tokens for b in batches] == sorted((b.tokens for b in batches), reverse=True)
+    assert sorted(i for batch in batches for i in batch.examples) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "kind", [XLMRobertaXLModel, RobertaPreLayerNormModel, Data2VecTextModel, XmodModel]
+)
+def test_texts_are_cut_where_positions_start_behind_the_padding(kind) -> None:
+    """The table has 64 rows, of which a text has those from the padding token's id on."""
+    extra = {"languages": ["en_XX"], "default_language": "en_XX"} if kind is XmodModel else {}
+    config = kind.config_class(**BERT, max_position_embeddings=64, **extra)
+    tok = tokenizer("roberta-encoder")
+    tok.model_max_length = 10**30
+    task = EncoderTask(
+        read_ranked([{"query": "red " * 90, "pos": ["blue"], "neg": ["green"]}]), tok,
+        net := kind(config).eval(), pooling="cls", max_length=2048,
+    )  # fmt: skip
+    assert max(batch.inputs["input_ids"].shape[1] for batch in task.batches(MAX_TOKENS)) == 62
+    losses(task, net)
