@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -13,7 +14,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from reranker_ft.attention import attention_without_plans
 from reranker_ft.bars import bars_on_terminals_only
-from reranker_ft.collate import default_micro_batch_tokens, to_device, token_batches
+from reranker_ft.collate import default_micro_batch_tokens, position_limit, to_device, token_batches
+from reranker_ft.devices import parse_devices
+from reranker_ft.errors import ArgumentError
 from reranker_ft.groups import Instructions
 from reranker_ft.load import model_errors
 
@@ -40,6 +43,12 @@ class EncoderOptions:
         normalize: Scale embeddings to length 1, so that inner products are cosines.
         instructions: What is put around queries and passages; the query's replaces a prompt that
             is stored with the model.
+        query_max_length, passage_max_length: Most tokens of a text, special tokens included; never
+            more than the model has positions for.
+        device: As a Reranker names it; None takes the first GPU, else the CPU.
+
+    Raises:
+        ArgumentError: A length below 1.
     """
 
     pooling: Pooling | None = None
@@ -52,12 +61,21 @@ class EncoderOptions:
     trust_remote_code: bool = False
     cache_dir: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("query_max_length", "passage_max_length"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ArgumentError(
+                    f"the encoder's {name} is {value} - it counts tokens - use 1 or more"
+                )
+
 
 def load_encoder(name_or_path: str, options: EncoderOptions) -> Encoder:
     """sentence-transformers where it is installed and no pooling is named, else transformers.
 
     Raises:
         ModelError: Nothing loads from there.
+        ArgumentError: A device that is not there, or a length without room for text.
     """
     stored = options.pooling is None and importlib.util.find_spec("sentence_transformers")
     with model_errors(name_or_path), bars_on_terminals_only():
@@ -73,7 +91,7 @@ class StoredPoolingEncoder:
         self._options = options
         self._model = SentenceTransformer(
             name_or_path,
-            device=options.device,
+            device=str(parse_devices(options.device)[0]),
             trust_remote_code=options.trust_remote_code,
             cache_folder=options.cache_dir,
         )
@@ -120,12 +138,18 @@ class PooledEncoder:
             "trust_remote_code": options.trust_remote_code,
             "cache_dir": options.cache_dir,
         }
-        self._device = torch.device(
-            options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        self._device = parse_devices(options.device)[0]
         half = options.use_fp16 and self._device.type != "cpu"
         self._tokenizer = AutoTokenizer.from_pretrained(name_or_path, **loading)
+        special = self._tokenizer.num_special_tokens_to_add()
+        shortest = min(options.query_max_length, options.passage_max_length)
+        if shortest <= special:
+            raise ArgumentError(
+                f"the encoder is to read {shortest} tokens - {special} of a text's are special - "
+                f"use {special + 1} or more"
+            )
         model = AutoModel.from_pretrained(name_or_path, **loading)
+        self._limit = min(self._tokenizer.model_max_length, position_limit(model) or sys.maxsize)
         self._model = model.to(self._device, torch.float16 if half else torch.float32).eval()
 
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
@@ -141,7 +165,7 @@ class PooledEncoder:
     @attention_without_plans()
     @torch.inference_mode()
     def _encode(self, texts: Sequence[str], max_length: int) -> Tensor:
-        limit = min(max_length, self._tokenizer.model_max_length)
+        limit = min(max_length, self._limit)
         ids = self._tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
         rows: list[Tensor] = []
         order: list[int] = []

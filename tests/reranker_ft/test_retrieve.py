@@ -168,6 +168,31 @@ def test_pooled_encoder_normalizes_cuts_and_instructs(encoder_folder):
     )
 
 
+def test_texts_are_cut_at_the_model_s_positions(encoder_folder, tmp_path):
+    BertModel.from_pretrained(encoder_folder).save_pretrained(tmp_path)
+    tokenizer = make_tokenizer("bert")
+    tokenizer.model_max_length = 512  # more than the model has positions for
+    tokenizer.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path), EncoderOptions(pooling="mean", device="cpu"))
+    whole, cut = (encoder.encode_passages(["red " * n]) for n in (200, MAX_POSITIONS - 2))
+    torch.testing.assert_close(whole, cut)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ({"device": "foo"}, "device 'foo' is unknown"),
+        ({"device": "meta"}, "'meta' computes nothing"),
+        ({"query_max_length": -5}, "query_max_length is -5"),
+        ({"passage_max_length": 0}, "passage_max_length is 0"),
+        ({"passage_max_length": 2, "pooling": "cls"}, "2 tokens - 2 of a text's are special"),
+    ],
+)
+def test_what_an_encoder_cannot_do_is_said_of_the_option(encoder_folder, wrong, found):
+    with pytest.raises(ArgumentError, match=found):
+        load_encoder(encoder_folder, EncoderOptions(**wrong))
+
+
 def test_sentence_transformers_reads_the_stored_pooling(encoder_folder, tmp_path):
     from sentence_transformers import SentenceTransformer
 
