@@ -30,6 +30,8 @@ from cocktail.search.mixture import BACKWARD_COST, Mixture, Weights
 SCALE_SPREAD = log(4)
 """Prior on log s: a factor of 4 either way costs half a nat, once, whatever the examples."""
 _LARGEST_LOG_SCALE = 12.0
+_ALIKE = 0.05
+"""Standard deviation of an example's scores from which on the scale has one best value."""
 
 Values = npt.NDArray[np.float64]
 Block = tuple[Tensor, Sequence[int]]
@@ -97,11 +99,11 @@ def measure(task: Task, blocks: Sequence[Block], among: Sequence[int] | None = N
     return Measurement(losses, scale, penalty, np.concatenate(metrics) if metrics else None)
 
 
-def _fit_scale(task: Task, scores: Sequence[Any], near: float = 0.0) -> tuple[float, float]:
+def _fit_scale(task: Task, scores: Sequence[Any], near: float | None = None) -> tuple[float, float]:
     """The scale that minimises the mean loss plus the prior, and what the prior adds.
 
     Args:
-        near: where log s probably is.
+        near: where log s probably is; by default near 0, unless the scores are all but alike.
     """
     if not task.scale_free:
         return 1.0, 0.0
@@ -115,10 +117,21 @@ def _fit_scale(task: Task, scores: Sequence[Any], near: float = 0.0) -> tuple[fl
         slope = scale * first
         return slope + precision * log_scale, slope + scale**2 * second + precision
 
+    count = sum(len(task.losses(each, torch.ones(()))) for each in scores)
+
+    def value(log_scale: float) -> float:
+        at = torch.tensor(exp(log_scale), dtype=torch.float64)
+        losses = sum(task.losses(each, at).sum().item() for each in scores)
+        return losses + precision * log_scale**2 / 2
+
+    if near is None:
+        variance = sum(task.scale_slopes(each, 0.0)[1] for each in scores) / count
+        # Near s = 1 scores that are all but alike say nothing, and the prior has a valley there.
+        alike = variance < _ALIKE**2
+        near = min(np.arange(0, _LARGEST_LOG_SCALE, 0.5).tolist(), key=value) if alike else 0.0
     best = _root(slopes, near)
     if best is None:
         return 1.0, 0.0  # not finite, as the losses at any scale will show
-    count = sum(len(task.losses(each, torch.ones(()))) for each in scores)
     return exp(best), best**2 * precision / (2 * count)
 
 
@@ -175,7 +188,7 @@ class EnsembleObjective:
         self._kept = kept
         self._examples = examples
         self._pairs = torch.tensor(pairs).reshape(-1, 2)
-        self._log_scale = 0.0
+        self._log_scale: float | None = None
 
     def rows(self, weights: Weights) -> Tensor:
         leaf = torch.from_numpy(np.array(weights))
