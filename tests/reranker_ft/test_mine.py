@@ -260,6 +260,9 @@ def test_pools_are_json_or_plain_lines(tmp_path):
     (tmp_path / "pool.jsonl").write_text('{"text": "a"}\n{"passage": "b"}\n["c"]\nnot json\n')
     with pytest.raises(DataError, match=r"3 problems(.|\n)*pool.jsonl:2: no \"text\""):
         list(read_pool(tmp_path / "pool.jsonl"))
+    (tmp_path / "half.jsonl").write_text('{"text": "a\\ud800"}\n')
+    with pytest.raises(DataError, match=r"half.jsonl:1: .* half of a character"):
+        list(read_pool(tmp_path / "half.jsonl"))
     assert distinct(iter(["a b", " ", "a  b", "c"])) == ["a b", "c"]
     (tmp_path / "pool.txt").write_text("first\n", encoding="utf-8-sig")
     with pytest.raises(DataError, match=r"pool.txt:1: .*byte order mark"):
