@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 # Buffers that older versions of transformers saved and every version computes.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias)$")
+_IN_LAYER = re.compile(r"(^|\.)\d+\.")
 _CAUSAL_MASK = re.compile(r"\.attn(\.attention)?\.bias$")
 _BY_TOKEN = re.compile(
     r"embed|wte|(^|\.)shared\.|lm_head|vocab_projector|predictions\.(decoder|bias)"
@@ -156,7 +157,8 @@ def _base_prefix(table: Mapping[str, TensorInfo]) -> str:
 def _drop_copies(
     tables: list[dict[str, TensorInfo]], ingredients: Sequence[Checkpoint], result: Alignment
 ) -> None:
-    """Leave out what only some ingredients store and all tie to another tensor of theirs."""
+    """Leave out what all tie to another tensor of theirs: where only some store it, and where all
+    do, for a method would make two different tensors of the two copies."""
 
     def is_stored_copy(table: Mapping[str, TensorInfo], name: str, other: str) -> bool:
         info, source = table[name], table[other]
@@ -167,6 +169,15 @@ def _drop_copies(
         )
 
     everywhere = [name for name in tables[0] if all(name in table for table in tables)]
+    outside = [name for name in everywhere if not _IN_LAYER.search(name)]
+    for name in outside:
+        own = next((n for n in outside if all(is_stored_copy(t, name, n) for t in tables)), None)
+        if own is not None:
+            result.notes.append(f"{name} is a copy of {own}, to which it is tied; left out")
+            everywhere.remove(name)
+    for table in tables:
+        for name in set(outside).difference(everywhere):
+            del table[name]
     for checkpoint, table in zip(ingredients, tables, strict=True):
         for name in [name for name in table if not all(name in other for other in tables)]:
             own = next((n for n in everywhere if is_stored_copy(table, name, n)), None)

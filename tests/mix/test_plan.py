@@ -209,6 +209,35 @@ def test_a_stored_copy_of_the_tied_embedding_is_left_out(save: Save) -> None:
     assert "only" in problems(plain, differs)[0]
 
 
+def test_a_tied_embedding_that_all_store_twice_is_mixed_once(save: Save) -> None:
+    """Two names have two places in a random sequence, and a filter may fit one of them alone."""
+    tied = {"tie_word_embeddings": True, **DECODER}
+    copies = [torch.full((3, 2), float(seed)) for seed in range(3)]
+    twice = [save(f"m{i}", llama(i, lm_head=copies[i]), **tied) for i in range(3)]
+    made = plan(*twice[1:], base_model=twice[0], merge_method="dare_ties")
+    assert "lm_head.weight" not in {tensor.name for tensor in made.tensors}
+    assert any("lm_head.weight is a copy of model.embed_tokens" in note for note in made.notes)
+    apart = save("apart", llama(1, lm_head=torch.full((3, 2), 9.0)), **tied)
+    assert "lm_head.weight" in {tensor.name for tensor in plan(apart, *twice[:1]).tensors}
+    untied = [
+        save(f"u{i}", llama(i, lm_head=copies[i]), tie_word_embeddings=False, **DECODER)
+        for i in range(2)
+    ]
+    assert "lm_head.weight" in {tensor.name for tensor in plan(*untied).tensors}
+
+
+def test_copies_of_one_embedding_for_encoder_and_decoder_are_mixed_once(save: Save) -> None:
+    names = ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
+    models = [
+        save(f"m{i}", weights(i) | {f"{n}.weight": torch.full((3, 2), 1.0 + i) for n in names},
+             is_encoder_decoder=True, tie_word_embeddings=True, **config)
+        for i in range(2)
+    ]  # fmt: skip
+    kept = {tensor.name for tensor in plan(*models).tensors} - weights(0).keys()
+    assert kept == {"shared.weight"}
+
+
 def test_an_untied_decoder_needs_its_head(save: Save) -> None:
     models = [save(name, llama(0), tie_word_embeddings=False, **DECODER) for name in "ab"]
     assert "no ingredient has a head for decoder models" in problems(*models)[0]
