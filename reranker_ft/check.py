@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from reranker_ft.collate import PairEncoder
+from reranker_ft.collate import PairEncoder, position_limit
 from reranker_ft.data import Example, data_files, parse_example
-from reranker_ft.errors import SHOWN_PROBLEMS
+from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError
 from reranker_ft.groups import Instructions
+from reranker_ft.load import model_errors
 
 # Lines tokenized together.
 CHUNK_LINES = 256
@@ -44,7 +47,8 @@ class CutSummary:
     """How much of the pairs `max_length` cuts.
 
     Attributes:
-        max_length: Most tokens of a pair, special tokens included.
+        max_length: Most tokens of a pair, special tokens included; at most `positions`.
+        positions: What the model has positions for, in tokens; None if there is no limit known.
         query_tokens, passage_tokens, pair_tokens: Lengths before cutting; a pair with its special
             tokens.
         cut_pairs: Pairs that lose tokens, of `pairs`.
@@ -52,6 +56,7 @@ class CutSummary:
     """
 
     max_length: int
+    positions: int | None
     query_tokens: LengthSummary
     passage_tokens: LengthSummary
     pair_tokens: LengthSummary
@@ -72,8 +77,8 @@ class CheckReport:
         repeated_passages: Passages that stand twice in the `pos` or in the `neg` of a line.
         positives_among_negatives: Lines with a passage in both lists: the model is taught both.
         too_few_negatives: Lines with fewer negatives than a group needs; they are repeated.
-        without_negatives: Lines with none at all; training refuses them unless the batch lends
-            negatives.
+        without_negatives: Lines with none at all; training refuses them unless the group is the
+            positive alone (`train_group_size` 1) and the batch lends negatives.
         with_scores: Lines with teacher scores for all passages.
         tokens: None if no tokenizer was given.
     """
@@ -98,17 +103,36 @@ class CheckReport:
     @property
     def trainable(self) -> bool:
         """Whether training takes the data as they are."""
-        return not self.problems and self.examples > 0 and not self.without_negatives
+        lacking = self.without_negatives if self.train_group_size > 1 else 0
+        return not self.problems and self.examples > 0 and not lacking
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "trainable": self.trainable}
 
 
+def model_positions(name_or_path: str) -> int | None:
+    """The longest input, in tokens, that a model has positions for; reads its config alone.
+
+    Returns:
+        None where there is no limit, or no config beside the tokenizer.
+
+    Raises:
+        ModelError: The config is not that of a classifier.
+    """
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
+        return None
+    with model_errors(name_or_path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(name_or_path)
+        model = AutoModelForSequenceClassification.from_config(config)
+    return position_limit(model)
+
+
 def check_data(
     paths: Sequence[str | Path],
     *,
     tokenizer: Any = None,
+    positions: int | None = None,
     max_length: int = 512,
     query_max_length: int | None = None,
     passage_max_length: int | None = None,
@@ -123,6 +147,7 @@ def check_data(
     Args:
         paths: Files or folders.
         tokenizer: A transformers tokenizer, for the token lengths; None leaves them out.
+        positions: What the model has positions for: training cuts there whatever `max_length` is.
         max_length: Most tokens of a pair in training; so for query and passage.
         train_group_size: G; a group needs G - 1 negatives.
         instructions: Put around the texts before their tokens are counted.
@@ -131,17 +156,24 @@ def check_data(
     Raises:
         ArgumentError: A path does not exist, or the lengths leave no room for a pair.
     """
+    for name, value in (
+        ("max_length", max_length),
+        ("query_max_length", query_max_length),
+        ("passage_max_length", passage_max_length),
+    ):
+        if value is not None and value < 1:
+            raise ArgumentError(f"{name} is {value} - it counts tokens - use 1 or more")
     files = data_files(paths)
     counts = _Counts(train_group_size)
     lengths = None
     if tokenizer is not None:
         encoder = PairEncoder(
             tokenizer,
-            max_length=max_length,
+            max_length=min(max_length, positions or max_length),
             query_max_length=query_max_length,
             passage_max_length=passage_max_length,
         )
-        lengths = _Lengths(encoder, instructions or Instructions())
+        lengths = _Lengths(encoder, instructions or Instructions(), positions)
     size = sum(file.stat().st_size for file in files)
     with tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=not progress) as bar:
         examples = counts.read(files, bar)
@@ -236,9 +268,12 @@ def _seen(digests: set[bytes], text: str) -> bool:
 class _Lengths:
     """Token lengths of queries, passages and pairs, before and after cutting."""
 
-    def __init__(self, encoder: PairEncoder, instructions: Instructions) -> None:
+    def __init__(
+        self, encoder: PairEncoder, instructions: Instructions, positions: int | None
+    ) -> None:
         self.encoder = encoder
         self.instructions = instructions
+        self.positions = positions
         self.queries: list[npt.NDArray[np.int64]] = []
         self.passages: list[npt.NDArray[np.int64]] = []
         self.pairs: list[npt.NDArray[np.int64]] = []
@@ -273,6 +308,7 @@ class _Lengths:
         )
         return CutSummary(
             max_length=self.encoder.max_length,
+            positions=self.positions,
             query_tokens=LengthSummary.of(queries),
             passage_tokens=LengthSummary.of(passages),
             pair_tokens=LengthSummary.of(pairs),

@@ -333,13 +333,14 @@ def check(
     Example:
       reranker-ft check train.jsonl --model_name_or_path BAAI/bge-reranker-base --max_len 256
     """
-    from reranker_ft.check import check_data
+    from reranker_ft.check import check_data, model_positions
     from reranker_ft.describe import describe_check
     from reranker_ft.load import load_tokenizer
 
     found = check_data(
         data,
         tokenizer=load_tokenizer(model_name_or_path) if model_name_or_path else None,
+        positions=model_positions(model_name_or_path) if model_name_or_path else None,
         max_length=max_len,
         query_max_length=query_max_len,
         passage_max_length=passage_max_len,

@@ -34,8 +34,9 @@ def describe_check(report: CheckReport) -> str:
                 ("pair", tokens.pair_tokens),
             )
         ]
+        by = " (the model's positions)" if tokens.max_length == tokens.positions else ""
         lines.append(
-            f"max_len {tokens.max_length} cuts {tokens.cut_pairs:,} of {tokens.pairs:,} pairs, "
+            f"max_len {tokens.max_length}{by} cuts {tokens.cut_pairs:,} of {tokens.pairs:,} pairs, "
             f"{tokens.lost_tokens:.1%} of the tokens"
         )
     needed = report.train_group_size - 1
@@ -49,7 +50,8 @@ def describe_check(report: CheckReport) -> str:
         f"lines have fewer than {needed} negatives, which training repeats": (
             report.too_few_negatives
         ),
-        "lines have no negative; training needs --in_batch_negatives": report.without_negatives,
+        "lines have no negative; training takes them with --train_group_size 1 and "
+        "--in_batch_negatives": report.without_negatives if needed else 0,
         "lines break the format": report.problems,
     }
     found = [f"{count:,} {remark}" for remark, count in remarks.items() if count]

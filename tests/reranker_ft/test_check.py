@@ -2,10 +2,14 @@
 
 import json
 
-from reranker_ft.check import check_data
-from reranker_ft.collate import PairEncoder
+import pytest
 
-from .conftest import make_tokenizer, toy_rows
+from reranker_ft.check import check_data, model_positions
+from reranker_ft.collate import PairEncoder
+from reranker_ft.describe import describe_check
+from reranker_ft.errors import ArgumentError
+
+from .conftest import MAX_POSITIONS, make_tokenizer, toy_rows
 
 
 def test_counts(write_jsonl, tmp_path):
@@ -62,3 +66,32 @@ def test_token_lengths_and_what_is_cut(write_jsonl):
     pairs = [(row["query"], text) for row in rows for text in row["pos"] + row["neg"]]
     kept = PairEncoder(tokenizer, max_length=16)(pairs).lengths.sum()
     assert 67 - kept == 14
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_pairs_are_cut_at_the_positions_of_the_model(write_jsonl, model_folders, kind, tmp_path):
+    positions = model_positions(str(model_folders(kind)))
+    assert positions == MAX_POSITIONS
+    data = write_jsonl([{"query": "red", "pos": ["blue"], "neg": ["blue " * 100]}])
+    tokenizer = make_tokenizer(kind)
+    report = check_data([data], tokenizer=tokenizer, positions=positions, max_length=512)
+    assert (report.tokens.max_length, report.tokens.cut_pairs) == (MAX_POSITIONS, 1)
+    text = describe_check(report)
+    assert f"max_len {MAX_POSITIONS} (the model's positions) cuts 1 of 2 pairs" in text
+    assert model_positions(str(tmp_path)) is None  # a tokenizer alone
+
+
+@pytest.mark.parametrize("name", ["max_length", "query_max_length", "passage_max_length"])
+def test_lengths_of_nothing_are_refused_without_a_tokenizer_too(write_jsonl, name):
+    with pytest.raises(ArgumentError, match=f"{name} is -3"):
+        check_data([write_jsonl(toy_rows(1))], **{name: -3})
+
+
+def test_a_group_of_the_positive_alone_needs_no_negatives(write_jsonl):
+    data = write_jsonl([{"query": "red", "pos": ["blue"]}])
+    report = check_data([data], train_group_size=1)
+    assert report.trainable
+    assert "nothing to remark" in describe_check(report)
+    refused = check_data([data], train_group_size=2)
+    assert not refused.trainable
+    assert "--train_group_size 1 and --in_batch_negatives" in describe_check(refused)
