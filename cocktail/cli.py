@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from errno import EPIPE
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +23,8 @@ from cocktail.version import __version__
 if TYPE_CHECKING:
     from cocktail.compare import Difference
 
+SECONDS_OF_THE_FIRST = 5.0
+
 
 class _Group(click.Group):
     """Turns the package's own errors into one line and exit code 1."""
@@ -28,11 +33,25 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except CocktailError as error:
-            click.echo(f"cocktail: {error}", err=True)
+            _say(str(error))
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno == EPIPE:  # whoever reads has seen enough; click leaves quietly
+                raise
+            place = error.filename or "what is printed"
+            _say(f"{place} cannot be written or read ({error.strerror or error}) - look there")
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("cocktail: interrupted; nothing was changed", err=True)
+            _say("interrupted; nothing was changed")
             ctx.exit(130)
+
+
+def _say(line: str) -> None:
+    """Print why the command ends, once: of several processes the first does, and all are ended as
+    soon as it leaves. Another that has reasons of its own says them after a while."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        time.sleep(SECONDS_OF_THE_FIRST)
+    click.echo(f"cocktail: {line}", err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

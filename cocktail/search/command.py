@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from cocktail.errors import RecipeError
+from cocktail.printing import report as show
+from cocktail.printing import shows_bar
 from cocktail.search.options import DEFAULT_BUDGET, ComputeDtype, RetainMeasure, Strategy
 
 if TYPE_CHECKING:
     from cocktail.plan import Plan
+    from cocktail.search.result import SearchResult
 
 
 @click.command()
@@ -95,24 +99,20 @@ def search(
       cocktail search ./base ./tuned --data target.jsonl --retain general.jsonl --report ./report
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
-    from cocktail.api import mix_to_folder  # noqa: PLC0415 - seconds to import
+    from cocktail.place import output_folder  # noqa: PLC0415 - seconds to import
     from cocktail.search.processes import Processes  # noqa: PLC0415
-    from cocktail.search.report import (  # noqa: PLC0415
-        check_report_folder,
-        summary,
-        write_report,
-    )
+    from cocktail.search.report import check_report_folder, summary  # noqa: PLC0415
     from cocktail.search.run import search_weights  # noqa: PLC0415
 
     settings, written_as = _settings(models, given)
-    if data is None:
+    if not data:
         raise RecipeError("no examples given - a search learns from some - pass --data FILE")
+    names = settings["models"]
+    place = None if output is None else output_folder(output)
     if report is not None:
-        check_report_folder(Path(report))
-    if output is not None:  # refuse before the search what would be refused after it
-        names = settings["models"]
-        weights = [1 / len(names)] * len(names)
-        _plan(names, weights, settings, written_as, Path(output), overwrite)
+        check_report_folder(Path(report), names, place)
+    if place is not None:  # refuse before the search what would be refused after it
+        _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
     processes = Processes()
     try:
         result = search_weights(
@@ -120,30 +120,50 @@ def search(
             settings.pop("model_type"),
             data,
             retain_data=retain,
-            progress=not quiet and sys.stderr.isatty(),
+            progress=shows_bar(quiet),
             processes=processes,
             **settings,
         )
-        if processes.is_first:
-            written = [] if report is None else write_report(result, Path(report))
-            if output is not None and not result.interrupted:
-                plan = _plan(
-                    result.models, result.weights, {**settings, "model_type": result.model_type},
-                    written_as, Path(output), overwrite,
-                )  # fmt: skip
-                mix_to_folder(plan, Path(output), progress=not quiet and sys.stderr.isatty())
-            if as_json:
-                click.echo(json.dumps(result.to_dict(), indent=2))
-            elif not quiet:
-                click.echo(summary(result))
-                click.echo("".join(f"{report}/{name}\n" for name in written), nl=False)
-                if output is not None:
-                    done = "not written: interrupted" if result.interrupted else "mixed model"
-                    click.echo(f"{output}: {done}")
+        # A search is long: what it found is printed and written whatever fails beside that.
+        with ExitStack() as afterwards:
+            if processes.is_first and report is not None:
+                afterwards.callback(_write_report, result, report, quiet=quiet or as_json)
+            if processes.is_first and place is not None:
+                given = {**settings, "model_type": result.model_type}
+                planned = partial(_plan, names, result.weights, given, written_as, place, overwrite)
+                afterwards.callback(_write_mix, result, planned, place, quiet, as_json)
+            if processes.is_first:
+                show(result.to_dict(), summary(result), as_json, quiet)
     finally:
         processes.leave()
     if result.interrupted:
         sys.exit(130)
+
+
+def _write_mix(
+    result: SearchResult, planned: Callable[[], Plan], output: Path, quiet: bool, as_json: bool
+) -> None:
+    """Write the mix that a search has found, and say so."""
+    from cocktail.api import mix_to_folder  # noqa: PLC0415
+
+    if not result.interrupted:
+        mix_to_folder(planned(), output, progress=shows_bar(quiet))
+    if not (quiet or as_json):
+        done = "not written: interrupted" if result.interrupted else "mixed model"
+        click.echo(f"{output}: {done}")
+
+
+def _write_report(result: SearchResult, report: str, *, quiet: bool) -> None:
+    """Write the report, and say so."""
+    from cocktail.search.report import write_report  # noqa: PLC0415
+
+    try:
+        written = write_report(result, Path(report))
+    except KeyboardInterrupt:
+        click.echo(f"cocktail: {report}: not written: interrupted", err=True)
+        sys.exit(130)
+    if not quiet:
+        click.echo("".join(f"{report}/{name}\n" for name in written), nl=False)
 
 
 def _settings(

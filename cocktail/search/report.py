@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +12,10 @@ from cocktail.errors import OutputError
 from cocktail.search.objective import Measurement
 from cocktail.search.result import Frontier, SearchResult
 from cocktail.search.selection import CONFIDENCE, Interval
+from cocktail.temporary import folder_prefix, temporary_parts
 
 REPORT_FILES = ("search.json", "report.md", "weights.png", "frontier.png")
+_PARTS = "report"  # of whose name the temporary folder inside has some
 
 
 def summary(result: SearchResult) -> str:
@@ -112,25 +115,49 @@ def cost_sentence(result: SearchResult) -> str:
     )
 
 
-def check_report_folder(folder: Path) -> None:
-    """Refuse a place where a report would overwrite something else.
+def check_report_folder(
+    folder: Path, models: Sequence[str] = (), output: Path | None = None
+) -> None:
+    """Refuse a place where a report cannot be written, or would overwrite something else.
+
+    Args:
+        models: the ingredients, of which folders are kept apart from the report.
+        output: where the mix will be written; kept apart too.
 
     Raises:
-        OutputError: the path is a file, or a folder with other files in it.
+        OutputError: the path is a file, a folder with other files in it, or cannot be written.
     """
+    try:
+        problem = _folder_problem(folder, models, output)
+    except (OSError, ValueError) as error:  # too long, a null byte
+        problem = f"is no path here ({error})"
+    if problem is not None:
+        raise OutputError(f"{folder} {problem} - name another")
+
+
+def _folder_problem(folder: Path, models: Sequence[str], output: Path | None) -> str | None:
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file - a report is a folder - name another")
-    others = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    others = [name for name in others if name not in REPORT_FILES]
-    if others:
-        raise OutputError(
-            f"{folder} holds {others[0]!r} - a report goes into a new folder or over an earlier "
-            "report - name another"
-        )
+        return "is a file - a report is a folder"
+    leftovers = folder_prefix(folder / _PARTS)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in REPORT_FILES and not path.name.startswith(leftovers):
+            return f"holds {path.name!r} - a report goes into a new folder or over an earlier one"
+    place = Path(os.path.realpath(folder))
+    apart = [Path(model) for model in models if Path(model).is_dir()]
+    for other in apart if output is None else [*apart, output]:
+        kept = Path(os.path.realpath(other))
+        if place.is_relative_to(kept) or kept.is_relative_to(place):
+            return f"and {other} overlap - a report is kept apart from models"
+    standing = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not (standing.is_dir() and os.access(standing, os.W_OK)):
+        return f"cannot be made - {standing} is no folder that can be written to"
+    return None
 
 
 def write_report(result: SearchResult, folder: Path) -> list[str]:
     """Write ``search.json``, ``report.md`` and the pictures; without matplotlib the report says so.
+
+    Each file is there as a whole, or as it was before; those of an earlier report go.
 
     Returns:
         Names of the files that were written.
@@ -139,25 +166,34 @@ def write_report(result: SearchResult, folder: Path) -> list[str]:
         OutputError: the folder cannot be written, or holds something else.
     """
     check_report_folder(folder)
-    pictures: list[str] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if find_spec("matplotlib") is not None:
-            from cocktail.plot import draw_frontier, draw_weights  # noqa: PLC0415 - optional
-
-            draw_weights(result, folder / "weights.png")
-            pictures.append("weights.png")
-            if result.frontier is not None:
-                draw_frontier(result, folder / "frontier.png")
-                pictures.append("frontier.png")
-        text = json.dumps(result.to_dict(), indent=2) + "\n"
-        (folder / "search.json").write_text(text, encoding="utf-8")
-        text = _markdown(result, pictures)
-        if not pictures:
-            text += "\nWithout pictures: matplotlib draws them (`pip install matplotlib`).\n"
-        (folder / "report.md").write_text(text, encoding="utf-8")
+        with temporary_parts(folder / _PARTS) as parts:
+            written = _write_files(result, parts)
+            for name in written:
+                (parts / name).replace(folder / name)
+        for name in set(REPORT_FILES) - set(written):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+    return written
+
+
+def _write_files(result: SearchResult, folder: Path) -> list[str]:
+    pictures: list[str] = []
+    if find_spec("matplotlib") is not None:
+        from cocktail.plot import draw_frontier, draw_weights  # noqa: PLC0415 - optional
+
+        draw_weights(result, folder / "weights.png")
+        pictures.append("weights.png")
+        if result.frontier is not None:
+            draw_frontier(result, folder / "frontier.png")
+            pictures.append("frontier.png")
+    text = json.dumps(result.to_dict(), indent=2) + "\n"
+    (folder / "search.json").write_text(text, encoding="utf-8")
+    text = _markdown(result, pictures)
+    if not pictures:
+        text += "\nWithout pictures: matplotlib draws them (`pip install matplotlib`).\n"
+    (folder / "report.md").write_text(text, encoding="utf-8")
     return ["search.json", "report.md", *pictures]
 
 
