@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from reranker_ft.attention import attention_without_plans
 from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.forward import forward_logits
+from reranker_ft.turns import turn
 
 Pair = tuple[str, str]
 TokenIds = npt.NDArray[np.int32]
@@ -226,6 +228,7 @@ class PairEncoder:
         pad_to_multiple_of: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._settings = _settings_of(tokenizer)
         self.template = PairTemplate.of(tokenizer)
         room = max_length - len(self.template)
         if room < 2:
@@ -287,20 +290,38 @@ class PairEncoder:
         lengths: npt.NDArray[np.int64] = queries + passages + len(self.template)
         return lengths
 
+    @contextmanager
+    def tokenizer_as_it_came(self) -> Iterator[None]:
+        """Inside, the tokenizer has the settings that it was loaded with, and may be saved."""
+        with turn(self.tokenizer):
+            if self._settings is not None:
+                truncation, padding = self._settings
+                backend = self.tokenizer.backend_tokenizer
+                backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+                backend.enable_padding(**padding) if padding else backend.no_padding()
+            yield
+
     def _tokenize(self, texts: Iterable[str], max_length: int | None) -> dict[str, TokenIds]:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return {}
-        rows = self.tokenizer(
-            unique,
-            add_special_tokens=False,
-            truncation=max_length is not None,
-            max_length=max_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        with turn(self.tokenizer):
+            rows = self.tokenizer(
+                unique,
+                add_special_tokens=False,
+                truncation=max_length is not None,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
         return {text: np.array(ids, np.int32) for text, ids in zip(unique, rows, strict=True)}
+
+
+def _settings_of(tokenizer: Any) -> tuple[Any, Any] | None:
+    """Truncation and padding that are part of a fast tokenizer; others have none."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else (backend.truncation, backend.padding)
 
 
 def token_batches(lengths: Sequence[int] | npt.NDArray[Any], max_tokens: int) -> list[list[int]]:

@@ -35,7 +35,8 @@ def load_cross_encoder(
 
     Raises:
         ModelError: Nothing loads from there, the head is not in the checkpoint (transformers would
-            draw it at random), or it gives more than one score a pair.
+            draw it at random), it gives more than one score a pair, or it is smaller than its
+            tokenizer.
     """
     name = str(name_or_path)
     options = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
@@ -45,6 +46,7 @@ def load_cross_encoder(
         else:
             model = _load_whole(name, options, saved_elsewhere=())
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    require_vocabulary(name, model, tokenizer)
     labels = model.config.num_labels
     if labels != 1:
         raise ModelError(
@@ -52,6 +54,26 @@ def load_cross_encoder(
             "choose a checkpoint with one label"
         )
     return model.eval(), tokenizer
+
+
+def require_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
+    """Makes sure that the model has an embedding for each token that the tokenizer makes.
+
+    Raises:
+        ModelError: It has not.
+    """
+    try:
+        rows = model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        return  # code of its own, which may know other embeddings than a table
+    if len(tokenizer) <= rows:
+        return
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows:
+        raise ModelError(
+            f"{name} has embeddings of {rows} tokens and its tokenizer makes {tokens} - each token "
+            "has one - use the tokenizer that the model was trained with"
+        )
 
 
 def load_tokenizer(name_or_path: str) -> Any:

@@ -33,7 +33,7 @@ from reranker_ft.errors import ArgumentError, ModelError, RerankerError
 from reranker_ft.groups import GroupDataset, KnownPositives
 from reranker_ft.heap import keep_freed_memory
 from reranker_ft.history import PICTURE_FILE, HistoryCallback, draw_history
-from reranker_ft.load import model_errors, no_load_report
+from reranker_ft.load import model_errors, no_load_report, require_vocabulary
 from reranker_ft.output import OutputCallback, check_output, keep_one_model
 from reranker_ft.ranking import RankingSet
 from reranker_ft.trainer import BestCheckpointCallback, CollapseCallback, RerankerTrainer
@@ -181,6 +181,7 @@ def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
             output_loading_info=True,
             **common,
         )
+    require_vocabulary(name, model, tokenizer)
     _report_fresh_weights(name, model, set(report["missing_keys"]))
     if args.use_lora:
         model = _with_adapters(model, args, set(report["missing_keys"]))
@@ -330,6 +331,20 @@ def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairE
                 limit,
             )
         max_length = limit
+    multiple = args.pad_to_multiple_of or 1
+    if limit is not None and -(-max_length // multiple) * multiple > limit:
+        max_length = limit // multiple * multiple
+        if not max_length:
+            raise ArgumentError(
+                f"pad_to_multiple_of is {multiple} and the model has {limit} positions - each "
+                "token has one, padding too - use a smaller number"
+            )
+        logger.warning(
+            "Pairs are padded to multiples of %d tokens and the model has %d positions: cut at %d.",
+            multiple,
+            limit,
+            max_length,
+        )
     return PairEncoder(
         tokenizer,
         max_length=max_length,

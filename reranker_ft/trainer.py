@@ -190,7 +190,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         )
 
     def save_model(self, *arguments: Any, **others: Any) -> None:
-        """As the Trainer's.
+        """As the Trainer's, with the tokenizer as it was loaded.
 
         Raises:
             ModelError: A weight is not finite; nothing is written then.
@@ -198,7 +198,8 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         for name, weight in () if self.args.is_sharded else self.model.named_parameters():
             if weight.numel() and not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
                 raise self._diverged(f"{name} is not finite")
-        super().save_model(*arguments, **others)
+        with self.data_collator.encoder.tokenizer_as_it_came():
+            super().save_model(*arguments, **others)
 
     def compute_loss(
         self,

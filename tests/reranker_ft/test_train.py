@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from cocktail import mix_models
 from reranker_ft.collate import PairEncoder, score_encodings
+from reranker_ft.errors import ModelError
+from reranker_ft.load import load_cross_encoder
 from reranker_ft.run import main
 from reranker_ft.train import RAW_SCORES
 
@@ -244,6 +247,48 @@ def test_lora_keeps_what_started_from_random_weights(data, tmp_path):
             torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
     settings = json.loads((tmp_path / "adapter" / "config.json").read_text())
     assert settings["sentence_transformers"]["activation_fn"] == RAW_SCORES
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_tokenizer_is_saved_as_it_came(model_folders, data, tmp_path, own):
+    model = tmp_path / "model"
+    shutil.copytree(model_folders("bert"), model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    backend = make_tokenizer("bert").backend_tokenizer
+    if own:
+        backend.enable_truncation(40)
+        backend.enable_padding(length=30, pad_token="[PAD]")
+    backend.save(str(model / "tokenizer.json"))
+    saving = ["--save_strategy", "steps", "--save_steps", 1, "--eval_data", data]
+    assert main(small(model, data, tmp_path / "out", *saving)) == 0
+    came = json.loads(backend.to_str())
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-1"):
+        saved = json.loads((folder / "tokenizer.json").read_text())
+        assert bool(saved["truncation"]) is bool(saved["padding"]) is own
+        assert [saved[name] for name in tokenizer] == [came[name] for name in tokenizer]
+
+
+def test_padding_to_a_multiple_stays_within_the_positions(
+    model_folders, data, tmp_path, capsys, caplog
+):
+    arguments = small(model_folders("bert"), data, tmp_path / "out", "--max_len", 64)
+    assert main([*arguments, "--pad_to_multiple_of", "24"]) == 0
+    assert "multiples of 24 tokens and the model has 64 positions: cut at 48" in caplog.text
+    assert main([*arguments, "--overwrite_output_dir", "--pad_to_multiple_of", "65"]) == 2
+    assert "error: pad_to_multiple_of is 65" in capsys.readouterr().err
+
+
+def test_a_model_smaller_than_its_tokenizer_is_refused(data, tmp_path, capsys):
+    tokenizer = make_tokenizer("bert")
+    rows = make_model("bert").config.vocab_size
+    make_model("bert").save_pretrained(tmp_path / "model")
+    tokenizer.add_tokens(["zzz"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert main(small(tmp_path / "model", data, tmp_path / "out")) == 1
+    found = f"has embeddings of {rows} tokens and its tokenizer makes {rows + 1}"
+    assert found in capsys.readouterr().err
+    with pytest.raises(ModelError, match=found):
+        load_cross_encoder(tmp_path / "model")
 
 
 def test_workers_warn_once_of_too_few_negatives(model_folders, write_jsonl, tmp_path):
