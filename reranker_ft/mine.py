@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from reranker_ft.characters import is_whole
-from reranker_ft.data import Example, ExampleFiles, decode_line
+from reranker_ft.data import Example, ExampleFiles, decode_line, refuse_half_characters
 from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
 from reranker_ft.files import existing_file, new_text_file, refuse_existing
 from reranker_ft.records import write_line
@@ -137,9 +136,8 @@ def _pool_passage(line: bytes, as_json: bool) -> str:
         raise ValueError(f"broken JSON: {error} - {_POOL_LINE} - fix it") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise ValueError(f'no "text" - {_POOL_LINE} - add it')
+    refuse_half_characters(line, fields)
     passage: str = fields["text"]
-    if not is_whole(passage):
-        raise ValueError('"text" holds half of a character - a text is whole characters - fix it')
     return passage
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from reranker_ft.bars import bars_on_terminals_only
-from reranker_ft.characters import is_whole
 from reranker_ft.collate import (
     Encodings,
     Pair,
@@ -337,12 +336,21 @@ def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[P
                 f"pair {number} is {reprlib.repr(item)} - a pair is [query, passage], both "
                 "strings - leave out or repair it"
             )
-        if not all(map(is_whole, pair)):
+        if not all(map(_is_whole, pair)):
             raise ArgumentError(
                 f"pair {number} is {reprlib.repr(item)}, with half of a character - a text is "
                 "whole characters - leave out or repair it"
             )
     return [(query, passage) for query, passage in items]
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is free of lone surrogates, on which tokenizers fail."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _deal(lengths: npt.NDArray[np.int64], shares: int) -> list[list[int]]:
