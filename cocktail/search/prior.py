@@ -42,9 +42,9 @@ STEPS = 4
 BEYOND = 0.1
 """What counts of a loss above that of a guess. If nothing did, a mix might pay for many small gains
 with a few great losses, as mixing in noise does."""
-SCALE_SPREAD = 0.5
+LANDMARK_SPREAD = 0.5
 """Standard deviation of a landmark's log scale around the ingredients' median: its own prior."""
-_LOG_SCALES = np.linspace(-3, 3, 13) * SCALE_SPREAD
+_LOG_SCALES = np.linspace(-3, 3, 13) * LANDMARK_SPREAD
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _robust(task: Task, rows: Tensor, examples: Sequence[int], near: float) -> V
     guess = losses(0.0)  # all candidates alike
     at = np.array([losses(exp(near + step)) for step in _LOG_SCALES])
     at = np.minimum(at, guess + BEYOND * (at - guess))
-    unlikely = _LOG_SCALES**2 / (2 * SCALE_SPREAD**2 * len(examples))
+    unlikely = _LOG_SCALES**2 / (2 * LANDMARK_SPREAD**2 * len(examples))
     best: Values = at[np.argmin(at.mean(axis=1) + unlikely)]
     return best
 
