@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocktail.configs import is_copy
 from cocktail.errors import CheckpointError, listed
-from cocktail.headers import TensorInfo, read_header
+from cocktail.headers import TensorInfo, is_text, read_header
 from cocktail.hub import SIDE_TENSORS, fetch, parse_identifier
 from cocktail.pickled import read_pickled
 
@@ -133,6 +134,11 @@ def resolve(reference: str | Path) -> Checkpoint:
     from cocktail.adapters.ingredient import is_adapter, open_adapter, split_pair  # noqa: PLC0415 - a cycle
 
     text = str(reference)
+    if not is_text(text):
+        raise CheckpointError(
+            f"{text!r}: is a path that is not UTF-8 - the mix records where its models came from - "
+            "rename the folder"
+        )
     pair = split_pair(text)
     if pair is not None:
         return open_adapter(text, *pair)
@@ -151,18 +157,25 @@ def locate(text: str) -> tuple[Path, str | None]:
     Raises:
         CheckpointError: there is no such folder or model, or no access to it.
     """
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder, None
+    local = local_folder(text)
+    if local is not None:
+        return local, None
     identifier = parse_identifier(text)
-    if identifier is None or folder.exists():
-        found = "is a file" if folder.exists() else "does not exist"
+    is_file = os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111
+    if identifier is None or is_file:
+        found = "is a file" if is_file else "does not exist"
         raise CheckpointError(
             f"{text}: {found} - a model is a folder with config.json and weights, or a Hub id "
             "org/name[@revision] - check the path"
         )
     folder = fetch(*identifier)
     return folder, folder.name
+
+
+def local_folder(text: str) -> Path | None:
+    """The folder of that name, ``~`` being home; ``None`` if there is none."""
+    path = os.path.expanduser(text)  # noqa: PTH111 - pathlib raises where there is no such home
+    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112 - and at names too long
 
 
 def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
@@ -303,7 +316,7 @@ def _read_shards(index: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{index}: has no weight_map from names to files - repair the file")
     shards = sorted(set(weight_map.values()))
-    outside = [name for name in shards if PurePosixPath(name).name != name or "\0" in name]
+    outside = [repr(n) for n in shards if PurePosixPath(n).name != n or not n or "\0" in n]
     if outside:
         raise CheckpointError(
             f"{index}: names {listed(outside)} - shards lie beside their index - repair the file"

@@ -173,11 +173,22 @@ def _metadata(path: Path, metadata: Any) -> dict[str, str]:
     return metadata
 
 
+def is_text(value: str) -> bool:
+    """Whether it can be written in UTF-8: it has no half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+    if not is_text(name):
+        raise _broken(path, f"the name of tensor {name!r} is no text")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _broken(path, f"tensor {name!r} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -20,6 +20,7 @@ from cocktail.checkpoint import (
     Adaption,
     Checkpoint,
     Part,
+    local_folder,
     locate,
     module_folders,
     module_parts,
@@ -54,7 +55,7 @@ def is_adapter(folder: Path) -> bool:
 
 def split_pair(text: str) -> tuple[str, str] | None:
     """Split ``BASE+ADAPTER``; ``None`` where ``text`` is a folder or no such pair."""
-    if Path(text).expanduser().is_dir():
+    if local_folder(text) is not None:
         return None
     pairs = [(text[: m.start()], text[m.end() :]) for m in re.finditer(r"(?<=.)\+(?=.)", text)]
     best = max(pairs, key=_standing, default=None)
@@ -64,7 +65,7 @@ def split_pair(text: str) -> tuple[str, str] | None:
 def _standing(pair: tuple[str, str]) -> tuple[int, int]:
     """How much the two look like models: 2 for a folder, 1 for an id; of the worse, and of both."""
     sides = [
-        2 if Path(side).expanduser().is_dir() else int(parse_identifier(side) is not None)
+        2 if local_folder(side) is not None else int(parse_identifier(side) is not None)
         for side in pair
     ]
     return min(sides), sum(sides)
