@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cocktail.checkpoint import read_json
+from cocktail.checkpoint import local_folder, read_json
 from cocktail.errors import CheckpointError, listed
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -93,25 +93,27 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         )
     try:
         return _parse(values)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError, re.error) as error:
         raise CheckpointError(f"{path}: cannot be understood ({error}) - repair the file") from None
 
 
 def _parse(values: Mapping[str, Any]) -> LoraConfig:
     base, revision = values.get("base_model_name_or_path"), values.get("revision")
-    if base and revision and not Path(base).expanduser().is_dir():
+    if base and revision and local_folder(str(base)) is None:
         base = f"{base}@{revision}"
     ranks = {str(key): int(rank) for key, rank in (values.get("rank_pattern") or {}).items()}
     alphas = {str(key): float(alpha) for key, alpha in (values.get("alpha_pattern") or {}).items()}
     for pattern in (*ranks, *alphas):
         re.compile(pattern)
-    rank = int(values.get("r", 8))
+    rank, alpha = int(values.get("r", 8)), float(values.get("lora_alpha", 8))
     if min([rank, *ranks.values()]) < 1:
         raise ValueError(f"a rank is {min([rank, *ranks.values()])}")
+    if not all(map(math.isfinite, (alpha, *alphas.values()))):
+        raise ValueError("an alpha is not finite")
     return LoraConfig(
         base=str(base) if base else None,
         rank=rank,
-        alpha=float(values.get("lora_alpha", 8)),
+        alpha=alpha,
         rank_pattern=ranks,
         alpha_pattern=alphas,
         is_rank_stabilised=bool(values.get("use_rslora")),

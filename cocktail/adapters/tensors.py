@@ -10,6 +10,7 @@ from pathlib import Path
 from cocktail.adapters.config import LoraConfig
 from cocktail.adapters.lowrank import LowRank
 from cocktail.checkpoint import MAIN, Checkpoint, read_tensor_file
+from cocktail.configs import OUTPUT_EMBEDDINGS, is_tied
 from cocktail.dtypes import FLOATING
 from cocktail.errors import CheckpointError, listed
 from cocktail.headers import TensorInfo
@@ -114,6 +115,14 @@ def join_tensors(
         matcher.match(module, to_base(f"{module}.weight").removesuffix(".weight"), kinds)
     added = [key for key in stored.whole if to_base(key) not in base]
     lacking = matcher.lacking + [key for key in added if not lora.saves(key)]
+    lacking = list(dict.fromkeys(lacking))
+    ties = is_tied(checkpoint.config) is not False
+    if lacking and ties and all(key.endswith(OUTPUT_EMBEDDINGS) for key in lacking):
+        raise CheckpointError(
+            f"{adapter}: changes {listed(lacking)}, which {name} ties to its input embedding - a "
+            "change of one of the two would untie them - merge it with merge_and_unload(), and "
+            "save that"
+        )
     if lacking:
         raise CheckpointError(
             f"{adapter}: changes {listed(lacking)}, which {name} lacks - an adapter is added to "

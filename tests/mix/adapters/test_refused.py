@@ -39,6 +39,8 @@ def edit(folder: str, **changes: Any) -> None:
         ({"r": 8}, r"pooler.dense: A \[4, 32\] and B \[32, 4\] for rank 8"),
         ({"r": 0}, "a rank is 0"),
         ({"r": "many"}, "cannot be understood"),
+        ({"r": float("inf")}, "cannot be understood"),
+        ({"lora_alpha": float("inf")}, "an alpha is not finite"),
         ({"rank_pattern": {"(": 1}}, "cannot be understood"),
         ({"use_dora": True}, "pooler.dense: holds A, B where A, B, magnitude_vector belong"),
     ],
@@ -128,4 +130,20 @@ def test_its_own_output_embedding_under_a_tied_base_is_refused(train: Train) -> 
     save_file(load_file(file) | head, file)
     edit(trained.adapter, modules_to_save=["lm_head"])
     with pytest.raises(CheckpointError, match=r"has trained lm_head\.weight alone, where .* ties"):
+        resolve(trained.adapter)
+
+
+@pytest.mark.parametrize("tying", [True, False])
+def test_a_change_of_the_output_where_the_base_ties_it(train: Train, tying: bool) -> None:
+    trained = train("adapter", gpt2, target_modules=["c_attn"])
+    file = Path(trained.adapter, "adapter_model.safetensors")
+    tensors = {
+        "base_model.model.lm_head.lora_A.weight": torch.ones(4, 32),
+        "base_model.model.lm_head.lora_B.weight": torch.ones(24, 4),
+        "base_model.model.lm_head.base_layer.weight": torch.ones(24, 32),
+    }
+    save_file(load_file(file) | tensors, file)
+    edit(trained.adapter, ensure_weight_tying=tying)
+    message = r"changes lm_head\.weight, which \S+ ties to its input embedding"
+    with pytest.raises(CheckpointError, match=message):
         resolve(trained.adapter)
