@@ -10,14 +10,14 @@ from cocktail.checkpoint import Checkpoint
 from cocktail.errors import listed
 
 _AT_TOP = (
-    "*.json", "vocab*", "merges.txt", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py",
-    "LICENSE*", "NOTICE*",
+    "*.json", "vocab*", "merges.txt", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken",
+    "*.jinja", "*.py", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 _TOKENIZER = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "*.tiktoken", "chat_template*",
+    "*.spm", "*.codes", "*.tiktoken", "chat_template*",
 )  # fmt: skip
-_IN_MODULES = ("*.json", "*.txt", "*.jinja", "*.py", "*.model")
+_IN_MODULES = ("*.json", "*.txt", "*.jinja", "*.py", "*.model", "*.spm", "*.codes")
 # Shards that are not written, and what tells how that model was made, not how the mix was.
 _NOT_COPIED = (
     "*.index.json", "trainer_state.json", "adapter_config.json", "cocktail.json", "optimizer.json",
@@ -74,7 +74,9 @@ def companions_in(folder: Path) -> list[str]:
 
 def left_behind(checkpoint: Checkpoint) -> list[str]:
     """One line naming what stands in its folders and does not go into the mix."""
-    taken = {Path(path).parts[0] for path in companion_files(checkpoint)}
+    # A module may be no more than its name in modules.json, beside an empty folder.
+    paths = [*companion_files(checkpoint), *_module_folders(checkpoint.folder)]
+    taken = {Path(path).parts[0] for path in paths}
     used = {info.file.name for _, info in checkpoint} | {"README.md", "cocktail.json"}
     hidden = (".", "adapter_") if checkpoint.adaption else "."
     others = sorted(

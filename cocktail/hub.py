@@ -9,8 +9,8 @@ from pathlib import Path
 from cocktail.errors import CheckpointError
 
 COMPANIONS = (
-    "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "README.md", "LICENSE*",
-    "NOTICE*",
+    "*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken", "*.jinja", "*.py", "README.md",
+    "LICENSE*", "NOTICE*",
 )  # fmt: skip
 NESTED_COMPANIONS = ("*/config.json", "*/*.jinja", "*/*.py")
 SIDE_TENSORS = ("sparse_linear.pt", "colbert_linear.pt")
