@@ -18,6 +18,7 @@ from cocktail.card import (
     provenance,
     token_width,
 )
+from cocktail.checkpoint import local_folder
 from cocktail.errors import PlanError, RecipeError
 from cocktail.mix import Digests, stream
 from cocktail.output import MixedTensor
@@ -85,7 +86,7 @@ def checked_plan(
         folders = (
             {k: v for c in plan.ingredients for k, v in (c.origins | linked_folders(c)).items()}
             if plan
-            else {name: Path(name) for name in recipe.ingredients if Path(name).is_dir()}
+            else {name: place for name in recipe.ingredients if (place := local_folder(name))}
         )
         needed = 0
         if plan is not None:

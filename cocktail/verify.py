@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cocktail.card import read_provenance
-from cocktail.checkpoint import Checkpoint, resolve, with_commit
+from cocktail.checkpoint import Checkpoint, local_folder, resolve, with_commit
 from cocktail.digests import checkpoint_digest
 from cocktail.errors import CheckpointError
 from cocktail.progress import byte_progress
@@ -49,7 +49,7 @@ def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:
         if entry["digest"] is None:
             verdicts.append(Verdict(name, "ingredient", "unknown", "weight 0: it was not read"))
             continue
-        if commit is None and "opened" not in entry and not Path(name).expanduser().is_dir():
+        if commit is None and "opened" not in entry and local_folder(name) is None:
             # Never looked for on the Hub: a model of that name there is another one.
             detail = f"no folder {name} here; relative paths start at the current folder"
             verdicts.append(Verdict(name, "ingredient", "unknown", detail))

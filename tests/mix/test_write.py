@@ -169,7 +169,16 @@ def test_paths_that_the_system_does_not_take(
     assert "is no path here" in output_problem(pair, tmp_path / name)
 
 
-def test_a_home_of_nobody() -> None:
+def test_ingredients_that_the_system_does_not_take(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="does not exist"):
+        mix((tmp_path / ("x" * 300), pair[0]), tmp_path / "out")
+
+
+def test_a_home_of_nobody(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    mix(pair, tmp_path / "out")
+    record = (tmp_path / "out/cocktail.json").read_text().replace(str(pair[0]), "~nosuchuser/x")
+    (tmp_path / "out/cocktail.json").write_text(record)
+    assert verify(tmp_path / "out", progress=False)[1].state == "unknown"
     with pytest.raises(OutputError, match="'~nosuchuser/x' is no path here"):
         output_folder("~nosuchuser/x")
 
