@@ -21,8 +21,9 @@ def existing_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise ArgumentError(f"{path} {found} - one file is read here - fix the path")
+        found = "is a pipe or a device" if path.exists() else "does not exist"
+        found = "is a folder" if path.is_dir() else found
+        raise ArgumentError(f"{path} {found} - one file is read here, twice - fix the path")
     return path
 
 

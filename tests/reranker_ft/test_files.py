@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from reranker_ft.errors import ArgumentError
-from reranker_ft.files import new_folder, new_text_file, refuse_existing
+from reranker_ft.files import existing_file, new_folder, new_text_file, refuse_existing
 
 
 def write(path, text="new"):
@@ -53,6 +53,13 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path):
         refuse_existing("/dev/null", overwrite=True)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe", "round"]
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, found in (("pipe", "is a pipe"), ("absent", "does not exist"), ("", "is a folder")):
+        with pytest.raises(ArgumentError, match=found):
+            existing_file(tmp_path / name)
 
 
 def test_a_folder_is_written_through_a_link_too(tmp_path):
