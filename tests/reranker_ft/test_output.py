@@ -36,7 +36,7 @@ def left(folder):
     [
         (["--lr_scheduler_type", "cosine_with_min_lr"], "min_lr"),
         (["--optim_args", "foo"], "training cannot begin"),
-        (["--torch_compile_mode", "none_such"], "none_such"),
+        (["--lr_scheduler_kwargs", '{"none_such": 1}'], "none_such"),
     ],
 )
 def test_what_cannot_be_made_leaves_the_old_output_alone(
