@@ -122,7 +122,7 @@ def test_pickled_garbage_is_refused(tmp_path: Path) -> None:
     folder = pickled(tmp_path / "a", {})
     for content in (b"", b"PK\x03\x04garbage", pickle.dumps({"a": 1})[:5], b"\0" * 100):
         (folder / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(CheckpointError, match="is empty|is cut off|cannot be read as"):
+        with pytest.raises(CheckpointError, match=r"is empty|is cut off|cannot be read as"):
             resolve(folder)
 
 
