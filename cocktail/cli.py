@@ -38,8 +38,8 @@ class _Group(click.Group):
         except OSError as error:
             if error.errno == EPIPE:  # whoever reads has seen enough; click leaves quietly
                 raise
-            place = error.filename or "what is printed"
-            _say(f"{place} cannot be written or read ({error.strerror or error}) - look there")
+            found = f"{error.filename} cannot be used" if error.filename else "printing failed"
+            _say(f"{found} ({error.strerror or error}) - look there, run again")
             ctx.exit(1)
         except KeyboardInterrupt:
             _say("interrupted; nothing was changed")

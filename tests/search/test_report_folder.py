@@ -112,7 +112,7 @@ def test_what_cannot_be_printed_is_one_line_and_still_written(
     monkeypatch.setattr(click, "echo", full)
     done = run(*given, "--report", tmp_path / "report", "--output", tmp_path / "mixed", "--json")
     assert done.exit_code == 1
-    assert done.stderr.startswith("cocktail: what is printed cannot be written")
+    assert done.stderr.startswith("cocktail: printing failed (No space left on device)")
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "mixed" / "model.safetensors").is_file()
     assert (tmp_path / "report" / "report.md").is_file()
