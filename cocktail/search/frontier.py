@@ -39,9 +39,6 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
 
     Returns:
         The frontier, and what the chosen point does on the target's examples.
-
-    Raises:
-        RecipeError: the metric is to be compared and this kind has none.
     """
     scales = _Scales(search)
     points = [scales.point(place) for place in _places(search, verdict)]  # the base first
@@ -99,10 +96,6 @@ class _Scales:
         if retain is None:
             raise RecipeError("no retain examples given - a frontier has two sides - pass --retain")
         self.by_metric = options.retain_by == "metric"
-        if self.by_metric and retain.metric is None:
-            raise RecipeError(
-                "retain_by is metric - this kind of model has a loss alone - use --retain-by loss"
-            )
         self.measure = (retain.metric or "metric") if self.by_metric else "loss"
         self.measured: list[Measurement] = []
         self._seed = options.seed

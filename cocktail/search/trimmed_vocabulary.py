@@ -63,6 +63,8 @@ def trim_vocabulary(mixture: Mixture, tasks: Sequence[Task]) -> None:
     names = [name for name, home in mixture.homes.items() if home is embedding.weight]
     tensor = next(t for t in mixture.plan.tensors if t.part == MAIN and t.name in names)
     tokens = _tokens(tasks, mixture.forward_tokens)
+    if embedding.padding_idx is not None:  # some models pad within
+        tokens = torch.unique(torch.cat([tokens, torch.tensor([embedding.padding_idx])]))
     adapted = any(source.info.delta is not None for source in tensor.sources)
     if adapted or len(tokens) * (1 + len(tensor.sources)) >= embedding.num_embeddings:
         return
