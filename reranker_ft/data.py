@@ -6,6 +6,7 @@ import bisect
 import codecs
 import json
 import math
+import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tqdm import tqdm
 from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
 
 JSONL_SUFFIXES = (".jsonl", ".json")
+# Lines without these hold nothing unwritable: most need no second look.
+_SUSPECT = re.compile(rb"\\u[dD]|NaN|Infinity|\d[eE]\+?\d{3}|\d{309}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,6 @@ def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
             f"the line is {_json_type(fields)} - every line is one JSON object with "
             '"query", "pos" and "neg" - fix it'
         )
-    refuse_half_characters(line, fields)
     query = fields.get("query")
     if not isinstance(query, str) or not query.strip():
         found = f"is {_json_type(query)}" if not isinstance(query, str) else "has no text"
@@ -96,15 +98,35 @@ def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
     for number, positive in enumerate(positives):
         if not positive.strip():
             raise ValueError(f"`pos[{number}]` has no text - a positive is a passage - fix it")
-    return Example(
+    example = Example(
         query=query,
         pos=positives,
         neg=negatives,
         pos_scores=_scores(fields, "pos_scores", len(positives), scores_required),
         neg_scores=_scores(fields, "neg_scores", len(negatives), scores_required),
-        prompt=_optional_text(fields, "prompt") or _optional_text(fields, "query_prompt"),
-        passage_prompt=_optional_text(fields, "passage_prompt"),
+        prompt=query_prompt(fields),
+        passage_prompt=passage_prompt(fields),
     )
+    refuse_unwritable(line, fields)
+    return example
+
+
+def query_prompt(fields: dict[str, Any]) -> str | None:
+    """A line's own instruction for the query.
+
+    Raises:
+        ValueError: It is no text.
+    """
+    return _optional_text(fields, "prompt") or _optional_text(fields, "query_prompt")
+
+
+def passage_prompt(fields: dict[str, Any]) -> str | None:
+    """A line's own instruction for its passages.
+
+    Raises:
+        ValueError: It is no text.
+    """
+    return _optional_text(fields, "passage_prompt")
 
 
 def _json_type(value: Any) -> str:
@@ -155,18 +177,26 @@ def _is_score(value: Any) -> bool:
         return False
 
 
-def refuse_half_characters(line: bytes, fields: Any) -> None:
-    """An escaped surrogate without its other half is JSON, but no text: nothing writes or reads it.
+def refuse_unwritable(line: bytes, fields: Any) -> None:
+    """Refuses what json reads and a line of JSONL in UTF-8 cannot hold.
+
+    That is an escaped surrogate without its other half, NaN, and numbers beyond a float.
 
     Args:
         line: The JSON of `fields`.
 
     Raises:
-        ValueError: There is one in a name or text, at any depth.
+        ValueError: There is one in a name or value, at any depth.
     """
-    if b"\\ud" not in line.lower():
+    if not _SUSPECT.search(line):
         return
-    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise ValueError(
+            "a number is NaN or infinite, or has more digits than a float holds - JSON has none of "
+            "these - fix or drop it"
+        ) from None
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
-from reranker_ft.data import Example, ExampleFiles, decode_line, refuse_half_characters
+from reranker_ft.data import Example, ExampleFiles, decode_line, refuse_unwritable, text_key
 from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
 from reranker_ft.files import existing_file, new_text_file, refuse_existing
 from reranker_ft.records import write_line
@@ -136,7 +135,7 @@ def _pool_passage(line: bytes, as_json: bool) -> str:
         raise ValueError(f"broken JSON: {error} - {_POOL_LINE} - fix it") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise ValueError(f'no "text" - {_POOL_LINE} - add it')
-    refuse_half_characters(line, fields)
+    refuse_unwritable(line, fields)
     passage: str = fields["text"]
     return passage
 
@@ -150,19 +149,14 @@ def passages_of(examples: Sequence[Example]) -> Iterator[str]:
 
 def distinct(passages: Iterator[str]) -> list[str]:
     """The passages without blank ones and repeats, which may differ in white space; order kept."""
-    seen: set[bytes] = set()
+    seen: set[int] = set()
     pool: list[str] = []
     for passage in passages:
-        key = _key(passage)
+        key = text_key(passage)
         if passage.strip() and key not in seen:
             seen.add(key)
             pool.append(passage)
     return pool
-
-
-def _key(text: str) -> bytes:
-    """16 bytes that stand for a text, however its white space is set."""
-    return xxhash.xxh3_128_digest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
 
 
 @dataclass
@@ -227,9 +221,9 @@ class Miner:
         self.reranker = reranker
         self.report = MiningReport(pool=len(pool))
         # Texts by their 16-byte keys: the examples themselves stay on disk.
-        self._forbidden: dict[bytes, set[bytes]] = {}
+        self._forbidden: dict[int, set[int]] = {}
         for example in examples:
-            query = _key(example.query)
+            query = text_key(example.query)
             self._forbidden.setdefault(query, {query}).update(map(_key, example.pos))
 
     def mine(self, ranked: Iterator[tuple[Example, Ranking]]) -> Iterator[list[str]]:
@@ -249,9 +243,9 @@ class Miner:
         without scoring the others.
         """
         first, end = self.options.ranks
-        forbidden = self._forbidden[_key(example.query)]
+        forbidden = self._forbidden[text_key(example.query)]
         random = np.random.default_rng((self.options.seed, line))
-        ranked = [int(i) for i in ranking[first:end] if _key(self.pool[i]) not in forbidden]
+        ranked = [int(i) for i in ranking[first:end] if text_key(self.pool[i]) not in forbidden]
         untried = (ranked[i] for i in random.permutation(len(ranked)))
         if not self.options.fill_random:
             return Candidates(example, untried, len(ranked))
@@ -259,14 +253,14 @@ class Miner:
         return Candidates(example, itertools.chain(untried, below), len(ranked))
 
     def _below(
-        self, known: Ranking, forbidden: set[bytes], random: np.random.Generator
+        self, known: Ranking, forbidden: set[int], random: np.random.Generator
     ) -> Iterator[int]:
         """Passages that are neither known nor forbidden, in random order."""
         best = set(known.tolist())
         usable = (
             i
             for i in _random_order(random, len(self.pool))
-            if i not in best and _key(self.pool[i]) not in forbidden
+            if i not in best and text_key(self.pool[i]) not in forbidden
         )
         yield from itertools.islice(usable, None if self.reranker is None else GUARDED_RANDOM)
 

@@ -13,7 +13,13 @@ from typing import IO, Any, TextIO
 from tqdm import tqdm
 
 from reranker_ft.collate import Pair
-from reranker_ft.data import decode_line, parse_example, refuse_half_characters
+from reranker_ft.data import (
+    decode_line,
+    parse_example,
+    passage_prompt,
+    query_prompt,
+    refuse_unwritable,
+)
 from reranker_ft.errors import SHOWN_PROBLEMS, DataError
 from reranker_ft.files import existing_file, new_text_file, refuse_existing
 from reranker_ft.score import Reranker
@@ -74,14 +80,19 @@ def parse_record(line: bytes, *, tsv: bool = False) -> Record:
     for name in ("query", "passage"):
         if not isinstance(fields.get(name), str):
             raise ValueError(f"`{name}` is missing or not a string - a pair has two texts - add it")
-    return Record(fields, ((fields["query"], fields["passage"]),))
+    refuse_unwritable(line, fields)
+    return Record(
+        fields,
+        ((fields["query"], fields["passage"]),),
+        prompt=query_prompt(fields),
+        passage_prompt=passage_prompt(fields),
+    )
 
 
 def _json_object(line: bytes) -> dict[str, Any]:
     """The line's fields; {} where there are none to be had, for parse_example to say why."""
     try:
         fields = json.loads(line.decode("utf-8"))
-        refuse_half_characters(line, fields)
     except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}

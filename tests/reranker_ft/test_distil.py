@@ -44,13 +44,17 @@ def test_teacher_scores_stand_beside_their_passages(
 def test_a_line_s_prompt_replaces_the_instruction(tmp_path, write_jsonl, model_folders):
     instructed = Reranker(model_folders(), devices="cpu", query_instruction_for_rerank="what is ")
     row = {"query": "red", "pos": ["apple"], "neg": []}
-    data = write_jsonl([row, {**row, "prompt": "who is "}, {"query": "red", "passage": "apple"}])
+    pair = {"query": "red", "passage": "apple"}
+    prompt = {"prompt": "who is "}
+    data = write_jsonl([row, row | prompt, pair, pair | prompt, pair | {"passage_prompt": "who "}])
     score_file(instructed, data, tmp_path / "scored.jsonl")
-    first, second, third = read(tmp_path / "scored.jsonl")
+    first, second, third, fourth, fifth = read(tmp_path / "scored.jsonl")
     plain = Reranker(model_folders(), devices="cpu")
     expected = plain.compute_score([("what is red", "apple"), ("who is red", "apple")])
     assert [*first["pos_scores"], *second["pos_scores"]] == pytest.approx(expected, abs=1e-5)
-    assert third["score"] == pytest.approx(expected[0], abs=1e-5)
+    assert [third["score"], fourth["score"]] == pytest.approx(expected, abs=1e-5)
+    [passage_prompted] = plain.compute_score([("what is red", "who apple")])
+    assert fifth["score"] == pytest.approx(passage_prompted, abs=1e-5)
 
 
 def test_pairs_groups_and_tsv_give_equal_scores(tmp_path, write_jsonl, reranker):
@@ -77,6 +81,11 @@ def test_pairs_groups_and_tsv_give_equal_scores(tmp_path, write_jsonl, reranker)
         (b'{"query": "a", "pos": "b"}', "`pos` is a string"),
         (b'["a", "b"]', "holds a list|is a list|a list"),
         (b'{"query": ', "broken JSON"),
+        (b'{"query": "a", "passage": "b", "prompt": 3}', "`prompt` is a number"),
+        (b'{"query": "a", "passage": "b", "n": [NaN]}', "JSON has none of these"),
+        (b'{"query": "a", "passage": "b", "n": 1e999}', "JSON has none of these"),
+        (b'{"query": "a", "pos": ["b"], "n": -Infinity}', "JSON has none of these"),
+        (b'{"query": "a", "pos": ["b"], "n": 1%s.0}' % (b"0" * 400), "JSON has none of these"),
         (b'{"query": "\xff"}', "not UTF-8"),
     ],
 )
