@@ -224,7 +224,7 @@ class Miner:
         self._forbidden: dict[int, set[int]] = {}
         for example in examples:
             query = text_key(example.query)
-            self._forbidden.setdefault(query, {query}).update(map(_key, example.pos))
+            self._forbidden.setdefault(query, {query}).update(map(text_key, example.pos))
 
     def mine(self, ranked: Iterator[tuple[Example, Ranking]]) -> Iterator[list[str]]:
         """The negatives of each example, in order."""
