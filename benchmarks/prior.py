@@ -9,7 +9,9 @@ examples and asks each rule for weights, which are measured on the test queries:
 LM-Cocktail at T = 5, its rule at the temperature of the noise (`ingredients`), the same over mixes
 as well, which a search keeps where it is not sure (`mixes`), that with losses as they are (`plain
 losses`), and, both in hindsight, LM-Cocktail's rule at the T that is best for all draws
-(`one T`) and at that which is best for each (`oracle T`).
+(`one T`) and at that which is best for each (`oracle T`). These are given losses as a search has
+them, at the best scale and among the passages of all examples; with losses as LM_Cocktail has them,
+by batches of two examples, they are `rule, T = ...` and `rule, oracle T`.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from cocktail.search.selection import paired_interval
 from cocktail.search.strategies import softmax_of_losses, uniform
 
 BESIDE = "mixes"
+RULE_BATCH = 2
+"""Examples that LM_Cocktail averages at a time by default."""
 
 
 class Pool:
@@ -102,6 +106,10 @@ def choices(
     """What each rule makes of these examples."""
     alone = pool.losses_alone(examples)
     at = [softmax_of_losses(alone, temperature) for temperature in TEMPERATURES]
+    as_they_come = [
+        pool.task.batch_mean_loss(rows, RULE_BATCH, examples) for rows in pool.ingredients.rows
+    ]
+    by_rule = [softmax_of_losses(as_they_come, temperature) for temperature in TEMPERATURES]
     return {
         "uniform": uniform(len(alone)),
         "lm-cocktail": softmax_of_losses(alone, 5.0),
@@ -110,6 +118,8 @@ def choices(
         "plain losses": Prior(pool.task, pool.landmarks, examples, robust=False).weights,
         **{f"T = {t}": weights for t, weights in zip(TEMPERATURES, at, strict=True)},
         "oracle T": min(at, key=test_loss),
+        **{f"rule, T = {t}": weights for t, weights in zip(TEMPERATURES, by_rule, strict=True)},
+        "rule, oracle T": min(by_rule, key=test_loss),
     }
 
 
