@@ -29,7 +29,7 @@ from mix import WORK, warm_page_cache
 
 from cocktail.methods.method import Method
 from cocktail.methods.registry import METHODS
-from cocktail.plan import RUNTIME_BYTES
+from cocktail.plan.plan import RUNTIME_BYTES
 
 # fisher and regmean run models on examples first, which is another question.
 COMPARED = [name for name, method in METHODS.items() if method.statistic is None]

@@ -59,8 +59,8 @@ def as_flags(arguments: dict[str, object]) -> list[str]:
 
 
 def train_ours(model: Path, data: Path, output: Path, steps: int) -> None:
-    from reranker_ft.flags import parse
-    from reranker_ft.train import run
+    from reranker_ft.train.flags import parse
+    from reranker_ft.train.train import run
 
     flags = {
         "model_name_or_path": model,
@@ -125,7 +125,7 @@ MINI_BATCH = -1 if ON_GPU else None
 
 
 def scorer_ours(model: Path):
-    from reranker_ft.score import Reranker
+    from reranker_ft.score.reranker import Reranker
 
     reranker = Reranker(str(model), max_length=MAX_LENGTH, devices=device(), use_bf16=ON_GPU)
     return reranker.compute_score

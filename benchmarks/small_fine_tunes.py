@@ -27,9 +27,9 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from cocktail.kinds.decoder import DecoderTask
-from cocktail.kinds.encoder import EncoderTask
-from cocktail.kinds.examples import read_ranked, read_written
+from cocktail.measure.tasks.decoder import DecoderTask
+from cocktail.measure.tasks.encoder import EncoderTask
+from cocktail.measure.tasks.examples import read_ranked, read_written
 
 SMOLLM2 = Path(__file__).parents[1] / "examples/smollm2.py"
 WARM_UP = 0.1  # of the steps

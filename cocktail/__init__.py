@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cocktail.collector import collection_paused
+from cocktail.system.collector import collection_paused
 from cocktail.version import __version__
 
 if TYPE_CHECKING:

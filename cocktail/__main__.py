@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import suppress
 
-from cocktail.cli import main
+from cocktail.cli.main import main
 
 
 def run() -> None:

@@ -11,31 +11,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocktail.card import (
+from cocktail.write.card import (
     PROVENANCE_FILE,
     file_metadata,
     model_card,
     provenance,
     token_width,
 )
-from cocktail.checkpoint import local_folder
+from cocktail.checkpoint.whole import local_folder
 from cocktail.errors import PlanError, RecipeError
-from cocktail.mix import Digests, stream
-from cocktail.output import MixedTensor
-from cocktail.place import linked_folders, output_folder, output_problems
-from cocktail.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
-from cocktail.pooling import write_modules
-from cocktail.progress import byte_progress
-from cocktail.recipe import Recipe, make_recipe
-from cocktail.temporary import temporary_parts
-from cocktail.write import StagedModel, disk_bytes
+from cocktail.mix.stream import Digests, stream
+from cocktail.plan.mixed_tensor import MixedTensor
+from cocktail.write.place import linked_folders, output_folder, output_problems
+from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
+from cocktail.checkpoint.pooling import write_modules
+from cocktail.system.progress import byte_progress
+from cocktail.recipe.recipe import Recipe, make_recipe
+from cocktail.system.temporary import temporary_parts
+from cocktail.write.staged import StagedModel, disk_bytes
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from cocktail.loading import ModelInMemory
-    from cocktail.sums import Bytes
+    from cocktail.measure.in_memory import ModelInMemory
+    from cocktail.tensors.bf16 import Bytes
 
 _PLAIN_NAME = re.compile(r"[^\W_][\w .-]{0,63}")
 
@@ -79,7 +79,7 @@ def checked_plan(
     except PlanError as error:
         problems += error.problems
     if plan is not None and plan.recipe.method.statistic is not None:
-        from cocktail.statistics.measure import measuring_problems  # noqa: PLC0415 - runs models
+        from cocktail.measure.statistics import measuring_problems  # noqa: PLC0415 - runs models
 
         problems += measuring_problems(plan)
     if output is not None:
@@ -164,7 +164,7 @@ def _measured(
     if plan.recipe.method.statistic is None:
         yield plan
         return
-    from cocktail.statistics.measure import measure  # noqa: PLC0415 - runs models
+    from cocktail.measure.statistics import measure  # noqa: PLC0415 - runs models
 
     place = Path(tempfile.gettempdir(), "mix") if output is None else output
     with temporary_parts(place, "statistics") as folder:
@@ -305,7 +305,7 @@ def mix_models(
         PlanError: the ingredients, the weights or the output path cannot be used; every reason.
         CocktailError: reading, mixing or writing failed; nothing is left behind.
     """
-    from cocktail.loading import ModelInMemory  # noqa: PLC0415 - imports torch
+    from cocktail.measure.in_memory import ModelInMemory  # noqa: PLC0415 - imports torch
 
     _check_threads(threads)
     recipe = make_recipe(

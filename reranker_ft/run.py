@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     _log_to_stderr()
     try:
         # Seconds to import, in which Ctrl-C ends like later on.
-        from reranker_ft.flags import parse  # noqa: PLC0415
-        from reranker_ft.train import run  # noqa: PLC0415
+        from reranker_ft.train.flags import parse  # noqa: PLC0415
+        from reranker_ft.train.train import run  # noqa: PLC0415
 
         run(*parse(argv))
         _leave_group()

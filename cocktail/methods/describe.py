@@ -8,7 +8,7 @@ from typing import Any
 
 from cocktail.methods.method import Method, Option
 from cocktail.methods.registry import METHODS, method_named
-from cocktail.recipe import LINES, WEIGHT
+from cocktail.recipe.recipe import LINES, WEIGHT
 
 _BASE = {
     "required": "needs a base",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cocktail.threads import one_torch_thread
+from cocktail.system.threads import one_torch_thread
 
 _WIDTH = 1 << 16
 """Elements of each tensor at a time: in fp64 a handful of such blocks fit a core's caches."""

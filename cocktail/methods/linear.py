@@ -12,7 +12,7 @@ import torch
 
 from cocktail.errors import RecipeError
 from cocktail.methods.blocks import BLOCK, blocks_of, flat
-from cocktail.weights import cancel, exact_sum
+from cocktail.numbers import cancel, exact_sum
 
 
 def accumulate(

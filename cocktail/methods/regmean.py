@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from cocktail.methods.linear import weighted_sum
-from cocktail.reading import ROWS
+from cocktail.tensors.reading import ROWS
 
 FLOOR = 1e-6
 """What is added on the diagonal, in traces: well above the rounding of a Gram matrix in fp32."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cocktail.methods.linear import weighted_sum
-from cocktail.threads import one_torch_thread
+from cocktail.system.threads import one_torch_thread
 
 
 def iso_c(

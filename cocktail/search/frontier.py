@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cocktail.errors import RecipeError
-from cocktail.search.mixture import Weights, simplex_vertex
+from cocktail.measure.mixture import Weights, simplex_vertex
 from cocktail.search.objective import Measurement, MixObjective, Values
 from cocktail.search.result import ROUNDING, Frontier, FrontierPoint
-from cocktail.search.selection import EQUAL, Candidate, Interval, Verdict, paired_interval
+from cocktail.search.verdict import EQUAL, Candidate, Interval, Verdict, paired_interval
 from cocktail.search.strategies import on_simplex
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
-from cocktail.kinds.task import Task
-from cocktail.search.mixture import Weights, simplex_vertex
+from cocktail.measure.tasks.task import Task
+from cocktail.measure.mixture import Weights, simplex_vertex
 from cocktail.search.objective import Values, measure
-from cocktail.search.selection import FEWEST
+from cocktail.search.verdict import FEWEST
 from cocktail.search.strategies import uniform
 
 TEMPERATURE = 1 / 3

@@ -11,8 +11,8 @@ from pathlib import Path
 from cocktail.errors import OutputError
 from cocktail.search.objective import Measurement
 from cocktail.search.result import Frontier, SearchResult
-from cocktail.search.selection import CONFIDENCE, Interval
-from cocktail.temporary import folder_prefix, temporary_parts
+from cocktail.search.verdict import CONFIDENCE, Interval
+from cocktail.system.temporary import folder_prefix, temporary_parts
 
 REPORT_FILES = ("search.json", "report.md", "weights.png", "frontier.png")
 _PARTS = "report"  # of whose name the temporary folder inside has some
@@ -181,7 +181,7 @@ def write_report(result: SearchResult, folder: Path) -> list[str]:
 def _write_files(result: SearchResult, folder: Path) -> list[str]:
     pictures: list[str] = []
     if find_spec("matplotlib") is not None:
-        from cocktail.plot import draw_frontier, draw_weights  # noqa: PLC0415 - optional
+        from cocktail.search.pictures import draw_frontier, draw_weights  # noqa: PLC0415 - optional
 
         draw_weights(result, folder / "weights.png")
         pictures.append("weights.png")

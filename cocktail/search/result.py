@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cocktail.search.objective import Measurement, Values
-from cocktail.search.selection import Candidate, Interval, Verdict
+from cocktail.search.verdict import Candidate, Interval, Verdict
 
 ROUNDING = 1e-9
 """By which a value may be over a limit and still be within."""

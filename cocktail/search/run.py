@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from cocktail.api import checked_plan, mix_models
-from cocktail.heap import trim_heap
-from cocktail.kinds.examples import ExampleData
-from cocktail.place import output_folder
-from cocktail.plan import DEFAULT_SHARD_BYTES, Plan
-from cocktail.recipe import make_recipe
-from cocktail.search.mixture import Mixture, Weights, simplex_vertex
+from cocktail.system.heap import trim_heap
+from cocktail.measure.tasks.examples import ExampleData
+from cocktail.write.place import output_folder
+from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan
+from cocktail.recipe.recipe import make_recipe
+from cocktail.measure.mixture import Mixture, Weights, simplex_vertex
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import (
     DEFAULT_BUDGET,
@@ -27,8 +27,8 @@ from cocktail.search.options import (
     Strategy,
     base_index,
 )
-from cocktail.search.prepare import Bench, prepare, search_plan
-from cocktail.search.processes import Processes
+from cocktail.measure.bench import Bench, prepare, search_plan
+from cocktail.measure.processes import Processes
 from cocktail.search.result import SearchResult
 from cocktail.search.search import Search, softmax_weights
 

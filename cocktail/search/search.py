@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from cocktail.errors import RecipeError
-from cocktail.search.chance import chance_probability, standing
+from cocktail.search.permutation_test import chance_probability, standing
 from cocktail.search.frontier import trace
-from cocktail.search.mixture import Weights, simplex_vertex
+from cocktail.measure.mixture import Weights, simplex_vertex
 from cocktail.search.objective import (
     BudgetSpentError,
     EnsembleObjective,
@@ -23,10 +23,10 @@ from cocktail.search.objective import (
     measure,
 )
 from cocktail.search.options import SearchOptions
-from cocktail.search.prepare import Bench
+from cocktail.measure.bench import Bench
 from cocktail.search.prior import Landmarks, Prior
 from cocktail.search.result import Frontier, SearchResult, reordered
-from cocktail.search.selection import EQUAL, PRIOR, Candidate, Verdict, choose, kept_by_default
+from cocktail.search.verdict import EQUAL, PRIOR, Candidate, Verdict, choose, kept_by_default
 from cocktail.search.strategies import (
     blackbox,
     greedy,
@@ -35,7 +35,7 @@ from cocktail.search.strategies import (
     sweep,
     uniform,
 )
-from cocktail.search.validation import FOLDS, Outputs, cross_validate, fit_outputs
+from cocktail.search.cross_validation import FOLDS, Outputs, cross_validate, fit_outputs
 
 POLISH_ROUNDS = 1
 BLACKBOX_EVALUATIONS = 20

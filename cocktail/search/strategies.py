@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import LinearConstraint, minimize
 from scipy.special import softmax
 
-from cocktail.search.mixture import Weights
+from cocktail.measure.mixture import Weights
 from cocktail.search.objective import BudgetSpentError, Objective
 
 _NEGLIGIBLE = 1e-4

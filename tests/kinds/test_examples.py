@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cocktail.kinds.examples import ExampleError, content_order, read_ranked, read_written
+from cocktail.measure.tasks.examples import ExampleError, content_order, read_ranked, read_written
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["a", "b", "c"]}
 

@@ -12,12 +12,12 @@ from transformers import (
     XmodModel,
 )
 
-from cocktail.kinds.decoder import DecoderTask
-from cocktail.kinds.encoder import EncoderTask, pool
-from cocktail.kinds.examples import ExampleError, read_ranked, read_written
-from cocktail.kinds.reranker import RerankerTask
-from cocktail.kinds.seq2seq import EncoderDecoderTask
-from cocktail.kinds.task import by_length, ndcg_at_10
+from cocktail.measure.tasks.decoder import DecoderTask
+from cocktail.measure.tasks.encoder import EncoderTask, pool
+from cocktail.measure.tasks.examples import ExampleError, read_ranked, read_written
+from cocktail.measure.tasks.reranker import RerankerTask
+from cocktail.measure.tasks.seq2seq import EncoderDecoderTask
+from cocktail.measure.tasks.task import by_length, ndcg_at_10
 from tests.search.tiny import BERT, FAMILIES, ranked, tokenizer, written
 
 ONE = torch.ones(())

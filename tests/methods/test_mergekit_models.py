@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
-from cocktail.cli import main
+from cocktail.cli.main import main
 from tests.methods.test_mergekit import PEER, TOLERANCE, Case, merged_by_mergekit
 
 SIZES: dict[str, Any] = {

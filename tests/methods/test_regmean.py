@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cocktail.headers import read_header
+from cocktail.tensors.headers import read_header
 from cocktail.methods.registry import METHODS
 from cocktail.methods.regmean import FLOOR, ROWS
-from cocktail.reading import StoredMatrix, TensorReader
+from cocktail.tensors.reading import StoredMatrix, TensorReader
 
 
 @pytest.mark.parametrize("width", [6, ROWS + 5])

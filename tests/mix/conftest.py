@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocktail.dtypes import torch_dtype
-from cocktail.loading import put_block
-from cocktail.mix import Digests, stream
-from cocktail.output import MixedTensor
-from cocktail.plan import Plan
-from cocktail.sums import Bytes
+from cocktail.tensors.dtypes import torch_dtype
+from cocktail.measure.in_memory import put_block
+from cocktail.mix.stream import Digests, stream
+from cocktail.plan.mixed_tensor import MixedTensor
+from cocktail.plan.plan import Plan
+from cocktail.tensors.bf16 import Bytes
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

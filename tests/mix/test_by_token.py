@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from cocktail.checkpoint import resolve
+from cocktail.checkpoint.whole import resolve
 from cocktail.errors import CheckpointError, PlanError
-from cocktail.plan import Plan, build_plan
-from cocktail.recipe import make_recipe
-from cocktail.vocabularies import read_vocabulary
+from cocktail.plan.plan import Plan, build_plan
+from cocktail.recipe.recipe import make_recipe
+from cocktail.plan.vocabularies import read_vocabulary
 from tests.mix.conftest import Save, streamed
 
 TOKENS = ["[PAD]", "a", "b"]

@@ -20,10 +20,10 @@ import yaml
 from safetensors.torch import save_file
 
 from cocktail.api import checked_plan, mix_to_folder
-from cocktail.checkpoint import MAIN, resolve
+from cocktail.checkpoint.whole import MAIN, resolve
 from cocktail.errors import CheckpointError
-from cocktail.recipe import make_recipe
-from cocktail.verify import verify
+from cocktail.recipe.recipe import make_recipe
+from cocktail.write.verify import verify
 from tests.mix.conftest import CONFIG, Save, weights
 
 
@@ -323,9 +323,9 @@ def test_hub_id_without_a_connection(
 
 FETCH = """
 import json, sys
-from cocktail.checkpoint import resolve
+from cocktail.checkpoint.whole import resolve
 from cocktail.errors import CheckpointError
-from cocktail.hub import hub_digests
+from cocktail.checkpoint.hub import hub_digests
 found = resolve("org/name")
 print(json.dumps([found.commit, sorted(dict(found)), hub_digests(found.folder)]))
 try:

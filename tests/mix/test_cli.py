@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from cocktail.cli import main
+from cocktail.cli.main import main
 from tests.mix.conftest import Save, load, weights
 
 
@@ -281,7 +281,7 @@ def test_the_common_commands_do_not_import_torch(pair: tuple[Path, Path], tmp_pa
     looks = (["verify", mixed], ["diff", models[0], mixed], ["inspect", mixed])
     for arguments in (["mix", "--help"], [*mix, "--dry-run"], mix, *looks):
         code = (
-            "import sys\nfrom cocktail.cli import main\n"
+            "import sys\nfrom cocktail.cli.main import main\n"
             f"try:\n    main({arguments})\nexcept SystemExit as done:\n    assert not done.code\n"
             "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
         )

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from cocktail.collector import collection_paused
+from cocktail.system.collector import collection_paused
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from cocktail.checkpoint import resolve
-from cocktail.companions import companion_files, left_behind
-from cocktail.hub import needed_files
+from cocktail.checkpoint.whole import resolve
+from cocktail.checkpoint.companions import companion_files, left_behind
+from cocktail.checkpoint.hub import needed_files
 from tests.mix.conftest import Save, weights
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocktail.checkpoint import resolve
+from cocktail.checkpoint.whole import resolve
 from cocktail.errors import CheckpointError
-from cocktail.plan import build_plan
-from cocktail.recipe import make_recipe
+from cocktail.plan.plan import build_plan
+from cocktail.recipe.recipe import make_recipe
 from tests.mix.conftest import CONFIG, Save, streamed, weights
 
 

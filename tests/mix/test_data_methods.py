@@ -29,15 +29,15 @@ from transformers import (
 )
 
 from cocktail.api import checked_plan, mix_models, mix_recipe
-from cocktail.cli import main
+from cocktail.cli.main import main
 from cocktail.errors import CocktailError
-from cocktail.kinds import task
-from cocktail.kinds.examples import read_ranked
-from cocktail.recipe import make_recipe
-from cocktail.statistics import inputs
-from cocktail.statistics import measure as measuring
-from cocktail.statistics.memory import floats_a_token, measuring_bytes
-from cocktail.verify import verify
+from cocktail.checkpoint.kinds import task
+from cocktail.measure.tasks.examples import read_ranked
+from cocktail.recipe.recipe import make_recipe
+from cocktail.measure import inputs
+from cocktail.measure import measure as measuring
+from cocktail.measure.memory import floats_a_token, measuring_bytes
+from cocktail.write.verify import verify
 from tests.mix.conftest import load, streamed
 from tests.search.tiny import BERT, FAMILIES, examples, ingredients, ranked, save_model, write_jsonl
 

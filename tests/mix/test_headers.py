@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cocktail.checkpoint import resolve
+from cocktail.checkpoint.whole import resolve
 from cocktail.errors import CheckpointError, CocktailError
-from cocktail.headers import build_header, read_header
+from cocktail.tensors.headers import build_header, read_header
 from tests.mix.conftest import CONFIG, weights
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cocktail.errors import PlanError
-from cocktail.plan import build_plan
-from cocktail.recipe import make_recipe
+from cocktail.plan.plan import build_plan
+from cocktail.recipe.recipe import make_recipe
 from tests.mix.conftest import Save, weights
 
 

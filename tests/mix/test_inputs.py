@@ -11,9 +11,9 @@ import torch
 
 from cocktail import CocktailError, mix_models
 from cocktail.methods.registry import METHODS
-from cocktail.plan import build_plan
-from cocktail.recipe import make_recipe
-from cocktail.weights import cancel, shares
+from cocktail.plan.plan import build_plan
+from cocktail.recipe.recipe import make_recipe
+from cocktail.numbers import cancel, shares
 from tests.mix.conftest import Save, weights
 
 

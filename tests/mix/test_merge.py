@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from cocktail.api import checked_plan, mix_recipe, mix_to_folder
-from cocktail.cli import main
+from cocktail.cli.main import main
 from cocktail.errors import CocktailError, NonFiniteError, PlanError
-from cocktail.mix import stream
-from cocktail.plan import build_plan
-from cocktail.recipe import Recipe, make_recipe
-from cocktail.verify import verify
+from cocktail.mix.stream import stream
+from cocktail.plan.plan import build_plan
+from cocktail.recipe.recipe import Recipe, make_recipe
+from cocktail.write.verify import verify
 from tests.mix.conftest import CONFIG, Save, load, streamed, weights
 
 Tensors = dict[str, torch.Tensor]
@@ -68,7 +68,7 @@ def test_threads_segments_and_blocks_change_nothing(
 ) -> None:
     plan = build_plan(recipe_for(family, **options))
     whole = streamed(plan, threads=1)[0]
-    monkeypatch.setattr("cocktail.mix.SEGMENT", 9)
+    monkeypatch.setattr("cocktail.mix.stream.SEGMENT", 9)
     for threads, block in ((1, 3), (3, 7), (2, 1 << 18)):
         again = streamed(plan, threads=threads, block=block)[0]
         assert all(torch.equal(whole[name], again[name]) for name in whole)

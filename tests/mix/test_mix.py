@@ -12,9 +12,9 @@ import torch
 
 from cocktail.api import checked_plan, mix_to_folder
 from cocktail.errors import CheckpointError, NonFiniteError
-from cocktail.mix import stream
-from cocktail.plan import Plan, build_plan
-from cocktail.recipe import make_recipe
+from cocktail.mix.stream import stream
+from cocktail.plan.plan import Plan, build_plan
+from cocktail.recipe.recipe import make_recipe
 from tests.mix.conftest import Save, load, streamed, weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -119,7 +119,7 @@ def test_threads_and_blocks_change_nothing(save: Save, monkeypatch: pytest.Monke
     generator = torch.Generator().manual_seed(0)
     tensors = [{"w": torch.randn(1013, generator=generator).bfloat16()} for _ in range(2)]
     models = [save(f"m{i}", tensor) for i, tensor in enumerate(tensors)]
-    monkeypatch.setattr("cocktail.mix.SEGMENT", 128)
+    monkeypatch.setattr("cocktail.mix.stream.SEGMENT", 128)
     results = []
     for threads, block in ((1, 7), (1, 128), (3, 64), (4, 1 << 18)):
         plan = build_plan(make_recipe(models, (0.3, 0.7)))
@@ -140,7 +140,7 @@ def test_small_tensors_are_mixed_by_one_thread_and_large_ones_by_several(
     save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads that share small tensors wait for the interpreter more than they work."""
-    monkeypatch.setattr("cocktail.mix.default_threads", lambda: 2)
+    monkeypatch.setattr("cocktail.mix.stream.default_threads", lambda: 2)
 
     def plan(size: int) -> Plan:
         parts = {f"part{i}": torch.ones(size) for i in range(8)}

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from cocktail import CocktailError, mix_models, mix_models_by_layers
-from cocktail.verify import verify
+from cocktail.write.verify import verify
 
 SMALL = {
     "hidden_size": 16,

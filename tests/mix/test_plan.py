@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cocktail.errors import PlanError
-from cocktail.kinds import detect_kind
-from cocktail.plan import Plan, build_plan, parse_size
-from cocktail.recipe import make_recipe
+from cocktail.checkpoint.kinds import detect_kind
+from cocktail.plan.plan import Plan, build_plan, parse_size
+from cocktail.recipe.recipe import make_recipe
 from tests.mix.conftest import Save, weights
 
 

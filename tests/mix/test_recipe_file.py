@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from cocktail.errors import RecipeError
-from cocktail.recipe import Recipe, make_recipe, recipe_of
-from cocktail.recipe_file import read_recipe, read_recipes
+from cocktail.recipe.recipe import Recipe, make_recipe, recipe_of
+from cocktail.recipe.yaml_file import read_recipe, read_recipes
 
 # The shapes of recipe that mergekit's documentation shows, with models of our own.
 SLERP = """
@@ -85,7 +85,7 @@ def refusal(tmp_path: Path, text: str) -> str:
 
 
 def depths(*names: str) -> dict[str, float]:
-    from cocktail.schedule import layer_depths
+    from cocktail.recipe.schedule import layer_depths
 
     return layer_depths(names)
 

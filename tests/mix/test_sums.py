@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cocktail.dtypes import as_bytes, as_tensor, torch_dtype
+from cocktail.tensors.dtypes import as_bytes, as_tensor, torch_dtype
 from cocktail.errors import NonFiniteError
 from cocktail.methods.linear import accumulate
-from cocktail.plan import Plan, build_plan
-from cocktail.recipe import make_recipe
-from cocktail.sums import in_fp64, narrow, require_finite, widen
+from cocktail.plan.plan import Plan, build_plan
+from cocktail.recipe.recipe import make_recipe
+from cocktail.tensors.bf16 import in_fp64, narrow, require_finite, widen
 from tests.mix.conftest import Save, streamed, weights
 
 FINITE_BF16 = np.array([b for b in range(1 << 16) if b & 0x7F80 != 0x7F80], np.uint16)

@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers
 
-from cocktail.checkpoint import MAIN, resolve
-from cocktail.configs import _UNTIED_BY_DEFAULT, is_tied
+from cocktail.checkpoint.whole import MAIN, resolve
+from cocktail.plan.configs import _UNTIED_BY_DEFAULT, is_tied
 from cocktail.errors import PlanError
-from cocktail.plan import Plan, build_plan
-from cocktail.recipe import make_recipe
+from cocktail.plan.plan import Plan, build_plan
+from cocktail.recipe.recipe import make_recipe
 from tests.mix.conftest import CONFIG, Save, streamed, weights
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}

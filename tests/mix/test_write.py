@@ -19,9 +19,9 @@ import torch
 
 from cocktail.api import checked_plan, mix_to_folder
 from cocktail.errors import OutputError, PlanError
-from cocktail.place import output_folder
-from cocktail.recipe import make_recipe
-from cocktail.verify import verify
+from cocktail.write.place import output_folder
+from cocktail.recipe.recipe import make_recipe
+from cocktail.write.verify import verify
 from tests.mix.conftest import Save, load, weights
 
 
@@ -210,13 +210,13 @@ def test_overwrite_replaces_the_whole_folder(pair: tuple[Path, Path], tmp_path: 
 def test_overwrite_without_an_atomic_exchange(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cocktail.write._exchange", lambda *_: False)
+    monkeypatch.setattr("cocktail.write.staged._exchange", lambda *_: False)
     mix(pair, tmp_path / "out")
     mix(pair, tmp_path / "out", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
     # Killed between the two renames: the next run puts the old model back first.
     (tmp_path / "out").rename(tmp_path / ".out.cocktail-old")
-    monkeypatch.setattr("cocktail.write._write_all", fail(errno.ENOSPC))
+    monkeypatch.setattr("cocktail.write.staged._write_all", fail(errno.ENOSPC))
     with pytest.raises(OutputError):
         mix(pair, tmp_path / "out")
     assert load(tmp_path / "out").keys() == weights(0).keys()
@@ -224,7 +224,7 @@ def test_overwrite_without_an_atomic_exchange(
 
 def fail(code: int) -> Any:
     def raiser(path: Path, *_: object) -> None:
-        from cocktail.write import _write_error
+        from cocktail.write.staged import _write_error
 
         raise _write_error(path, OSError(code, os.strerror(code)))
 
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_old_output(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
 
 
-@pytest.mark.parametrize("place", ["shutil.copyfile", "cocktail.write._sync"])
+@pytest.mark.parametrize("place", ["shutil.copyfile", "cocktail.write.staged._sync"])
 def test_a_disk_that_fills_up_beside_the_weights_is_no_traceback(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -293,8 +293,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from cocktail.api import checked_plan, mix_to_folder
-from cocktail.place import output_folder
-from cocktail.recipe import make_recipe
+from cocktail.write.place import output_folder
+from cocktail.recipe.recipe import make_recipe
 a, b, output = map(Path, sys.argv[1:])
 while True:
     print("ready", flush=True)
@@ -364,7 +364,7 @@ def test_verify_looks_for_no_folder_on_the_hub(
     mix((Path("a"), Path("b")), tmp_path / "out")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr("cocktail.checkpoint.fetch", lambda *_: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("cocktail.checkpoint.whole.fetch", lambda *_: pytest.fail("asked the Hub"))
     verdicts = verify(tmp_path / "out", progress=False)
     assert [verdict.state for verdict in verdicts] == ["same", "unknown", "unknown"]
     assert "no folder a here" in verdicts[1].detail

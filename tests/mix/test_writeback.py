@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cocktail import writeback
-from cocktail.writeback import Writeback
+from cocktail.system.writeback import Writeback
 
 Calls = list[tuple[int, int, int]]
 

@@ -4,8 +4,8 @@ import pytest
 from torch.backends import cuda
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from reranker_ft.attention import attention_without_plans
-from reranker_ft.collate import PairEncoder, score_encodings
+from reranker_ft.model.fast.attention import attention_without_plans
+from reranker_ft.model.scoring import PairEncoder, score_encodings
 from reranker_ft.run import main
 
 from .conftest import make_model, make_tokenizer, toy_rows

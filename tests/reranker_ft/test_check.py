@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from reranker_ft.check import check_data, model_positions
-from reranker_ft.collate import PairEncoder
-from reranker_ft.describe import describe_check
+from reranker_ft.train.check import check_data, model_positions
+from reranker_ft.model.scoring import PairEncoder
+from reranker_ft.cli.describe import describe_check
 from reranker_ft.errors import ArgumentError
 
 from .conftest import MAX_POSITIONS, make_tokenizer, toy_rows

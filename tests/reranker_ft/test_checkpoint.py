@@ -6,7 +6,7 @@ import shutil
 import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
-from reranker_ft.checkpoint import checkpoint_to_resume
+from reranker_ft.train.resume import checkpoint_to_resume
 from reranker_ft.errors import ArgumentError
 from reranker_ft.run import main
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from reranker_ft.cli import main
+from reranker_ft.cli.main import main
 
 from .conftest import toy_rows
 
@@ -48,7 +48,7 @@ def test_every_option_has_help():
 def test_help_does_not_import_torch(command):
     code = (
         "import sys\n"
-        "from reranker_ft.cli import main\n"
+        "from reranker_ft.cli.main import main\n"
         f"main({[*command, '--help']!r}, standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'numpy', 'bm25s', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(' '.join(heavy) or 0)\n"
@@ -196,7 +196,7 @@ def test_what_is_refused_is_one_line_on_stderr(arguments, found, tmp_path, monke
 
 def test_a_missing_extra_is_one_line(monkeypatch, write_jsonl):
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    for name in [n for n in sys.modules if n in ("reranker_ft.mine", "reranker_ft.retrieve")]:
+    for name in [n for n in sys.modules if n in ("reranker_ft.mine.mine", "reranker_ft.mine.retrieve")]:
         monkeypatch.delitem(sys.modules, name)
     data = write_jsonl(toy_rows(1))
     result = run("mine", "--input_file", data, "--output_file", data.parent / "out", code=1)
@@ -218,12 +218,12 @@ def test_no_bars_where_stderr_is_no_terminal(command, model_folders, write_jsonl
 
 
 def test_ctrl_c_is_one_line(monkeypatch, write_jsonl):
-    import reranker_ft.check
+    import reranker_ft.train.check
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reranker_ft.check, "check_data", interrupted)
+    monkeypatch.setattr(reranker_ft.train.check, "check_data", interrupted)
     result = run("check", write_jsonl(toy_rows(1)), code=130)
     assert (result.stdout, result.stderr) == ("", "reranker-ft: interrupted\n")
 
@@ -231,7 +231,7 @@ def test_ctrl_c_is_one_line(monkeypatch, write_jsonl):
 def test_sigterm_is_one_line_and_leaves_no_half_written_file(
     model_folders, write_jsonl, tmp_path, monkeypatch
 ):
-    from reranker_ft.score import Reranker
+    from reranker_ft.score.reranker import Reranker
 
     def ended(*_, **__):
         assert len(list(tmp_path.iterdir())) == 2  # the output is on its way
@@ -263,7 +263,7 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(command, write_js
 def test_scores_on_standard_output_are_utf_8_whatever_the_terminal_is(model_folders):
     code = (
         "import sys\n"
-        "from reranker_ft.cli import main\n"
+        "from reranker_ft.cli.main import main\n"
         f"main(['score', {str(model_folders())!r}, '--devices', 'cpu', '--tsv'])\n"
     )
     result = subprocess.run(
@@ -277,11 +277,11 @@ def test_scores_on_standard_output_are_utf_8_whatever_the_terminal_is(model_fold
 
 
 def test_what_the_system_refuses_is_one_line(monkeypatch, write_jsonl):
-    import reranker_ft.check
+    import reranker_ft.train.check
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reranker_ft.check, "check_data", full)
+    monkeypatch.setattr(reranker_ft.train.check, "check_data", full)
     result = run("check", write_jsonl(toy_rows(1)), code=1)
     assert result.stderr == "Error: [Errno 28] No space left on device\n"

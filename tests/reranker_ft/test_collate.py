@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from reranker_ft.batch import GroupCollator, group_scores
-from reranker_ft.collate import (
+from reranker_ft.train.collate import GroupCollator, group_scores
+from reranker_ft.model.scoring import (
     PairEncoder,
     needs_mask,
     position_limit,
     score_encodings,
     token_batches,
 )
-from reranker_ft.data import parse_example
+from reranker_ft.data.examples import parse_example
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.groups import GroupDataset, GroupKey, KnownPositives
+from reranker_ft.train.groups import GroupDataset, GroupKey, KnownPositives
 
 from .conftest import MAX_POSITIONS, make_model, make_tokenizer, toy_rows
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from reranker_ft.compare import compare
-from reranker_ft.describe import describe_comparison
+from reranker_ft.evaluate.compare import compare
+from reranker_ft.cli.describe import describe_comparison
 from reranker_ft.errors import ArgumentError, DataError
-from reranker_ft.evaluate import per_query_metrics
-from reranker_ft.plot import check_picture_format, draw_comparison
-from reranker_ft.score import Reranker
+from reranker_ft.evaluate.metrics import per_query_metrics
+from reranker_ft.evaluate.picture import check_picture_format, draw_comparison
+from reranker_ft.score.reranker import Reranker
 
 from .conftest import toy_rows
 

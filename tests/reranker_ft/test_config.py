@@ -6,9 +6,9 @@ import shlex
 import pytest
 import torch
 
-from reranker_ft.config import DataArguments, ModelArguments, RerankerTrainingArguments
+from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.errors import ArgumentError
-from reranker_ft.flags import parse
+from reranker_ft.train.flags import parse
 from reranker_ft.run import main
 
 NEEDED = ["--output_dir", "out", "--model_name_or_path", "m", "--train_data", "d.jsonl"]

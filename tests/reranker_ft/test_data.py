@@ -6,10 +6,10 @@ import pickle
 import pytest
 from torch.utils.data import DataLoader
 
-from reranker_ft.data import Example, ExampleFiles, data_files, parse_example, text_key
+from reranker_ft.data.examples import Example, ExampleFiles, data_files, parse_example, text_key
 from reranker_ft.errors import ArgumentError, DataError
-from reranker_ft.groups import GroupBatchSampler, GroupDataset, GroupKey, Instructions
-from reranker_ft.records import parse_record
+from reranker_ft.train.groups import GroupBatchSampler, GroupDataset, GroupKey, Instructions
+from reranker_ft.score.records import parse_record
 
 from .conftest import toy_rows
 

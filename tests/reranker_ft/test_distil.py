@@ -5,11 +5,11 @@ import json
 import pytest
 
 from reranker_ft import records as records_module
-from reranker_ft.data import ExampleFiles
-from reranker_ft.distil import add_teacher_scores
+from reranker_ft.data.examples import ExampleFiles
+from reranker_ft.score.distil import add_teacher_scores
 from reranker_ft.errors import ArgumentError, DataError
-from reranker_ft.records import count_pairs, parse_record, score_file
-from reranker_ft.score import Reranker
+from reranker_ft.score.records import count_pairs, parse_record, score_file
+from reranker_ft.score.reranker import Reranker
 
 from .conftest import toy_rows
 

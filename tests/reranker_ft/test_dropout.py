@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from reranker_ft.dropout import FastDropout, fast_dropout
-from reranker_ft.dropped_attention import Lengths, attention_with_dropout
-from reranker_ft.forward import forward_logits
+from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
+from reranker_ft.model.fast.dropped_attention import Lengths, attention_with_dropout
+from reranker_ft.model.forward import forward_logits
 from tests.reranker_ft.conftest import make_model
 
 

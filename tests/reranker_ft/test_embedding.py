@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 
-from reranker_ft.embedding import looked_up_once
-from reranker_ft.forward import forward_logits
+from reranker_ft.model.fast.embedding import looked_up_once
+from reranker_ft.model.forward import forward_logits
 from tests.reranker_ft.conftest import make_model
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reranker_ft.errors import RerankerError
-from reranker_ft.evaluate import bootstrap_difference, bootstrap_mean, per_query_metrics
+from reranker_ft.evaluate.metrics import bootstrap_difference, bootstrap_mean, per_query_metrics
 
 
 def metrics_of(scores: list[float], grades: list[int], **options) -> dict[str, float]:

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from reranker_ft.errors import ArgumentError
-from reranker_ft.files import existing_file, new_folder, new_text_file, refuse_existing
+from reranker_ft.data.files import existing_file, new_folder, new_text_file, refuse_existing
 
 
 def write(path, text="new"):

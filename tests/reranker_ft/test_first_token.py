@@ -20,13 +20,13 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from reranker_ft.first_token import (
+from reranker_ft.model.fast.first_token import (
     HEADS_OF_FIRST_TOKEN,
     last_layer_at_first_token,
     layers_below_first_token,
 )
-from reranker_ft.forward import forward_logits
-from reranker_ft.unpadded import Row
+from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.fast.unpadded import Row
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reranker_ft.history import draw_history, write_history
+from reranker_ft.train.history import draw_history, write_history
 
 
 def entry(step, **values):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from reranker_ft.loss import LOSSES, binary_cross_entropy, distillation, softmax_cross_entropy
+from reranker_ft.model.loss import LOSSES, binary_cross_entropy, distillation, softmax_cross_entropy
 
 
 def test_softmax_cross_entropy_by_hand():

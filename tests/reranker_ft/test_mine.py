@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from reranker_ft import mine as mine_module
-from reranker_ft.data import ExampleFiles
+from reranker_ft.data.examples import ExampleFiles
 from reranker_ft.errors import ArgumentError, DataError
-from reranker_ft.groups import Instructions
-from reranker_ft.mine import MiningOptions, distinct, mine_file, parse_ranks, read_pool
-from reranker_ft.retrieve import BM25
-from reranker_ft.score import Reranker
+from reranker_ft.train.groups import Instructions
+from reranker_ft.mine.mine import MiningOptions, distinct, mine_file, parse_ranks, read_pool
+from reranker_ft.mine.retrieve import BM25
+from reranker_ft.score.reranker import Reranker
 
 from .conftest import toy_rows
 

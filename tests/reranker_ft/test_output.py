@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from reranker_ft.load import load_cross_encoder
+from reranker_ft.model.load import load_cross_encoder
 from reranker_ft.run import main
 
 from .conftest import toy_rows
@@ -57,7 +57,7 @@ def test_a_first_step_that_fails_leaves_the_old_output_alone(
         raise RuntimeError("no step")
 
     before = left(output)
-    monkeypatch.setattr("reranker_ft.trainer.RerankerTrainer.compute_loss", fail)
+    monkeypatch.setattr("reranker_ft.train.trainer.RerankerTrainer.compute_loss", fail)
     with pytest.raises(RuntimeError, match="no step"):
         main(
             small(

@@ -13,10 +13,10 @@ import torch
 from transformers import BertConfig, BertModel
 
 from reranker_ft import retrieve
-from reranker_ft.encoder import EncoderOptions, PooledEncoder, load_encoder
+from reranker_ft.mine.bi_encoder import EncoderOptions, PooledEncoder, load_encoder
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.groups import Instructions
-from reranker_ft.retrieve import BM25, EncoderSearch, lexical_tokens
+from reranker_ft.train.groups import Instructions
+from reranker_ft.mine.retrieve import BM25, EncoderSearch, lexical_tokens
 
 from .conftest import MAX_POSITIONS, make_tokenizer
 
@@ -76,8 +76,8 @@ def test_bm25_gives_nothing_where_no_word_is_shared():
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets are not in {DATA}")
 @pytest.mark.parametrize(("name", "least"), [("xquad_zh", 0.9), ("xquad_en", 0.9)])
 def test_bm25_finds_the_positives_of_real_questions(name, least):
-    from reranker_ft.data import ExampleFiles
-    from reranker_ft.mine import distinct, passages_of
+    from reranker_ft.data.examples import ExampleFiles
+    from reranker_ft.mine.mine import distinct, passages_of
 
     examples = ExampleFiles([DATA / name / "test.jsonl"])[:150]
     pool = distinct(passages_of(examples))
@@ -218,7 +218,7 @@ def test_bm25_leaves_jax_and_its_memory_alone(tmp_path):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text("there = True\n")
     (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('JAX was called')\n")
-    code = "import reranker_ft.retrieve, jax; assert jax.there"
+    code = "import reranker_ft.mine.retrieve, jax; assert jax.there"
     paths = [str(tmp_path), str(Path(__file__).parents[2]), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)

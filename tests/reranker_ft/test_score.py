@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from reranker_ft import score as score_module
-from reranker_ft.devices import parse_devices
+from reranker_ft.model.devices import parse_devices
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.score import FlagReranker, Reranker
+from reranker_ft.score.reranker import FlagReranker, Reranker
 
 from .conftest import MAX_POSITIONS, make_model, make_tokenizer, toy_rows
 

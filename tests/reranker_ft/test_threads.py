@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from reranker_ft.score import Reranker
+from reranker_ft.score.reranker import Reranker
 
 from .conftest import toy_rows
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from cocktail import mix_models
-from reranker_ft.collate import PairEncoder, score_encodings
+from reranker_ft.model.scoring import PairEncoder, score_encodings
 from reranker_ft.errors import ModelError
-from reranker_ft.load import load_cross_encoder
+from reranker_ft.model.load import load_cross_encoder
 from reranker_ft.run import main
-from reranker_ft.train import RAW_SCORES
+from reranker_ft.train.train import RAW_SCORES
 
 from .conftest import make_model, make_tokenizer, toy_rows
 
@@ -319,7 +319,7 @@ def test_ctrl_c_is_one_line(model_folders, data, tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reranker_ft.trainer.RerankerTrainer.train", interrupted)
+    monkeypatch.setattr("reranker_ft.train.trainer.RerankerTrainer.train", interrupted)
     assert main(small(model_folders("bert"), data, tmp_path / "out")) == 130
     assert capsys.readouterr().err == "reranker-ft: interrupted\n"
 

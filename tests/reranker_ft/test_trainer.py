@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from reranker_ft.errors import ModelError
 from reranker_ft.run import main
-from reranker_ft.trainer import (
+from reranker_ft.train.trainer import (
     COLLAPSED_LOGS,
     MOST_OVERFLOWS,
     BestCheckpointCallback,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocktail.kinds.examples import read_ranked
-from cocktail.kinds.reranker import RerankerTask
+from cocktail.measure.tasks.examples import read_ranked
+from cocktail.measure.tasks.reranker import RerankerTask
 from tests.search.tiny import FAMILIES, moved, ranked, save_model, tokenizer
 
 FAMILY = "bert-reranker"

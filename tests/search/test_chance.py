@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocktail.search.chance import chance_probability, standing
+from cocktail.search.permutation_test import chance_probability, standing
 
 
 def test_it_is_the_share_of_all_labellings_that_look_as_good() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cocktail.cli import main
+from cocktail.cli.main import main
 from cocktail.errors import RecipeError
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions
-from cocktail.search.prepare import prepare, search_plan
+from cocktail.measure.bench import prepare, search_plan
 from cocktail.search.run import search_weights
 from tests.search.tiny import FAMILIES, examples, ingredients
 

@@ -13,7 +13,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from cocktail.search.objective import EnsembleObjective, MixObjective, Regularised
 from cocktail.search.options import SearchOptions
-from cocktail.search.prepare import prepare, search_plan
+from cocktail.measure.bench import prepare, search_plan
 from tests.search.tiny import FAMILIES, examples, ingredients
 
 STEP = 1e-5

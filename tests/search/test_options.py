@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cocktail.errors import CocktailError, RecipeError
-from cocktail.pooling import write_modules
+from cocktail.checkpoint.pooling import write_modules
 from cocktail.search import run as run_module
 from cocktail.search.options import SearchOptions, base_index
 from cocktail.search.run import mix_models_with_data

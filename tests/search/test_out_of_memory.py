@@ -10,7 +10,7 @@ import torch
 
 from cocktail.errors import CocktailError
 from cocktail.search.options import SearchOptions
-from cocktail.search.prepare import Bench, prepare, search_plan
+from cocktail.measure.bench import Bench, prepare, search_plan
 from tests.search.tiny import FAMILIES, examples, ingredients
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from cocktail.errors import CheckpointError, CocktailError, RecipeError
-from cocktail.kinds.examples import ExampleError
+from cocktail.measure.tasks.examples import ExampleError
 from cocktail.search import prepare as prepare_module
 from cocktail.search.options import SearchOptions
-from cocktail.search.prepare import prepare, search_plan
-from cocktail.search.processes import Processes
+from cocktail.measure.bench import prepare, search_plan
+from cocktail.measure.processes import Processes
 from tests.search.tiny import examples, ingredients, ranked
 
 

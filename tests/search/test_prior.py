@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from cocktail import search_weights
-from cocktail.kinds.task import softmax_slopes
+from cocktail.measure.tasks.task import softmax_slopes
 from cocktail.search.objective import EnsembleObjective
 from cocktail.search.options import SearchOptions
-from cocktail.search.prepare import prepare, search_plan
+from cocktail.measure.bench import prepare, search_plan
 from cocktail.search.prior import TEMPERATURE, Landmarks, Prior
 from cocktail.search.strategies import softmax_of_losses, uniform
 

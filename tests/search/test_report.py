@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from cocktail.errors import CocktailError, OutputError
-from cocktail.plot import draw_frontier
-from cocktail.pooling import write_modules
-from cocktail.search.command import search
+from cocktail.search.pictures import draw_frontier
+from cocktail.checkpoint.pooling import write_modules
+from cocktail.cli.search import search
 from cocktail.search.result import Frontier, FrontierPoint
-from cocktail.search.selection import Interval
+from cocktail.search.verdict import Interval
 from tests.search.tiny import ingredients, ranked, write_jsonl
 
 RUN = ["--device", "cpu", "--quiet"]

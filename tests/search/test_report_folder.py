@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cocktail import cli
-from cocktail.cli import main
+from cocktail.cli.main import main
 from cocktail.search import report as report_module
 from tests.search.tiny import ranked, write_jsonl
 

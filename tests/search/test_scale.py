@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cocktail.kinds.task import softmax_slopes
+from cocktail.measure.tasks.task import softmax_slopes
 from cocktail.search.objective import SCALE_SPREAD, measure
 
 

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocktail.errors import CocktailError, NonFiniteError, PlanError, RecipeError
-from cocktail.kinds.decoder import DecoderTask
-from cocktail.kinds.examples import ExampleError, read_written
-from cocktail.search.mixture import Mixture
+from cocktail.measure.tasks.decoder import DecoderTask
+from cocktail.measure.tasks.examples import ExampleError, read_written
+from cocktail.measure.mixture import Mixture
 from cocktail.search.objective import MixObjective
 from cocktail.search.run import mix_models_with_data, search_weights
 from tests.search.tiny import (
@@ -288,7 +288,7 @@ def test_one_model_is_in_memory(kitchen, rows, monkeypatch) -> None:
 
 def test_refilling_equals_mixing(kitchen, rows) -> None:
     from cocktail.search.options import SearchOptions
-    from cocktail.search.prepare import prepare, search_plan
+    from cocktail.measure.bench import prepare, search_plan
 
     bench = prepare(search_plan(list(kitchen.values()), None), rows, None, SearchOptions())
     weights = np.array([0.2, 0.5, 0.3])
@@ -370,7 +370,7 @@ def test_the_bar_moves_with_every_mix_that_runs(kitchen, rows, capsys) -> None:
 
 _SCRIPT = """
 import json, sys
-from cocktail.search.processes import Processes
+from cocktail.measure.processes import Processes
 from cocktail.search.run import search_weights
 processes = Processes()
 result = search_weights(sys.argv[2:], "reranker", sys.argv[1], strategy="gradient",

@@ -10,7 +10,7 @@ import pytest
 from cocktail.search.frontier import Way, choose_point, halfway_across
 from cocktail.search.objective import Measurement
 from cocktail.search.result import FrontierPoint
-from cocktail.search.selection import Candidate, Interval, choose, paired_interval
+from cocktail.search.verdict import Candidate, Interval, choose, paired_interval
 
 
 def candidate(name: str, weights: tuple[float, ...], losses: np.ndarray) -> Candidate:

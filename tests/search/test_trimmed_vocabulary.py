@@ -13,8 +13,8 @@ from cocktail import search_weights
 from cocktail.search import prepare as prepare_module
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions
-from cocktail.search.prepare import prepare, search_plan
-from cocktail.search.trimmed_vocabulary import TrimmedEmbedding
+from cocktail.measure.bench import prepare, search_plan
+from cocktail.measure.trimmed_vocabulary import TrimmedEmbedding
 from tests.search.tiny import FAMILIES, examples, moved, save_model
 
 VOCABULARY = 500

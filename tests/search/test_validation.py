@@ -11,9 +11,9 @@ from cocktail import search_weights
 from cocktail.search import validation
 from cocktail.search.objective import EnsembleObjective
 from cocktail.search.options import SearchOptions
-from cocktail.search.prepare import prepare, search_plan
+from cocktail.measure.bench import prepare, search_plan
 from cocktail.search.prior import Landmarks
-from cocktail.search.validation import STRENGTHS, Outputs, choose_strength, cross_validate
+from cocktail.search.cross_validation import STRENGTHS, Outputs, choose_strength, cross_validate
 from tests.search.tiny import tokenizer
 
 

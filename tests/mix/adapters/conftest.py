@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from cocktail.api import checked_plan, mix_to_folder
-from cocktail.plan import Plan, build_plan
-from cocktail.recipe import make_recipe
+from cocktail.plan.plan import Plan, build_plan
+from cocktail.recipe.recipe import make_recipe
 from tests.mix.conftest import load
 from tests.search.tiny import BERT, tokenizer
 

@@ -19,16 +19,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cocktail.adapters.lowrank import TILE
+from cocktail.tensors.lowrank import TILE
 from cocktail.api import checked_plan
-from cocktail.checkpoint import resolve
-from cocktail.cli import main
+from cocktail.checkpoint.whole import resolve
+from cocktail.cli.main import main
 from cocktail.errors import CheckpointError, PlanError
-from cocktail.hub import needed_files
-from cocktail.plan import BARE_RUNTIME_BYTES, RUNTIME_BYTES
-from cocktail.pooling import pooling_mode, write_modules
-from cocktail.recipe import make_recipe
-from cocktail.verify import verify
+from cocktail.checkpoint.hub import needed_files
+from cocktail.plan.plan import BARE_RUNTIME_BYTES, RUNTIME_BYTES
+from cocktail.checkpoint.pooling import pooling_mode, write_modules
+from cocktail.recipe.recipe import make_recipe
+from cocktail.write.verify import verify
 from tests.mix.adapters.conftest import (
     Train,
     as_reranker,

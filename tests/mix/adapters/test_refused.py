@@ -13,7 +13,7 @@ from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
-from cocktail.checkpoint import resolve
+from cocktail.checkpoint.whole import resolve
 from cocktail.errors import CheckpointError
 from tests.mix.adapters.conftest import Train, gpt2, reranker
 

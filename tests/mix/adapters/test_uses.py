@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from transformers import BertConfig, BertModel
 
 from cocktail import search_weights
-from cocktail.checkpoint import MAIN, resolve
-from cocktail.cli import main
-from reranker_ft.cli import main as train_main
-from reranker_ft.load import load_cross_encoder
+from cocktail.checkpoint.whole import MAIN, resolve
+from cocktail.cli.main import main
+from reranker_ft.cli.main import main as train_main
+from reranker_ft.model.load import load_cross_encoder
 from tests.mix.adapters.conftest import Train, as_reranker, encoder, mix
 from tests.search.tiny import SIZES, ranked, tokenizer, write_jsonl
 

@@ -1,0 +1,206 @@
+"""Look into one checkpoint, or compare two tensor by tensor, streamed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cocktail.checkpoint.whole import MAIN, Checkpoint, tensor_key
+from cocktail.plan.configs import is_tied
+from cocktail.tensors.dtypes import FLOATING, torch_name
+from cocktail.errors import PlanError
+from cocktail.tensors.headers import TensorInfo
+from cocktail.checkpoint.kinds import architecture, detect_kind
+from cocktail.checkpoint.pooling import pooling_mode
+from cocktail.checkpoint.prefixes import extra_prefix
+from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
+from cocktail.tensors.bf16 import in_fp64
+from cocktail.plan.vocabularies import read_vocabulary
+from cocktail.numbers import exact_sum
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """How far one tensor of B is from that of A.
+
+    Attributes:
+        distance: ||B - A|| / ||A||, Frobenius norms; infinite if A is zero and B is not, NaN if
+            they hold NaN or infinities.
+        cosine: of the angle between A and B; NaN if one of them is zero or not finite.
+    """
+
+    name: str
+    numel: int
+    distance: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far checkpoint B is from A.
+
+    Attributes:
+        tensors: those that both have in one shape, largest distance first; those before all others
+            that have none, because they hold NaN or infinities.
+        distance: over all of them as one vector.
+        cosine: likewise.
+        only_in_a: names; ``only_in_b`` likewise.
+        other_shape: names of tensors whose shapes differ.
+    """
+
+    tensors: tuple[TensorDifference, ...]
+    distance: float
+    cosine: float
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    other_shape: tuple[str, ...]
+
+
+def diff(
+    a: Checkpoint,
+    b: Checkpoint,
+    *,
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Difference:
+    """Compare two checkpoints, block by block; neither is loaded.
+
+    Args:
+        threads: tensors compared at a time.
+        progress: takes the number of bytes just read.
+
+    Raises:
+        PlanError: they have no floating-point tensor in common.
+        CheckpointError: a file cannot be read.
+    """
+    ours, theirs = dict(_floating(a)), dict(_floating(b))
+    # A model saved under a head carries its class's prefix, the same model alone does not.
+    ours, theirs = _without(extra_prefix(ours, theirs), ours), theirs
+    theirs = _without(extra_prefix(theirs, ours), theirs)
+    common = [name for name in ours if name in theirs]
+    alike = [name for name in common if ours[name].shape == theirs[name].shape]
+    if not alike:
+        raise PlanError(
+            [
+                f"{a.reference} and {b.reference} have no tensor of one name and shape in common "
+                "- compare checkpoints of one architecture"
+            ]
+        )
+    with TensorReader() as reader, ThreadPoolExecutor(threads) as executor:
+        sums = list(
+            executor.map(lambda name: _sums(reader, ours[name], theirs[name], progress), alike)
+        )
+    rows = [
+        TensorDifference(name, ours[name].numel, *_measures(*row))
+        for name, row in zip(alike, sums, strict=True)
+    ]
+    rows.sort(key=lambda row: (not math.isnan(row.distance), -row.distance))
+    total = map(exact_sum, zip(*sums, strict=True))
+    return Difference(
+        tuple(rows),
+        *_measures(*total),
+        tuple(name for name in ours if name not in theirs),
+        tuple(name for name in theirs if name not in ours),
+        tuple(name for name in common if name not in alike),
+    )
+
+
+def _floating(checkpoint: Checkpoint) -> list[tuple[str, TensorInfo]]:
+    return [(key, info) for key, info in checkpoint if info.dtype in FLOATING]
+
+
+def _without(prefix: str, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    return {name.removeprefix(prefix): info for name, info in tensors.items()}
+
+
+def _sums(
+    reader: TensorReader, a: TensorInfo, b: TensorInfo, progress: Callable[[int], None]
+) -> tuple[float, float, float, float]:
+    """Sums of squares of B - A, of A, of B, and of their products."""
+    buffers = [np.empty(BLOCK * 8, np.uint8) for _ in range(2)]
+    sums = [0.0, 0.0, 0.0, 0.0]
+    for start, stop in block_bounds(a.numel):
+        x, y = (
+            in_fp64(reader.read_bytes(info, start, stop, buffer), info.read_dtype)
+            for info, buffer in zip((a, b), buffers, strict=True)
+        )
+        with np.errstate(invalid="ignore", over="ignore"):  # the result tells of it
+            gap = y - x
+        for i, (left, right) in enumerate(((gap, gap), (x, x), (y, y), (x, y))):
+            sums[i] += float(np.dot(left, right))
+        progress((a.nbytes + b.nbytes) * (stop - start) // a.numel)
+    return sums[0], sums[1], sums[2], sums[3]
+
+
+def _measures(gap: float, a: float, b: float, product: float) -> tuple[float, float]:
+    """Relative distance and cosine from sums of squares and products."""
+    if not all(map(math.isfinite, (gap, a, b, product))):
+        return math.nan, math.nan
+    distance = math.sqrt(gap / a) if a > 0 else (math.inf if gap > 0 else 0.0)
+    if not (a > 0 and b > 0):
+        return distance, math.nan
+    # Two roots: the product of two small squares would be zero.
+    return distance, max(-1.0, min(1.0, product / (math.sqrt(a) * math.sqrt(b))))
+
+
+def equal_tensors(a: TensorInfo, b: TensorInfo) -> bool:
+    """Whether two tensors of one dtype have the same shape and bytes."""
+    if a.shape != b.shape:
+        return False
+    one, other = (np.empty(BLOCK * 8, np.uint8) for _ in range(2))
+    with TensorReader() as reader:
+        return all(
+            np.array_equal(
+                reader.read_bytes(a, start, stop, one), reader.read_bytes(b, start, stop, other)
+            )
+            for start, stop in block_bounds(a.numel)
+        )
+
+
+def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint is, from its headers and configs.
+
+    Returns:
+        ``model``, ``folder``, ``commit``, ``kind``, ``architecture``, ``parameters``, ``bytes``,
+        ``dtypes`` (parameters in each), ``files``, ``parts``, ``tied``, ``tokens``, ``pooling``
+        and ``tensors`` (name, dtype, shape, bytes of each).
+    """
+    has_modules = (checkpoint.folder / "modules.json").is_file()
+    kind = detect_kind(checkpoint.config, has_modules=has_modules)
+    dtypes: dict[str, int] = {}
+    for _, info in checkpoint:
+        dtypes[torch_name(info.dtype)] = dtypes.get(torch_name(info.dtype), 0) + info.numel
+    stored = [
+        i for _, info in checkpoint for i in (info, *(info.delta.stored if info.delta else ()))
+    ]
+    files = sorted({info.file.name for info in stored})
+    return {
+        "model": checkpoint.reference,
+        "folder": ", ".join(str(folder) for folder in checkpoint.origins.values()),
+        "commit": checkpoint.commit,
+        "kind": kind.name if kind else None,
+        "architecture": architecture(checkpoint.config),
+        "parameters": sum(info.numel for _, info in checkpoint),
+        "bytes": sum(info.nbytes for _, info in checkpoint),
+        "dtypes": dtypes,
+        "files": files,
+        "parts": [path for path in checkpoint.parts if path != MAIN],
+        "tied": is_tied(checkpoint.config),
+        "tokens": len(read_vocabulary(checkpoint.main_folder)) or None,
+        "pooling": pooling_mode(checkpoint),
+        "tensors": [
+            {
+                "name": tensor_key(path, name),
+                "dtype": torch_name(info.dtype),
+                "shape": list(info.shape),
+                "bytes": info.nbytes,
+            }
+            for path, part in checkpoint.parts.items()
+            for name, info in part.tensors.items()
+        ],
+    }

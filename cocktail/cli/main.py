@@ -1,0 +1,199 @@
+"""The ``cocktail`` command: each body parses, calls one function and prints.
+
+``cocktail mix`` stands in ``cocktail.cli.mix``, ``cocktail search`` in
+``cocktail.cli.search``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from errno import EPIPE
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cocktail.errors import CocktailError
+from cocktail.cli.mix import mix
+from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
+from cocktail.cli.search import search
+from cocktail.version import __version__
+
+if TYPE_CHECKING:
+    from cocktail.checkpoint.diff import Difference
+
+SECONDS_OF_THE_FIRST = 5.0
+
+
+class _Group(click.Group):
+    """Turns the package's own errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CocktailError as error:
+            _say(str(error))
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno == EPIPE:  # whoever reads has seen enough; click leaves quietly
+                raise
+            found = f"{error.filename} cannot be used" if error.filename else "printing failed"
+            _say(f"{found} ({error.strerror or error}) - look there, run again")
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            _say("interrupted; nothing was changed")
+            ctx.exit(130)
+
+
+def _say(line: str) -> None:
+    """Print why the command ends, once: of several processes the first does, and all are ended as
+    soon as it leaves. Another that has reasons of its own says them after a while."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        time.sleep(SECONDS_OF_THE_FIRST)
+    click.echo(f"cocktail: {line}", err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cocktail")
+def main() -> None:
+    """Mix fine-tuned models with their base, and keep both abilities.
+
+    \b
+    Examples:
+      cocktail mix ./base ./fine-tuned --weights 0.5 0.5 --output ./mixed
+      cocktail search ./base ./fine-tuned --data examples.jsonl --output ./mixed
+    """
+
+
+main.add_command(mix)
+main.add_command(search)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--tensors", is_flag=True, help="List every tensor with its dtype and shape.")
+@json_option
+def inspect(model: str, tensors: bool, as_json: bool) -> None:
+    """Show what MODEL is: kind, parameters, dtypes, files, tokenizer; from headers alone.
+
+    \b
+    Example:
+      cocktail inspect ./fine-tuned --tensors
+    """
+    from cocktail.checkpoint.whole import resolve
+    from cocktail.checkpoint.diff import inspect as inspect_checkpoint
+
+    found = inspect_checkpoint(resolve(model))
+    rows = [f"{key:<13} {_plain(value)}" for key, value in found.items() if key != "tensors"]
+    if tensors:
+        rows += [f"{t['dtype']:<9} {t['shape']!s:<16} {t['name']}" for t in found["tensors"]]
+    report(found, "\n".join(rows), as_json, quiet=False)
+
+
+@main.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--top", type=click.IntRange(min=0), default=20, show_default=True,
+              help="How many tensors to list; 0: all.")  # fmt: skip
+@quiet_option
+@json_option
+def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
+    """Show how far model B is from A: relative distance and cosine of every tensor.
+
+    \b
+    Example:
+      cocktail diff ./base ./fine-tuned --top 10
+    """
+    from cocktail.checkpoint.whole import resolve
+    from cocktail.checkpoint.diff import diff as diff_checkpoints
+    from cocktail.system.progress import byte_progress
+    from cocktail.system.threads import default_threads
+
+    ours, theirs = resolve(a), resolve(b)
+    total = sum(info.nbytes for checkpoint in (ours, theirs) for _, info in checkpoint)
+    with byte_progress(total, "comparing", shown=shows_bar(quiet)) as advance:
+        found = diff_checkpoints(ours, theirs, threads=default_threads(), progress=advance)
+    rows = found.tensors[: top or None]
+    value = {
+        "a": a,
+        "b": b,
+        "distance": found.distance,
+        "cosine": found.cosine,
+        "only_in_a": found.only_in_a,
+        "only_in_b": found.only_in_b,
+        "other_shape": found.other_shape,
+        "tensors": [
+            {"name": r.name, "parameters": r.numel, "distance": r.distance, "cosine": r.cosine}
+            for r in found.tensors
+        ],
+    }
+    lines = ["distance    cosine  tensor"]
+    lines += [f"{row.distance:8.5f}  {row.cosine:8.5f}  {row.name}" for row in rows]
+    lines.append(f"{found.distance:8.5f}  {found.cosine:8.5f}  all {len(found.tensors)} tensors")
+    report(value, "\n".join(lines + _unmatched(found)), as_json, quiet=False)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR")
+@quiet_option
+@json_option
+def verify(folder: str, quiet: bool, as_json: bool) -> None:
+    """Recompute the digests of the mix in DIR and of its ingredients.
+
+    Exit code 1 if one of them is not what it was when the mix was made.
+
+    \b
+    Example:
+      cocktail verify ./mixed
+    """
+    from dataclasses import asdict
+
+    from cocktail.write.verify import verify as verify_mix
+
+    verdicts = verify_mix(folder, progress=shows_bar(quiet))
+    lines = [
+        f"{v.state:<9}  {v.role:<10}  {v.model}" + (f"  ({v.detail})" if v.detail else "")
+        for v in verdicts
+    ]
+    same = all(verdict.state != "different" for verdict in verdicts)
+    value = {"verified": same, "verdicts": [asdict(verdict) for verdict in verdicts]}
+    report(value, "\n".join(lines), as_json, quiet=False)
+    if not same:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("name", required=False)
+@json_option
+def methods(name: str | None, as_json: bool) -> None:
+    """List the merge methods, or explain the one called NAME.
+
+    \b
+    Examples:
+      cocktail methods
+      cocktail methods ties
+    """
+    from cocktail.methods.describe import described, table
+
+    value = described(name)
+    report(value, table(value, name), as_json, quiet=False)
+
+
+def _unmatched(found: Difference) -> list[str]:
+    from cocktail.errors import listed
+
+    groups = (
+        ("only in A", found.only_in_a),
+        ("only in B", found.only_in_b),
+        ("of different shapes", found.other_shape),
+    )
+    return [f"{len(names)} {what}: {listed(names)}" for what, names in groups if names]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number:,}" for key, number in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else f"{value:,}" if type(value) is int else str(value)

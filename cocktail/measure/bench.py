@@ -1,0 +1,261 @@
+"""From references and examples to one model in memory and tokenised tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cocktail.checkpoint.whole import MAIN
+from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.checkpoint.kinds import Kind
+from cocktail.measure.tasks.decoder import DecoderTask
+from cocktail.measure.tasks.encoder import EncoderTask, choose_pooling
+from cocktail.measure.tasks.examples import (
+    ExampleData,
+    ExampleError,
+    RankedExample,
+    WrittenExample,
+    content_order,
+    dealt,
+    read_ranked,
+    read_written,
+)
+from cocktail.measure.tasks.reranker import RerankerTask
+from cocktail.measure.tasks.seq2seq import EncoderDecoderTask
+from cocktail.measure.tasks.task import Task
+from cocktail.plan.plan import Plan, build_plan
+from cocktail.recipe.recipe import make_recipe
+from cocktail.measure.mixture import Mixture
+from cocktail.search.options import SearchOptions
+from cocktail.measure.processes import Processes
+from cocktail.measure.trimmed_vocabulary import trim_vocabulary
+from cocktail.system.threads import default_threads
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that a search measures on.
+
+    Attributes:
+        task: the target's examples, in an order that depends on their content alone.
+        order: where each of them stood in the data: example ``order[i]`` of the data is the
+            task's example ``i``.
+        retain: the same of the retain examples.
+        dealt: for texts to write, the task's outputs, each after another example's input: what they
+            cost a model that is told nothing about them.
+    """
+
+    mixture: Mixture
+    task: Task
+    order: Sequence[int]
+    retain: Task | None
+    dealt: Task | None = None
+
+    @property
+    def given_order(self) -> list[int]:
+        """The task's examples in the order of the data."""
+        return sorted(range(len(self.order)), key=self.order.__getitem__)
+
+
+def search_plan(
+    models: Sequence[str | Path],
+    model_type: str | None,
+    *,
+    head: str = "error",
+    dtype: str = "float32",
+) -> Plan:
+    """The plan of the model in memory, which starts out as the first ingredient.
+
+    Raises:
+        PlanError: the ingredients cannot be mixed; every reason.
+    """
+    weights = [1.0, *[0.0] * (len(models) - 1)]
+    recipe = make_recipe(models, weights, model_type=model_type, head=head, dtype=dtype)
+    plan = build_plan(recipe)
+    found = not_refillable(plan)
+    if found is not None:
+        raise PlanError(
+            [
+                f"{found} - a search refills one model with whole tensors of every ingredient - "
+                "mix with fixed weights (cocktail mix)"
+            ]
+        )
+    return plan
+
+
+def not_refillable(plan: Plan) -> str | None:
+    """What keeps every ingredient from being put into one model in turn, if anything does."""
+    pieced = [tensor.key for tensor in plan.tensors if tensor.pieces]
+    if pieced:
+        return f"the tokenizers differ ({pieced[0]} is aligned by token)"
+    return "head is mix" if plan.recipe.head == "mix" else None
+
+
+def prepare(
+    plan: Plan,
+    target: ExampleData,
+    retain: ExampleData | None,
+    options: SearchOptions,
+    *,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    processes: Processes | None = None,
+    for_search: bool = True,
+) -> Bench:
+    """Read and tokenise the examples, and build the model that all mixes are measured in.
+
+    Args:
+        for_search: a search compares losses, and needs no more words than the examples have;
+            else the vocabulary stays whole, and what the examples must have is up to the caller.
+
+    Raises:
+        RecipeError: an option means nothing to this kind of model.
+        ExampleError: the examples cannot be used; before the model is built.
+        CheckpointError: the tokenizer does not load, or the device cannot be used.
+        PlanError: the model cannot be built.
+    """
+    _check_options(plan.kind, options)
+    target_examples = read_examples(plan, target, options)
+    retain_examples = [] if retain is None else read_examples(plan, retain, options)
+    if for_search:
+        _check_rivals(plan.kind, target_examples, target)
+        _check_rivals(plan.kind, retain_examples, retain)
+    pooling = None
+    if plan.kind.name == "encoder":
+        parts = {tensor.part: None for tensor in plan.tensors} | {MAIN: None}
+        pooling = choose_pooling(options.pooling, plan.donor, parts)
+    processes = processes or Processes()
+    place = _device(device, processes)
+    mixture = Mixture(plan, place, trust_remote_code, threads or default_threads(), processes)
+    make_task = partial(_task, mixture, _tokenizer(mixture), options, pooling)
+    order = content_order(target_examples, options.seed)
+    ordered = [target_examples[i] for i in order]
+    task = make_task(ordered)
+    mixture.unit_tokens = sum(b.tokens for b in task.batches(mixture.forward_tokens))
+    retain_task = None
+    if retain_examples:
+        kept = content_order(retain_examples, options.seed)
+        retain_task = make_task([retain_examples[i] for i in kept])
+    written = [example for example in ordered if isinstance(example, WrittenExample)]
+    dealt_task = None
+    if written and options.strategy == "auto":
+        dealt_task = make_task(dealt(written))
+    if plan.kind.ranks and for_search:
+        trim_vocabulary(mixture, [task] if retain_task is None else [task, retain_task])
+    return Bench(mixture, task, order, retain_task, dealt_task)
+
+
+def read_examples(
+    plan: Plan, data: ExampleData, options: SearchOptions
+) -> list[RankedExample] | list[WrittenExample]:
+    """The examples of the plan's kind, in the order given.
+
+    Raises:
+        ExampleError: they cannot be used.
+    """
+    if plan.kind.ranks:
+        return read_ranked(data, negatives=options.neg_number, seed=options.seed)
+    return read_written(data)
+
+
+def _check_options(kind: Kind, options: SearchOptions) -> None:
+    """Refuse what only other kinds of model have."""
+    if kind.name != "encoder" and options.pooling is not None:
+        raise RecipeError(
+            f"pooling is {options.pooling!r} for a {kind.name} - only an encoder pools - "
+            "leave it out"
+        )
+    if not kind.ranks and options.neg_number is not None:
+        raise RecipeError(
+            f"neg_number is {options.neg_number} for a {kind.name} - its examples are inputs and "
+            "outputs, without negatives - leave it out"
+        )
+    if not kind.ranks and options.retain_by == "metric":
+        raise RecipeError(
+            f"retain_by is metric for a {kind.name} - it has a loss alone, NDCG is of rankings - "
+            "use loss (--retain-by loss)"
+        )
+
+
+def _check_rivals(
+    kind: Kind, examples: Sequence[RankedExample | WrittenExample], data: ExampleData | None
+) -> None:
+    """Refuse examples in which no passage has another to be told from: an encoder's have those of
+    other examples."""
+    ranked = [example for example in examples if isinstance(example, RankedExample)]
+    by_themselves = kind.name == "reranker" or len(ranked) == 1
+    if ranked and by_themselves and not any(example.negatives for example in ranked):
+        where = data if isinstance(data, str | Path) else "the examples"
+        raise ExampleError(
+            f"{where}: no example has a negative - the loss of one passage alone is 0 for any "
+            "model - add passages that do not answer the query ('neg'), and use 1 or more of them "
+            "(--neg-number, neg_number=)"
+        )
+
+
+def _tokenizer(mixture: Mixture) -> Any:
+    """The tokenizer that the first ingredient was saved with.
+
+    Raises:
+        CheckpointError: it does not load, or transformers makes one up, of a few special tokens,
+            because there is no vocabulary.
+    """
+    tokenizer = mixture.tokenizer()
+    folder = mixture.plan.donor.main_folder
+    # Bytes and characters need no vocabulary; those tokenizers, and some of custom code, name none.
+    wanted = set(tokenizer.vocab_files_names.values())
+    others = ("tokenizer.", "tekken")  # versions, and what is converted as it loads
+    if wanted and not any(
+        path.name in wanted or path.name.startswith(others) for path in folder.iterdir()
+    ):
+        raise CheckpointError(
+            f"{folder}: its tokenizer does not load (it has none of {', '.join(sorted(wanted))}) - "
+            "examples are tokenised with the first ingredient's - save the tokenizer there"
+        )
+    return tokenizer
+
+
+def _task(
+    mixture: Mixture,
+    tokenizer: Any,
+    options: SearchOptions,
+    pooling: str | None,
+    examples: Sequence[RankedExample | WrittenExample],
+) -> Task:
+    model = mixture.model
+    max_length = options.max_input_length
+    ranked = [example for example in examples if isinstance(example, RankedExample)]
+    written = [example for example in examples if isinstance(example, WrittenExample)]
+    kind = mixture.plan.kind.name
+    if kind == "reranker":
+        return RerankerTask(ranked, tokenizer, model, max_length=max_length)
+    if kind == "encoder":
+        return EncoderTask(
+            ranked, tokenizer, model, pooling=pooling or "cls", max_length=max_length
+        )
+    if kind == "decoder":
+        return DecoderTask(written, tokenizer, model, max_length=max_length)
+    if kind == "encoder-decoder":
+        return EncoderDecoderTask(written, tokenizer, model, max_length=max_length)
+    raise PlanError([f"a search does not know the kind {kind}"])
+
+
+def _device(name: str | None, processes: Processes) -> torch.device:
+    """The device of that name, by default the accelerator; of several GPUs each process has one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device == torch.device("cuda") and processes.count > 1:
+            device = torch.device("cuda", processes.local_rank % torch.cuda.device_count())
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError, TypeError, ZeroDivisionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"device {name!r} cannot be used ({reason}) - use cpu or cuda"
+        ) from None
+    return device

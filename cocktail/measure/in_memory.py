@@ -1,0 +1,145 @@
+"""Turn mixed tensors into a transformers model without writing them to disk first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cocktail.checkpoint.whole import MAIN
+from cocktail.system.collector import collection_paused
+from cocktail.tensors.dtypes import as_tensor, torch_dtype
+from cocktail.errors import PlanError, listed
+from cocktail.plan.mixed_tensor import MixedTensor
+from cocktail.plan.plan import Plan
+from cocktail.tensors.bf16 import Bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ModelInMemory:
+    """The tensors of one mixed model, filled block by block and handed over without a copy.
+
+    Its :meth:`write_block` is a sink of :func:`cocktail.mix.stream.stream`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tensors = {
+            tensor.name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
+            for tensor in plan.tensors
+            if tensor.part == MAIN
+        }
+        self._skeleton: PreTrainedModel | None = None
+
+    def write_block(self, tensor: MixedTensor, start: int, block: Bytes) -> None:
+        if tensor.part == MAIN:
+            put_block(self.tensors[tensor.name], start, block, tensor.dtype)
+
+    @collection_paused()
+    def prepare(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
+        """Make the model of the plan's kind without weights, so that what cannot be loaded is
+        refused before anything is mixed.
+
+        Args:
+            trust_remote_code: run the custom code of the model that gives the config.
+
+        Raises:
+            PlanError: its config cannot be loaded.
+        """
+        import transformers  # noqa: PLC0415 - seconds to import
+
+        if self._skeleton is None:
+            folder = self.plan.donor.main_folder
+            auto = getattr(transformers, self.plan.kind.auto_class)
+            options = {"trust_remote_code": trust_remote_code}
+            try:
+                config = transformers.AutoConfig.from_pretrained(folder, **options)
+                with torch.device("meta"):
+                    self._skeleton = auto.from_config(config, **options)
+            except (ValueError, OSError, KeyError, ImportError) as error:
+                raise PlanError([self._unbuildable(folder, error, trust_remote_code)]) from None
+        return self._skeleton
+
+    @collection_paused()
+    def build(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
+        """Make the model of the plan's kind around the tensors.
+
+        Args:
+            trust_remote_code: run the custom code of the model that gives the config.
+
+        Returns:
+            The model in eval mode; its parameters are ``self.tensors``.
+
+        Raises:
+            PlanError: the class has weights that the mix does not fill, which would stay random,
+                or its config cannot be loaded.
+        """
+        import transformers  # noqa: PLC0415
+
+        skeleton = self.prepare(trust_remote_code=trust_remote_code)
+        with _quiet(transformers):
+            model, info = type(skeleton).from_pretrained(
+                None,
+                config=skeleton.config,
+                state_dict=self.tensors,
+                dtype=torch_dtype(self.plan.dtype),
+                output_loading_info=True,
+                **self._without_absent_pooler(type(skeleton)),
+            )
+        unfilled = sorted(info["missing_keys"])
+        if unfilled:
+            raise PlanError(
+                [
+                    f"{type(skeleton).__name__} has weights that no ingredient has "
+                    f"({listed(unfilled)}) - they would be random - name the right model_type"
+                ]
+            )
+        built: PreTrainedModel = model.eval()
+        return built
+
+    def _unbuildable(self, folder: Path, error: Exception, trusted: bool) -> str:
+        if "auto_map" in self.plan.donor.config and not trusted:
+            return (
+                f"{folder}: the model comes with code of its own - it is run only on request - "
+                "read it, then pass trust_remote_code=True"
+            )
+        reason = str(error).strip().split("\n")[0]
+        kind = self.plan.kind.name
+        return (
+            f"{folder}: transformers cannot build it as {kind} ({reason}) - the mixed model is "
+            "returned as one of its classes - name another model_type, or update transformers"
+        )
+
+    def _without_absent_pooler(self, model_class: type) -> dict[str, bool]:
+        """Masked language models are saved without the pooler that their base class would add."""
+        if any("pooler." in name for name in self.tensors):
+            return {}
+        parameters = signature(model_class).parameters
+        return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+
+
+def put_block(home: torch.Tensor, start: int, block: Bytes, code: str) -> None:
+    """Copy the elements of type ``code`` whose bytes these are into a tensor, from ``start`` on."""
+    values = as_tensor(block, code)
+    home.view(-1)[start : start + len(values)].copy_(values)
+
+
+@contextmanager
+def _quiet(transformers: object) -> Iterator[None]:
+    """Hold back the loader's own bar and report: what it would say becomes an error here."""
+    logging = transformers.utils.logging  # type: ignore[attr-defined]
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()

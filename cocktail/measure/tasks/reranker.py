@@ -1,0 +1,130 @@
+"""Rerankers: group cross-entropy of a query's passages, computed as in training.
+
+The pairs are encoded and the loss is taken by ``reranker_ft``, so that the search minimises what
+fine-tuning minimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cocktail.errors import CocktailError
+from cocktail.measure.tasks.examples import RankedExample
+from cocktail.measure.tasks.task import Batch, softmax_slopes
+from reranker_ft.model.scoring import (
+    PairEncoder,
+    needs_mask,
+    position_limit,
+    to_device,
+    token_batches,
+)
+from reranker_ft.errors import RerankerError
+from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.loss import softmax_cross_entropy
+
+
+class RerankerTask:
+    """Q queries with their passages; a row is the score of one pair.
+
+    Args:
+        model: tells how many positions there are, and whether it needs a mask.
+        max_length: most tokens of a pair.
+
+    Raises:
+        CocktailError: the tokenizer makes no pairs, or the length leaves no room for them.
+    """
+
+    entangled = False
+    scale_free = True
+    metric = "ndcg@10"
+
+    def __init__(
+        self,
+        examples: Sequence[RankedExample],
+        tokenizer: Any,
+        model: Any,
+        *,
+        max_length: int,
+    ) -> None:
+        self.places = [example.place for example in examples]
+        limit = min(max_length, position_limit(model) or max_length)
+        with _as_cocktail_errors():
+            encoder = PairEncoder(tokenizer, max_length=limit)
+            self._encodings = encoder(
+                [(example.query, text) for example in examples for text in example.passages]
+            )
+        counts = [len(example.passages) for example in examples]
+        self.rows = sum(counts)
+        self._starts = np.cumsum([0, *counts])
+        width = max(counts)
+        columns = torch.arange(width)
+        self._present = columns < torch.tensor(counts)[:, None]  # (Q, G)
+        # Empty places point at row 0; `present` keeps them out of every result.
+        self._places_of_rows = torch.where(
+            self._present, columns + torch.from_numpy(self._starts[:-1])[:, None], 0
+        )
+        self._always_mask = needs_mask(model)
+
+    def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
+        chosen = range(len(self.places)) if examples is None else examples
+        rows = np.concatenate([np.arange(*self._starts[i : i + 2]) for i in chosen])
+        made = []
+        for batch in token_batches(self._encodings.lengths[rows], max_tokens):
+            picked = rows[batch]
+            with _as_cocktail_errors():
+                inputs = self._encodings.pad(picked.tolist(), always_mask=self._always_mask)
+            owners = np.searchsorted(self._starts, picked, side="right") - 1
+            made.append(Batch(inputs, torch.from_numpy(picked), frozenset(owners.tolist())))
+        return made
+
+    def forward(self, model: Any, batch: Batch) -> Tensor:
+        """(B,) scores."""
+        with _as_cocktail_errors():
+            scores: Tensor = forward_logits(model, to_device(batch.inputs, model.device))
+        return scores
+
+    keep = forward
+
+    def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
+        """(R,) averaged scores."""
+        averaged: Tensor = torch.tensordot(weights, kept, dims=1)
+        return averaged
+
+    def scores(
+        self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(Q, G) scores and whether there is a passage at each place."""
+        chosen = torch.as_tensor(list(examples))
+        return rows.double()[self._places_of_rows[chosen]], self._present[chosen]
+
+    def losses(self, scores: tuple[Tensor, Tensor], scale: Tensor) -> Tensor:
+        values, present = scores
+        losses: Tensor = softmax_cross_entropy(values * scale, present)
+        return losses
+
+    def scale_slopes(self, scores: tuple[Tensor, Tensor], scale: float) -> tuple[float, float]:
+        values, present = scores
+        first = torch.zeros(len(values), dtype=torch.long)
+        return softmax_slopes(values, ~present, first, scale)
+
+    def groups(self, rows: Tensor, examples: Sequence[int]) -> Tensor:
+        scores, present = self.scores(rows, examples)
+        return scores.masked_fill(~present, float("-inf"))
+
+    def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
+        """LM_Cocktail has no rule for rerankers: the mean over the examples."""
+        return self.losses(self.scores(rows, order), torch.ones(())).mean().item()
+
+
+@contextmanager
+def _as_cocktail_errors() -> Iterator[None]:
+    try:
+        yield
+    except RerankerError as error:
+        raise CocktailError(str(error)) from None

@@ -1,0 +1,147 @@
+"""The engine: the only place where weights meet tensors.
+
+Every tensor is cut into segments of a fixed number of elements, segments are shared out to threads,
+and each thread takes its segment block by block: read a block of every ingredient, combine them in
+fp32 in the order of the recipe, round the result to the output's type, hand it to the sink. Nothing
+larger than a block is held, so that memory depends neither on the model nor, for a weighted sum, on
+the number of ingredients. A method that needs a tensor whole gets it whole, as many at a time as
+take no more room than the largest. No result depends on the number of threads or the size of a
+block.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from threading import Event, local
+
+from cocktail.checkpoint.whole import tensor_key
+from cocktail.mix.digests import SEGMENT, SegmentDigests, join_segments
+from cocktail.plan.mixed_tensor import MixedTensor
+from cocktail.plan.plan import Plan
+from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
+from cocktail.system.threads import default_threads, one_torch_thread
+from cocktail.mix.worker import Progress, Sink, Worker
+
+Job = tuple[MixedTensor, int, int]
+"""A tensor and the elements of it that one thread makes."""
+
+
+_ELEMENTS_A_JOB = 1 << 16
+"""With fewer, threads wait for the interpreter and not for memory: one alone is faster."""
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Fingerprints of the data that passed, xxh3-128 in hex.
+
+    Attributes:
+        outputs: by the tensor's key; without those that were put together from pieces.
+        inputs: for each ingredient, of the tensors that were read whole, by their name in its
+            files.
+    """
+
+    outputs: dict[str, str]
+    inputs: tuple[dict[str, str], ...]
+
+
+def stream(
+    plan: Plan,
+    sink: Sink,
+    *,
+    threads: int | None = None,
+    block: int = BLOCK,
+    progress: Progress | None = None,
+) -> Digests:
+    """Mix every tensor of ``plan`` and hand the result to ``sink`` in blocks.
+
+    Args:
+        threads: of reading, mixing and writing; the result does not depend on it. By default one
+            for each processor, one in all where the tensors are small.
+        block: elements at a time; the result does not depend on it.
+
+    Raises:
+        CheckpointError: an ingredient cannot be read any more.
+        NonFiniteError: a mixed tensor holds NaN or infinity.
+    """
+    jobs, space = _jobs(plan), plan.block_bytes(block)
+    make_worker = _worker_for(plan)
+    # Where the mix does without torch, the sink may not.
+    has_torch = "torch" in sys.modules
+    stopped = Event()
+    workers = local()
+
+    def start_thread() -> None:
+        if has_torch:
+            sys.modules["torch"].set_num_threads(1)  # the threads here are the parallelism
+        workers.own = make_worker(reader, block, space, sink, progress, stopped)
+
+    def run(tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
+        worker: Worker = workers.own
+        return worker.run(tensor, start, stop)
+
+    with TensorReader() as reader, one_torch_thread() if has_torch else nullcontext():
+        executor = ThreadPoolExecutor(
+            threads or _useful_threads(jobs), "mix", initializer=start_thread
+        )
+        try:
+            futures = [executor.submit(run, *job) for job in jobs]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stopped.set()
+            executor.shutdown(cancel_futures=True)
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+        digests = [future.result() for future in futures]
+    return _gather(plan, jobs, digests)
+
+
+def _worker_for(plan: Plan) -> Callable[..., Worker]:
+    """What makes a thread's worker: one without torch, which takes a second to import, where the
+    plan has nothing but sums of plain tensors."""
+    if plan.is_plain_sum:
+        return Worker
+    from cocktail.mix.torch_worker import MergingWorker, Room  # noqa: PLC0415 - imports torch
+
+    largest = max((piece.whole_numel for piece in plan.pieces if piece.is_whole), default=0)
+    return partial(MergingWorker, Room(largest))
+
+
+def _jobs(plan: Plan) -> list[Job]:
+    """Segments in the order of the files; before them the tensors that are made whole, the largest
+    first, so that no thread is left alone with one at the end."""
+    whole = sorted((piece for piece in plan.pieces if piece.is_whole), key=lambda t: -t.numel)
+    segments = [
+        (tensor, start, stop)
+        for tensor in plan.pieces
+        if not tensor.is_whole
+        for start, stop in block_bounds(tensor.numel, SEGMENT)
+    ]
+    return [*((tensor, 0, tensor.numel) for tensor in whole), *segments]
+
+
+def _useful_threads(jobs: Sequence[Job]) -> int:
+    elements = sum(stop - start for _, start, stop in jobs)
+    return default_threads() if elements >= _ELEMENTS_A_JOB * len(jobs) else 1
+
+
+def _gather(plan: Plan, jobs: Sequence[Job], digests: Sequence[list[SegmentDigests]]) -> Digests:
+    """Join the digests of a tensor's segments, in order, into one for the tensor."""
+    outputs: dict[str, list[bytes]] = {}
+    inputs: list[dict[str, list[bytes]]] = [{} for _ in plan.ingredients]
+    whole = {tensor.key for tensor in plan.tensors if not tensor.pieces}
+    for (tensor, _, _), segments in zip(jobs, digests, strict=True):
+        for output, *sources in segments if tensor.key in whole else ():
+            outputs.setdefault(tensor.key, []).append(output)
+            for source, digest in zip(tensor.active, sources, strict=True):
+                name = tensor_key(tensor.part, source.info.name)
+                inputs[source.ingredient].setdefault(name, []).append(digest)
+    return Digests(
+        {key: join_segments(parts) for key, parts in outputs.items()},
+        tuple({key: join_segments(parts) for key, parts in table.items()} for table in inputs),
+    )

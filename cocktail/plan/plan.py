@@ -1,0 +1,386 @@
+"""Decide what will be written, and refuse whatever cannot be: from headers, before any data."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cocktail.plan.align import Alignment, align_parts
+from cocktail.checkpoint.whole import MAIN, Checkpoint, resolve
+from cocktail.checkpoint.companions import companion_files, left_behind
+from cocktail.plan.configs import config_problems, is_quantised, is_tied
+from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE, widest
+from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.checkpoint.kinds import Kind, detect_kind, kind_named, kind_problem
+from cocktail.plan.mixed_tensor import Merge, MixedTensor, OutputFile
+from cocktail.checkpoint.pooling import pooling_problems
+from cocktail.tensors.reading import BLOCK
+from cocktail.recipe.recipe import Recipe
+from cocktail.recipe.schedule import layer_depths, unmatched_filters
+from cocktail.measure.memory import measuring_bytes
+from cocktail.plan.vocabularies import Vocabularies, compare_vocabularies
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+RUNTIME_BYTES = 260_000_000  # an interpreter with torch loaded, measured; the rest is computed
+BARE_RUNTIME_BYTES = 40_000_000  # one without
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known of a mix before its first byte.
+
+    Attributes:
+        donor: the ingredient that config, tokenizer and other companions come from.
+        files: the weights to write.
+        companions: files to copy, by their path in the output.
+        notes: what was decided that a user may want to know, one line each.
+        data_sha256: of the examples, once the models have been measured on them.
+        overwrite: whether a model that stands at the output may be replaced.
+    """
+
+    recipe: Recipe
+    kind: Kind
+    ingredients: tuple[Checkpoint, ...]
+    donor: Checkpoint
+    files: tuple[OutputFile, ...]
+    companions: Mapping[str, Path]
+    notes: tuple[str, ...]
+    data_sha256: str | None = None
+    overwrite: bool = False
+
+    @property
+    def tensors(self) -> list[MixedTensor]:
+        return [tensor for file in self.files for tensor in file.tensors]
+
+    @property
+    def pieces(self) -> list[MixedTensor]:
+        """The tensors, and in place of those that are put together their pieces."""
+        return [piece for tensor in self.tensors for piece in tensor.pieces or (tensor,)]
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(s.info.nbytes for piece in self.pieces for s in piece.active)
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @property
+    def dtype(self) -> str:
+        """What most of the model's parameters are written in."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors:
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
+        return max(counts, key=lambda code: counts[code])
+
+    @property
+    def is_plain_sum(self) -> bool:
+        """Whether all of it is made without torch."""
+        return all(piece.is_plain_sum for piece in self.pieces)
+
+    def block_bytes(self, block: int) -> int:
+        """What ``block`` elements of any tensor take at most, in whole numbers of eight bytes."""
+        largest = max((piece.block_bytes(block) for piece in self.pieces), default=0)
+        return math.ceil(largest / 8) * 8
+
+    @property
+    def statistics_bytes(self) -> int:
+        """What is measured of one model before tensors are combined, at most."""
+        return 4 * sum(tensor.statistic_numel for tensor in self.tensors)
+
+    def peak_memory(self, threads: int) -> int:
+        """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors, and
+        what a method needs to make the largest tensor whole. Or, before that, what it takes to
+        measure a model on examples."""
+        side = sum(file.nbytes for file in self.files if not file.is_safetensors)
+        deltas = {s.info.delta for t in self.tensors for s in t.active if s.info.delta is not None}
+        side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
+        side += threads * max((delta.workspace for delta in deltas), default=0)
+        whole = max((p.whole_numel for p in self.pieces if p.is_whole), default=0)
+        sources = (len(p.active) + len(p.sources) * p.is_measured for p in self.pieces if p.merge)
+        mixing = threads * (4 + max(sources, default=0)) * self.block_bytes(BLOCK)
+        mixing += side + whole * 4
+        runtime = BARE_RUNTIME_BYTES if self.is_plain_sum else RUNTIME_BYTES
+        return runtime + max(mixing, measuring_bytes(self))
+
+    def reweighted(self, weights: Sequence[float]) -> Plan:
+        """The same plan with other weights, checked like the first; nothing is read again.
+
+        Raises:
+            PlanError: their number, their sum or one of them is wrong.
+        """
+        recipe = replace(self.recipe, weights=tuple(map(float, weights)))
+        problems = recipe.problems()
+        if problems:
+            raise PlanError(problems)
+        files = tuple(
+            replace(
+                file, tensors=tuple(tensor.reweighted(recipe.weights) for tensor in file.tensors)
+            )
+            for file in self.files
+        )
+        return replace(self, recipe=recipe, files=files)
+
+    def with_tensor(self, tensor: MixedTensor) -> Plan:
+        """The same plan with this tensor for the one of its key."""
+        files = tuple(
+            replace(file, tensors=tuple(tensor if t.key == tensor.key else t for t in file.tensors))
+            for file in self.files
+        )
+        return replace(self, files=files)
+
+    def index(self, folder: str) -> dict[str, Any] | None:
+        """The index of a sharded model, ``None`` if the folder's weights are one file."""
+        shards = [f for f in self.files if f.is_safetensors and str(Path(f.path).parent) == folder]
+        if len(shards) < 2:
+            return None
+        return {
+            "metadata": {"total_size": sum(shard.nbytes for shard in shards)},
+            "weight_map": {t.name: Path(s.path).name for s in shards for t in s.tensors},
+        }
+
+
+def build_plan(
+    recipe: Recipe,
+    *,
+    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
+    made: Mapping[str, Path] | None = None,
+) -> Plan:
+    """Read every ingredient's headers and config, and lay out the output.
+
+    Args:
+        max_shard_size: bytes of the largest output file, or text such as ``"5GB"``.
+        made: the results of earlier recipes by their names.
+
+    Raises:
+        PlanError: with every reason why these ingredients cannot be mixed.
+    """
+    problems = recipe.problems()
+    shard_bytes = DEFAULT_SHARD_BYTES
+    try:
+        shard_bytes = parse_size(max_shard_size)
+    except RecipeError as error:
+        problems.append(str(error))
+    ingredients = []
+    for reference in recipe.ingredients:
+        try:
+            folder = (made or {}).get(reference, reference)
+            ingredients.append(replace(resolve(folder), reference=reference))
+        except CheckpointError as error:
+            problems.append(str(error))
+    if len(ingredients) < max(2, len(recipe.ingredients)):
+        raise PlanError(list(dict.fromkeys(problems)))
+    vocabularies = _vocabularies(ingredients)
+    aligned = align_parts(ingredients, recipe, vocabularies)
+    donor = ingredients[aligned.donor]
+    kind = _kind(recipe.model_type, donor, problems)
+    problems += _agreement_problems(ingredients, kind, vocabularies)
+    if vocabularies.grew and recipe.tokenizer_source not in (None, donor.reference):
+        problems.append(
+            f"tokenizer_source is {recipe.tokenizer_source} and {donor.reference} has more tokens "
+            "- the mix takes the tokenizer that holds all - leave tokenizer_source out"
+        )
+    problems += pooling_problems(ingredients, recipe.pooling)
+    problems += aligned.problems or _head_problems(kind, aligned, donor)
+    if problems or kind is None:
+        raise PlanError(list(dict.fromkeys(problems)))
+    files = _lay_out(ingredients, aligned, recipe, shard_bytes)
+    adaptions = [c.adaption for c in ingredients if c.adaption is not None]
+    notes = (
+        *aligned.notes,
+        *(note for adaption in adaptions for note in adaption.notes),
+        *left_behind(donor),
+    )
+    source = recipe.tokenizer_source
+    tokenizer = None if source is None else ingredients[recipe.ingredients.index(source)]
+    companions = companion_files(donor, tokenizer)
+    return Plan(recipe, kind, tuple(ingredients), donor, files, companions, notes)
+
+
+def parse_size(size: int | str) -> int:
+    """Read a number of bytes: ``5GB`` is 5 * 10**9, ``5GiB`` 5 * 2**30.
+
+    Raises:
+        RecipeError: it is no size, or less than one byte.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
+    value = float(match[1]) * _UNITS.get(match[2], 0) if match else 0.0
+    if not 1 <= value < 2**63:
+        raise RecipeError(f"max_shard_size is {size!r} - it is bytes, or text such as 500MB or 5GB")
+    return int(value)
+
+
+def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | None:
+    try:
+        kind = kind_named(name) if name is not None else _detect(donor)
+    except PlanError as error:
+        problems.append(str(error))
+        return None
+    problem = kind_problem(kind, donor.config, donor.reference)
+    if problem is not None:
+        problems.append(problem)
+    return kind
+
+
+def _detect(donor: Checkpoint) -> Kind:
+    has_modules = (donor.folder / "modules.json").is_file()
+    kind = detect_kind(donor.config, has_modules=has_modules)
+    if kind is None:
+        raise PlanError(
+            [
+                f"{donor.reference}: its config names the architecture "
+                f"{donor.config.get('architectures')!r}, which tells no kind - give one with "
+                "--model-type (model_type=)"
+            ]
+        )
+    return kind
+
+
+def _vocabularies(ingredients: Sequence[Checkpoint]) -> Vocabularies:
+    try:
+        return compare_vocabularies(ingredients)
+    except CheckpointError as error:
+        return Vocabularies(problems=[str(error)])
+
+
+def _agreement_problems(
+    ingredients: Sequence[Checkpoint], kind: Kind | None, vocabularies: Vocabularies
+) -> list[str]:
+    names = [checkpoint.reference for checkpoint in ingredients]
+    configs = [checkpoint.config for checkpoint in ingredients]
+    problems = [
+        f"{name} is quantised - packed weights cannot be averaged - mix the original precision "
+        "and quantise the result"
+        for name, config in zip(names, configs, strict=True)
+        if is_quantised(config)
+    ]
+    # Where rows are aligned by token, each may have as many as it likes.
+    free = ("vocab_size",) if vocabularies.grew else ()
+    problems += config_problems(names, [_without(config, free) for config in configs])
+    ties = [is_tied(config) for config in configs]
+    if True in ties and False in ties and kind is not None and kind.ties_embeddings:
+        problems.append(
+            f"{names[ties.index(True)]} ties its output embedding to the input, "
+            f"{names[ties.index(False)]} does not - the mix can only do one - untie the first "
+            "(save it with both), or mix checkpoints that agree"
+        )
+    return problems + vocabularies.problems
+
+
+def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def _head_problems(kind: Kind | None, aligned: Alignment, donor: Checkpoint) -> list[str]:
+    """A model of this kind without its head would start with a random one."""
+    if kind is None or not kind.heads:
+        return []
+    if kind.ties_embeddings and is_tied(donor.config) is not False:
+        return []
+    names = [name for part, name in aligned.sources if part == MAIN]
+    if any(name.split(".")[0] in kind.heads for name in names):
+        return []
+    if "auto_map" in donor.config:
+        return []  # custom code may call its head anything
+    return [
+        f"no ingredient has a head for {kind.name} models ({', '.join(kind.heads)}) - the "
+        "mix would get a random one - fine-tune first, or name the right model_type"
+    ]
+
+
+def _lay_out(
+    ingredients: Sequence[Checkpoint], aligned: Alignment, recipe: Recipe, shard_bytes: int
+) -> tuple[OutputFile, ...]:
+    files: list[OutputFile] = []
+    by_part: dict[str, list[MixedTensor]] = {}
+    for tensor in _mixed_tensors(aligned, recipe):
+        by_part.setdefault(tensor.part, []).append(tensor)
+    for path, tensors in by_part.items():
+        part = next(c.parts[path] for c in ingredients if path in c.parts)
+        if part.file is not None:
+            files.append(OutputFile(part.file, tuple(tensors), is_safetensors=False))
+            continue
+        # Wide types first keeps every tensor aligned to its own size, as safetensors asks.
+        tensors.sort(key=lambda tensor: -ITEM_SIZE[tensor.dtype])
+        shards = _cut(tensors, shard_bytes)
+        for number, shard in enumerate(shards, start=1):
+            suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
+            file = (PurePosixPath(part.folder) / f"model{suffix}.safetensors").as_posix()
+            files.append(OutputFile(file, tuple(shard), is_safetensors=True))
+    return tuple(files)
+
+
+def _mixed_tensors(aligned: Alignment, recipe: Recipe) -> list[MixedTensor]:
+    """Give every tensor its weights, or its method with its options.
+
+    Raises:
+        PlanError: a tensor has no weight, or a filter fits none.
+    """
+    names = [name for _, name in aligned.sources]
+    depths = layer_depths(names)
+    problems = [
+        f"{key} has a filter {text!r} that stands in no tensor's name - a filter is part of one - "
+        "list the names with `cocktail inspect --tensors`"
+        for given in (recipe.parameters, *recipe.model_parameters)
+        for key, setting in given.items()
+        for text in unmatched_filters(setting, names)
+    ]
+    tensors = []
+    for (path, name), sources in aligned.sources.items():
+        codes = {source.info.dtype for source in sources}
+        code = recipe.dtype or widest(codes) if codes <= FLOATING else next(iter(codes))
+        runs = aligned.runs.get((path, name), [])
+        shape = sources[aligned.donor if runs else 0].info.shape
+        tensor = MixedTensor(path, name, code, shape, sources)
+        try:
+            if len(sources) == len(recipe.ingredients):
+                tensor = _merged(tensor, recipe, depths)
+        except RecipeError as error:
+            problems.append(str(error))
+            continue
+        tensors.append(tensor.in_pieces(runs, sources) if runs else tensor)
+    if problems:
+        raise PlanError(list(dict.fromkeys(problems)))
+    return tensors
+
+
+def _merged(tensor: MixedTensor, recipe: Recipe, depths: Mapping[str, float]) -> MixedTensor:
+    """The tensor as the recipe makes it of all ingredients.
+
+    Raises:
+        RecipeError: no weight is given for it.
+    """
+    weights, options = recipe.for_tensor(tensor.name, depths)
+    weights = weights or (1.0,) * len(recipe.merged)
+    sources = tuple(
+        replace(tensor.sources[i], weight=weight)
+        for i, weight in zip(recipe.merged, weights, strict=True)
+    )
+    if recipe.is_weighted_sum:
+        return replace(tensor, sources=sources)
+    has_base = recipe.base_index is not None and recipe.method.base != "ingredient"
+    base = tensor.sources[recipe.base_index or 0] if has_base else None
+    return replace(tensor, sources=sources, merge=Merge(recipe.method, options, base, recipe.seed))
+
+
+def _cut(tensors: Sequence[MixedTensor], shard_bytes: int) -> list[list[MixedTensor]]:
+    """Fill shards in order; a tensor larger than a shard gets one of its own."""
+    shards: list[list[MixedTensor]] = []
+    filled = shard_bytes
+    for tensor in tensors:
+        if filled + tensor.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    return shards

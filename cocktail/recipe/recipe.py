@@ -1,0 +1,401 @@
+"""The recipe: everything that a mix depends on. Its YAML is read by ``cocktail.recipe.yaml_file``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from cocktail.tensors.dtypes import parse_dtype, torch_name
+from cocktail.errors import RecipeError, listed
+from cocktail.methods.method import Method, Option
+from cocktail.methods.registry import method_named
+from cocktail.recipe.schedule import checked_setting, known_options, lines_depth, value_at
+from cocktail.values import plain
+from cocktail.numbers import cancel, exact_sum, read_weights
+
+WEIGHT_TOLERANCE = 1e-3
+HeadRule = Literal["error", "copy", "mix", "drop"]
+PoolingMode = Literal["cls", "mean", "max", "lasttoken"]
+
+WEIGHT = Option("weight", None, "How much of each model.", per_model=True)
+# LiNeS scales what a fine-tune changed by the depth of the layer: every method with a lambda can.
+LINES = (
+    Option("lines_alpha", 1.0, "LiNeS: lambda is multiplied by this at the first layer."),
+    Option("lines_beta", 0.0, "LiNeS: how much more than that at the last layer."),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What goes in and how it is mixed.
+
+    Attributes:
+        models: references, each a local folder or a Hub id ``org/name[@revision]``. Config and
+            tokenizer come from the base if there is one, else from the first.
+        weights: one for each of the models that are merged, or none if the parameters give them.
+        model_type: ``reranker``, ``encoder``, ``decoder``, ``encoder-decoder``, or ``None`` to
+            read it from the config.
+        dtype: safetensors code of the output, or ``None`` to keep the ingredients' own.
+        head: what to do with a head that only some ingredients have: refuse, take it whole from the
+            only one, average it over those that have it, or leave it out.
+        pooling: make the modules of a sentence-transformers model with this pooling where the
+            first ingredient has none.
+        merge_method: name of the method; see ``cocktail methods``.
+        base_model: what the others were fine-tuned from; may stand among the models.
+        parameters: of the method, for all models; each a scalar, a gradient or a list of filters.
+        model_parameters: of each of the models; they go before ``parameters``.
+        tokenizer_source: the ingredient that the tokenizer's files come from, if not the donor.
+        seed: of methods that draw at random.
+        data: JSONL file of the examples that a method with a statistic measures the models on.
+        name: what a later recipe calls the result by.
+        steps: earlier recipes whose results are among the models, by their names.
+    """
+
+    models: tuple[str, ...]
+    weights: tuple[float, ...]
+    model_type: str | None = None
+    dtype: str | None = None
+    head: HeadRule = "error"
+    pooling: PoolingMode | None = None
+    merge_method: str = "linear"
+    base_model: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    model_parameters: tuple[Mapping[str, Any], ...] = ()
+    tokenizer_source: str | None = None
+    seed: int = 0
+    name: str | None = None
+    data: str | None = None
+    steps: tuple[Recipe, ...] = ()
+
+    @cached_property
+    def method(self) -> Method:
+        """The method of this name.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        return method_named(self.merge_method)
+
+    @property
+    def ingredients(self) -> tuple[str, ...]:
+        """Every checkpoint that is read: the models, and the base after them if it is not one."""
+        if self.base_model is None or self.base_model in self.models:
+            return self.models
+        return (*self.models, self.base_model)
+
+    @property
+    def base_index(self) -> int | None:
+        """Which of the ingredients is the base."""
+        return None if self.base_model is None else self.ingredients.index(self.base_model)
+
+    @property
+    def merged(self) -> list[int]:
+        """The ingredients that the method combines; the base is not one of them if it has a role
+        of its own."""
+        base = None if self.method.base == "ingredient" else self.base_index
+        return [i for i in range(len(self.ingredients)) if i != base]
+
+    def weight_of(self, ingredient: int) -> Any:
+        """What a table shows as an ingredient's weight: a number, the setting that gives it,
+        ``base``, or ``None`` where the method takes no weights."""
+        if ingredient not in self.merged:
+            return "base"
+        if self.weights:
+            return self.weights[self.merged.index(ingredient)]
+        own = self.model_parameters[ingredient : ingredient + 1]
+        default = {option.name: option.default for option in self.method.options}.get("weight")
+        return {**self.parameters, **(own[0] if own else {})}.get("weight", default)
+
+    @property
+    def is_weighted_sum(self) -> bool:
+        """Whether the mix is sum_i w_i theta_i, which the engine adds up block by block."""
+        return self.merge_method == "linear"
+
+    def normalized(self) -> Recipe:
+        """The same recipe with the weights divided by their sum.
+
+        Raises:
+            RecipeError: the sum is zero or not finite.
+        """
+        total = exact_sum(self.weights)
+        if cancel(self.weights):
+            raise RecipeError(
+                f"the weights sum to {total:g} - a sum that is finite and not zero can be "
+                "normalised - give other weights"
+            )
+        return replace(self, weights=tuple(weight / total for weight in self.weights))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the recipe by itself, one line each."""
+        found = []
+        for name, allowed in (("head", HeadRule), ("pooling", PoolingMode)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(allowed):
+                found.append(f"{name} is {value!r} - it is one of {', '.join(get_args(allowed))}")
+        if self.tokenizer_source not in (None, *self.ingredients):
+            found.append(
+                f"tokenizer_source is {self.tokenizer_source!r} - it is one of the models - name "
+                f"one of {listed(self.ingredients)}, or base"
+            )
+        try:
+            found += self._data_problems(self.method)
+            found += [*self._model_problems(self.method), *self._weight_problems(self.method)]
+            self.check_parameters()
+        except RecipeError as error:
+            found.append(str(error))
+        return found
+
+    def _data_problems(self, method: Method) -> list[str]:
+        if method.statistic is None and self.data is not None:
+            return [
+                f"data is {self.data} - {method.name} looks at no examples - leave it out, or "
+                "merge by fisher or regmean"
+            ]
+        if method.statistic is not None and self.data is None:
+            return [
+                f"{method.name} has no examples - it weighs by what they say of each model - give "
+                "a JSONL file (--data, data=)"
+            ]
+        return []
+
+    def _model_problems(self, method: Method) -> list[str]:
+        if len(self.ingredients) < 2:
+            count = len(self.ingredients)
+            return [f"{count} model given - a mix takes at least two - name another"]
+        if self.base_model is None and method.base == "required":
+            return [
+                f"{method.name} has no base - it works on what fine-tuning changed - name the "
+                "model that the others were fine-tuned from (--base, base_model)"
+            ]
+        if method.base == "ingredient" and self.base_model not in (None, *self.models):
+            return [
+                f"the base {self.base_model} is not among the models - {method.name} has no other "
+                "use for it - name it among them"
+            ]
+        fewest, most = method.models
+        count = len(self.merged)
+        if fewest <= count <= (most or count):
+            return []
+        wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most else f"{fewest}+"
+        beside = " besides the base" if self.base_model and method.base != "ingredient" else ""
+        return [
+            f"{count} models given{beside} - {method.name} takes {wanted} - make the numbers agree"
+        ]
+
+    def _weight_problems(self, method: Method) -> list[str]:
+        count = len(self.merged)
+        if not self.weights:
+            given = [self.parameters, *self.model_parameters]
+            if not method.weighted or any("weight" in parameters for parameters in given):
+                return []
+            return [f"no weights for {count} models - each takes one - give them"]
+        if not method.takes_weights:
+            return [f"weights given - {method.name} takes none - leave them out"]
+        if not method.weighted:
+            for weight in self.weights:
+                method.option("weight").check(weight)
+            if not any(self.weights):
+                return [f"the weights are all 0 - {method.name} divides by their sum - give others"]
+        broken = [weight for weight in self.weights if not math.isfinite(weight)]
+        if broken:
+            return [f"weights are {list(self.weights)} - they must be finite numbers"]
+        if len(self.weights) != count:
+            takes = "each model takes one weight, in the same order"
+            if count < len(self.models):
+                takes = f"the base {self.base_model} takes none, each other model one, in order"
+            return [f"{len(self.weights)} weights for {count} models - {takes} - make them agree"]
+        total = exact_sum(self.weights)
+        if self.is_weighted_sum and not abs(total - 1) <= WEIGHT_TOLERANCE:
+            return [
+                f"the weights sum to {total:.6g} - the sum must be 1 within {WEIGHT_TOLERANCE:g}, "
+                "else the model's scale changes - correct them, or normalise (--normalize, "
+                "normalize=True)"
+            ]
+        return []
+
+    def options(self) -> tuple[Option, ...]:
+        """Everything that may stand among the parameters."""
+        method = self.method
+        scaled = any(option.name == "lambda" for option in method.options)
+        weight = (WEIGHT,) if method.weighted else ()
+        return (*weight, *method.options, *(LINES if scaled else ()))
+
+    def check_parameters(self) -> None:
+        """Check names, types and ranges of all parameters.
+
+        Raises:
+            RecipeError: with the first that is wrong.
+        """
+        known = {option.name: option for option in self.options()}
+        for parameters in (self.parameters, *self.model_parameters):
+            known_options(known, parameters, self.merge_method)
+            for name, setting in parameters.items():
+                checked_setting(known[name], setting)
+        if self.weights and any(
+            "weight" in parameters for parameters in (self.parameters, *self.model_parameters)
+        ):
+            raise RecipeError(
+                "weights are given twice, as weights and as parameters - one of them counts - "
+                "leave the others out"
+            )
+
+    def for_tensor(
+        self, name: str, depths: Mapping[str, float]
+    ) -> tuple[tuple[float, ...], dict[str, Any]]:
+        """Weights and options of one tensor.
+
+        Args:
+            depths: of all tensors, see ``cocktail.recipe.schedule.layer_depths``.
+
+        Returns:
+            One weight for each merged ingredient, and the method's options; those that differ by
+            model as tuples in the same order.
+
+        Raises:
+            RecipeError: no weight is given for it, or they cannot be divided by their sum.
+        """
+        values: dict[str, Any] = {}
+        for option in self.options():
+            if option.per_model:
+                each = [self._value(option, name, depths[name], i) for i in self.merged]
+                values[option.name] = tuple(each)
+            else:
+                values[option.name] = self._value(option, name, depths[name], None)
+        weights = self.weights or values.pop("weight", ())
+        values.pop("weight", None)
+        if "lines_alpha" in values:
+            depth = lines_depth(name, depths)
+            values["lambda"] *= values.pop("lines_alpha") + values.pop("lines_beta") * depth
+        if self.is_weighted_sum:
+            normalize = values.pop("normalize")
+            if normalize and not self.weights:
+                total = exact_sum(weights)
+                if cancel(weights):
+                    raise RecipeError(
+                        f"the weights of {name} sum to {total:g} - they are divided by their sum - "
+                        "give others, or normalize: false"
+                    )
+                weights = tuple(weight / total for weight in weights)
+        if self.method.statistic is not None and not any(weights):
+            raise RecipeError(
+                f"the weights of {name} are all 0 - they are divided by their sum - give others"
+            )
+        return weights, values
+
+    def _value(self, option: Option, name: str, depth: float, ingredient: int | None) -> Any:
+        chain = [self.parameters]
+        if ingredient is not None and ingredient < len(self.model_parameters):
+            chain.insert(0, self.model_parameters[ingredient])
+        for parameters in chain:
+            if option.name in parameters:
+                value = value_at(checked_setting(option, parameters[option.name]), name, depth)
+                if value is not None:
+                    return value
+        if option.default is None and not (option is WEIGHT and self.weights):
+            who = "" if ingredient is None else f" of {self.ingredients[ingredient]}"
+            raise RecipeError(
+                f"{name}{who} has no {option.name} - {self.merge_method} needs one for every "
+                "tensor - give it, or add an item without a filter"
+            )
+        return option.default
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without what was left at its default; ``recipe_file`` reads them back."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        defaults = {f.name: f.default for f in fields(self)} | {"parameters": {}, "weights": ()}
+        values = {key: value for key, value in values.items() if value != defaults[key]}
+        values.pop("steps", None)
+        values["models"] = list(self.models)
+        parameters = values.pop("model_parameters", ())
+        if any(parameters):
+            values["models"] = [
+                {"model": model, "parameters": dict(given)} if given else {"model": model}
+                for model, given in zip(self.models, parameters, strict=True)
+            ]
+        if self.weights:
+            values["weights"] = list(self.weights)
+        if self.dtype is not None:
+            values["dtype"] = torch_name(self.dtype)
+        return values
+
+    def to_yaml(self) -> str:
+        """The recipe as a file, the steps that it builds on before it."""
+        documents = [recipe.to_dict() for recipe in (*self.steps, self)]
+        return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True)
+
+
+def recipe_of(settings: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from what ``recipe_file`` read, passing over what is not part of it.
+
+    Raises:
+        RecipeError: as :func:`make_recipe`.
+    """
+    known = signature(make_recipe).parameters
+    given = {key: value for key, value in settings.items() if key in known and value is not None}
+    return make_recipe(**{"models": (), "weights": None, **given})
+
+
+def make_recipe(
+    models: Sequence[str | Path],
+    weights: Sequence[float] | None,
+    *,
+    model_type: str | None = None,
+    dtype: Any = None,
+    head: str = "error",
+    pooling: str | None = None,
+    normalize: bool = False,
+    merge_method: str = "linear",
+    base_model: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    model_parameters: Sequence[Mapping[str, Any]] = (),
+    tokenizer_source: str | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    data: str | Path | None = None,
+) -> Recipe:
+    """Build a recipe from what a user passed.
+
+    Raises:
+        RecipeError: something has another type, the dtype is unknown, or the sum of the weights
+            cannot be normalised.
+    """
+    if isinstance(models, str | Path) or not isinstance(models, Iterable):
+        raise RecipeError(f"models are {models!r} - they are a list of folders or Hub ids")
+    for key, text in (
+        ("model_type", model_type), ("merge_method", merge_method), ("name", name),
+        ("tokenizer_source", tokenizer_source),
+    ):  # fmt: skip
+        if text is not None and not isinstance(text, str):
+            raise RecipeError(f"{key} is {text!r} - it is text - correct it")
+    if not isinstance(parameters, Mapping | None):
+        raise RecipeError(
+            f"parameters are {parameters!r} - they are a map such as {{'density': 0.5}} - correct "
+            "them"
+        )
+    seed = plain(seed)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise RecipeError(f"seed is {seed!r} - it is a whole number - correct it")
+    recipe = Recipe(
+        tuple(str(model) for model in models),
+        read_weights(weights),
+        model_type,
+        parse_dtype(dtype),
+        head,  # type: ignore[arg-type]  # checked by problems(), with all others
+        pooling,  # type: ignore[arg-type]
+        merge_method,
+        None if base_model is None else str(base_model),
+        plain(parameters or {}),
+        tuple(plain(given) for given in model_parameters),
+        tokenizer_source,
+        seed,
+        name,
+        None if data is None else str(data),
+    )
+    return recipe.normalized() if normalize else recipe

@@ -1,0 +1,101 @@
+"""Weighted sums of fp32 and bf16 by NumPy alone.
+
+torch takes as long to import as two models of a billion parameters take to be mixed, and the
+commonest mix is made here, without it. NumPy has no bf16: its elements are the upper halves of
+fp32, widened and rounded as bits. The results are those of torch, bit for bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cocktail.tensors.dtypes import torch_name
+from cocktail.errors import NonFiniteError
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+SUMMED = frozenset({"F32", "BF16"})
+"""Types that are added up here."""
+# As bits of fp32: the last number that is finite when it is rounded, and the one it is rounded to.
+_LAST_FINITE = {"F32": (0x7F7FFFFF, 0x7F7FFFFF), "BF16": (0x7F7F7FFF, 0x7F7F0000)}
+
+
+def weigh(raw: Bytes, code: str, weight: float, out: Floats) -> None:
+    """weight * x in fp32.
+
+    Args:
+        raw: n elements of the type ``code``.
+        out: shape (n,); overwritten.
+    """
+    if code == "F32":
+        np.multiply(raw.view(np.float32), np.float32(weight), out=out)
+        return
+    widen(raw, out)
+    np.multiply(out, np.float32(weight), out=out)
+
+
+def widen(raw: Bytes, out: Floats) -> Floats:
+    """n elements of bf16 in fp32, into ``out`` of shape (n,)."""
+    bits = out.view(np.uint32)
+    np.copyto(bits, raw.view(np.uint16))
+    np.left_shift(bits, 16, out=bits)
+    return out
+
+
+def in_fp64(raw: Bytes, code: str) -> NDArray[np.float64]:
+    """n elements of the floating type ``code``, shape (n,)."""
+    if code == "BF16":
+        return widen(raw, np.empty(len(raw) // 2, np.float32)).astype(np.float64)
+    own = {"F16": np.float16, "F32": np.float32, "F64": np.float64}[code]
+    return raw.view(own).astype(np.float64)
+
+
+def narrow(block: Floats, scratch: Floats, out: Bytes) -> Bytes:
+    """fp32 rounded to the nearest bf16, to the even one of two.
+
+    Args:
+        block: shape (n,), finite.
+        scratch: like ``block``; overwritten.
+        out: at least 2 n long.
+
+    Returns:
+        The first 2 n bytes of ``out``.
+    """
+    bits, carry = block.view(np.uint32), scratch.view(np.uint32)
+    np.right_shift(bits, 16, out=carry)
+    np.bitwise_and(carry, 1, out=carry)
+    np.add(carry, 0x7FFF, out=carry)
+    np.add(carry, bits, out=carry)
+    np.right_shift(carry, 16, out=carry)
+    rounded = out[: 2 * len(block)]
+    np.copyto(rounded.view(np.uint16), carry, casting="unsafe")
+    return rounded
+
+
+def require_finite(block: Floats, code: str, name: str) -> None:
+    """Refuse what is not finite, or would not be once it is rounded to ``code``.
+
+    Raises:
+        NonFiniteError: naming the tensor and what was found.
+    """
+    last, largest = map(float, np.array(_LAST_FINITE[code], np.uint32).view(np.float32))
+    # A NaN comes out of both, and no comparison with it holds; older NumPy warns of it.
+    with np.errstate(invalid="ignore"):
+        if block.min() >= -last and block.max() <= last:
+            return
+    strange = block[~np.isfinite(block)]
+    worst = float(strange[0]) if len(strange) else None
+    raise not_finite(name, worst, largest, f"torch.{torch_name(code)}")
+
+
+def not_finite(
+    name: str, worst: float | None, largest: float, dtype: str, when: str = "after"
+) -> NonFiniteError:
+    """The error for a tensor that holds ``worst``, or exceeds the largest number of its type."""
+    found = f"holds {worst}" if worst is not None else f"exceeds {largest:g}, the largest {dtype}"
+    return NonFiniteError(
+        f"{name} {found} {when} mixing - a mixed model has finite weights only - look at the "
+        "ingredients with `cocktail inspect`, or write a wider dtype"
+    )

@@ -1,0 +1,225 @@
+"""Read and write the header of a safetensors file, trusting nothing in it.
+
+The format: eight bytes with the header's length (little endian), the header (JSON), then the
+tensors' bytes. https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cocktail.tensors.dtypes import ITEM_SIZE
+from cocktail.errors import CheckpointError, listed
+
+if TYPE_CHECKING:
+    import torch
+
+    from cocktail.tensors.lowrank import LowRank
+
+MAX_HEADER_BYTES = 100_000_000  # what the reference implementation accepts
+ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies and what it is; its data has not been read.
+
+    Attributes:
+        name: the name in its file.
+        dtype: safetensors code, ``"BF16"``.
+        file: the file that holds the data.
+        offset: of the first byte, from the start of ``file``.
+        mapped: the tensor itself, mapped from a pickled file, which has no flat layout to address.
+        delta: what an adapter adds to the tensor whenever it is read.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    mapped: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    delta: LowRank | None = field(default=None, repr=False)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * ITEM_SIZE[self.dtype]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its elements lie in the file one after the other, as they are read."""
+        return self.mapped is None and self.delta is None
+
+    def rows(self, start: int, count: int) -> TensorInfo:
+        """Rows ``start:start + count`` as a tensor of their own.
+
+        Raises:
+            CheckpointError: an adapter changes the tensor.
+        """
+        if self.delta is not None:
+            raise CheckpointError(
+                f"{self.file}: tensor {self.name!r} is changed by an adapter, and its rows must be "
+                "aligned by token - one of the two is possible - merge the adapter into its base "
+                "first, with merge_and_unload()"
+            )
+        shape = (count, *self.shape[1:])
+        skipped = start * math.prod(self.shape[1:]) * ITEM_SIZE[self.dtype]
+        mapped = None if self.mapped is None else self.mapped[start : start + count]
+        return replace(self, shape=shape, offset=self.offset + skipped, mapped=mapped)
+
+    @property
+    def read_dtype(self) -> str:
+        """The type in which blocks are read: with an adapter's change, fp32 or wider."""
+        return self.dtype if self.delta is None or self.dtype == "F64" else "F32"
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Read the header of a safetensors file.
+
+    Returns:
+        The tensors by name, in the order of their data, and the file's own metadata.
+
+    Raises:
+        CheckpointError: the file is truncated, is no safetensors file, or its offsets overlap,
+            leave a gap, leave the file, or do not match dtype and shape.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = _header_bytes(path, size, file.read(8))
+            raw = file.read(header_bytes)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    entries = _parse(path, raw)
+    metadata = _metadata(path, entries.pop("__metadata__", {}))
+    start = 8 + header_bytes
+    tensors = [_tensor(path, name, entry, start) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    _require_contiguous(path, tensors, start, size)
+    return {tensor.name: tensor for tensor in tensors}, metadata
+
+
+def build_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[int]]:
+    """Lay tensors out one after another.
+
+    Args:
+        tensors: name, dtype code and shape of each, in the order of their data.
+        metadata: text to text, kept in the header.
+
+    Returns:
+        The first bytes of the file up to the data, and each tensor's offset from the file's start.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    ends = [0]
+    for name, dtype, shape in tensors:
+        ends.append(ends[-1] + math.prod(shape) * ITEM_SIZE[dtype])
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": ends[-2:]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"the output's header would take {len(text):,} bytes - readers accept "
+            f"{MAX_HEADER_BYTES:,} - choose a smaller --max-shard-size"
+        )
+    prefix = struct.pack("<Q", len(text)) + text
+    return prefix, [len(prefix) + end for end in ends[:-1]]
+
+
+def _broken(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {found} - the file is damaged - copy or download it again")
+
+
+def _header_bytes(path: Path, size: int, first: bytes) -> int:
+    if len(first) < 8:
+        raise _broken(path, f"{size} bytes, too short for a safetensors header")
+    length: int = struct.unpack("<Q", first)[0]
+    if length > MAX_HEADER_BYTES or 8 + length > size:
+        raise _broken(path, f"its header should take {length:,} bytes, the file has {size:,}")
+    return length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice")
+    return result
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"its header is not valid JSON ({error})") from None
+    if not isinstance(entries, dict):
+        raise _broken(path, "its header is not a JSON object")
+    return entries
+
+
+def _metadata(path: Path, metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _broken(path, "its __metadata__ is not a map of text to text")
+    return metadata
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written in UTF-8: it has no half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+    if not is_text(name):
+        raise _broken(path, f"the name of tensor {name!r} is no text")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _broken(path, f"tensor {name!r} lacks dtype, shape or data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has dtype {dtype!r} - known are {', '.join(ITEM_SIZE)} - "
+            "convert the checkpoint to one of these"
+        )
+    if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
+        raise _broken(path, f"tensor {name!r} has shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise _broken(path, f"tensor {name!r} has data_offsets {offsets!r}")
+    tensor = TensorInfo(name, dtype, tuple(shape), path, start + offsets[0])
+    if offsets[1] - offsets[0] != tensor.nbytes:
+        raise _broken(
+            path,
+            f"tensor {name!r} of {dtype} {shape} needs {tensor.nbytes:,} bytes, "
+            f"its offsets give {offsets[1] - offsets[0]:,}",
+        )
+    return tensor
+
+
+def _require_contiguous(path: Path, tensors: list[TensorInfo], start: int, size: int) -> None:
+    end = start
+    for tensor in tensors:
+        if tensor.offset < end:
+            raise _broken(path, f"tensor {tensor.name!r} overlaps the one before it")
+        if tensor.offset > end:
+            raise _broken(path, f"{tensor.offset - end:,} stray bytes before {tensor.name!r}")
+        end += tensor.nbytes
+    if end != size:
+        names = listed([tensor.name for tensor in tensors if tensor.offset + tensor.nbytes > size])
+        short = f", so these are cut off: {names}" if names else ""
+        raise _broken(path, f"its header describes {end:,} bytes, the file has {size:,}{short}")

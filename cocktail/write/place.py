@@ -1,0 +1,127 @@
+"""Where a mix may be written: what stands there already, and whether it fits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from cocktail.write.card import PROVENANCE_FILE
+from cocktail.checkpoint.whole import Checkpoint
+from cocktail.errors import OutputError
+
+_SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+
+
+def output_folder(path: str | Path) -> Path:
+    """The path that a user named, with the home folder in place of ``~``.
+
+    Raises:
+        OutputError: it is no path.
+    """
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, TypeError) as error:
+        raise OutputError(
+            f"the output {str(path)!r} is no path here ({error}) - choose another output"
+        ) from None
+
+
+def output_problems(
+    output: Path, ingredients: Mapping[str, Path], needed: int, *, overwrite: bool
+) -> list[str]:
+    """Say why ``output`` cannot take a mix of ``needed`` bytes from these folders, by name.
+
+    An existing folder is replaced only with ``overwrite``, and only if it holds a model.
+    """
+    unusable = _unusable(output)
+    if unusable is not None:
+        return [f"the output {str(output)!r} is no path here ({unusable}) - choose another output"]
+    problems = []
+    place = Path(os.path.realpath(output))
+    for name, folder in ingredients.items():
+        source = Path(os.path.realpath(folder))
+        if place == source or place in source.parents or source in place.parents:
+            relation = (
+                "is" if place == source else "contains" if place in source.parents else "lies in"
+            )
+            problems.append(
+                f"the output {output} {relation} the ingredient {name} - a source "
+                "is never written to - choose another output"
+            )
+    standing = standing_problem(output, overwrite=overwrite)
+    if standing is not None:
+        problems.append(standing)
+    return problems + _place_problems(place, needed)
+
+
+def _unusable(output: Path) -> str | None:
+    """What the system says to a path that cannot be looked at."""
+    try:
+        output.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error.strerror
+    except ValueError as error:  # a null byte
+        return str(error)
+    return None
+
+
+def standing_problem(output: Path, *, overwrite: bool) -> str | None:
+    """Say why what stands at ``output`` cannot be replaced."""
+    if output.exists() and not output.is_dir():
+        return f"the output {output} is a file - it must be a folder - choose another"
+    if not output.exists() or not any(output.iterdir()):
+        return None
+    if not overwrite:
+        return (
+            f"the output {output} exists and is not empty - nothing is replaced unasked - choose "
+            "another output, or pass --overwrite (overwrite=True)"
+        )
+    if _holds_model(output):
+        return None
+    return (
+        f"the output {output} holds files but no model - only a model is overwritten - choose "
+        "another output, or empty the folder yourself"
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether a config has weights beside it, in a module's folder, or a mix's record."""
+    if (folder / "config.json").is_file():
+        marks: tuple[str, ...] = (*_WEIGHTS, PROVENANCE_FILE)
+    elif (folder / "modules.json").is_file():
+        marks = (*(f"*/{name}" for name in _WEIGHTS), PROVENANCE_FILE)
+    else:
+        return False
+    return any(any(folder.glob(mark)) for mark in marks)
+
+
+def linked_folders(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Where links among a checkpoint's weights lead, by a name for messages: sources as well."""
+    return {
+        f"{checkpoint.reference} ({info.file.name} links there)": info.file.resolve().parent
+        for _, info in checkpoint
+        if info.file.is_symlink()
+    }
+
+
+def _place_problems(place: Path, needed: int) -> list[str]:
+    """Say why nothing can be made at ``place``."""
+    parent = next((folder for folder in place.parents if folder.exists()), place)
+    if not parent.is_dir():
+        return [f"the output's folder {parent} is a file - choose another output"]
+    if not os.access(parent, os.W_OK):
+        return [f"the output's folder {parent} is not writable - choose another output"]
+    free = shutil.disk_usage(parent).free
+    needed += _SPARE_BYTES
+    if free < needed:
+        return [
+            f"the mix takes {needed / 1e6:,.0f} MB while it is written, {parent} has "
+            f"{free / 1e6:,.0f} MB free - the old output is kept until the new one is whole - free "
+            "space, or choose another disk"
+        ]
+    return []

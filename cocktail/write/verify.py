@@ -1,0 +1,81 @@
+"""Recompute the digests of a mixed model and of what went into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cocktail.write.card import read_provenance
+from cocktail.checkpoint.whole import Checkpoint, local_folder, resolve, with_commit
+from cocktail.mix.digests import checkpoint_digest
+from cocktail.errors import CheckpointError
+from cocktail.system.progress import byte_progress
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was recomputed for one model.
+
+    Attributes:
+        model: the output folder, or the ingredient's reference.
+        role: ``output`` or ``ingredient``.
+        state: ``same``, ``different``, or ``unknown`` with the reason in ``detail``.
+    """
+
+    model: str
+    role: str
+    state: Literal["same", "different", "unknown"]
+    detail: str = ""
+
+
+def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:
+    """Compare a mix and its ingredients with the digests in its ``cocktail.json``.
+
+    Returns:
+        The output first, then each ingredient; one that is not here any more, or that had weight
+        zero and was never read, is ``unknown``.
+
+    Raises:
+        CheckpointError: the folder is no mix, or its own weights cannot be read.
+    """
+    folder = Path(folder)
+    record = read_provenance(folder)
+    expected = str(record["output"]["digest"])
+    verdicts = [_verdict(str(folder), "output", resolve(folder), expected, (), progress)]
+    for entry in record["ingredients"]:
+        name, commit = str(entry["model"]), entry.get("commit")
+        if entry["digest"] is None:
+            verdicts.append(Verdict(name, "ingredient", "unknown", "weight 0: it was not read"))
+            continue
+        if commit is None and "opened" not in entry and local_folder(name) is None:
+            # Never looked for on the Hub: a model of that name there is another one.
+            detail = f"no folder {name} here; relative paths start at the current folder"
+            verdicts.append(Verdict(name, "ingredient", "unknown", detail))
+            continue
+        try:
+            ingredient = resolve(entry.get("opened") or with_commit(name, commit))
+        except CheckpointError as error:
+            verdicts.append(Verdict(name, "ingredient", "unknown", str(error)))
+            continue
+        verdicts.append(
+            _verdict(name, "ingredient", ingredient, entry["digest"], entry["left_out"], progress)
+        )
+    return verdicts
+
+
+def _verdict(
+    name: str,
+    role: str,
+    checkpoint: Checkpoint,
+    expected: str,
+    left_out: Iterable[str],
+    progress: bool,
+) -> Verdict:
+    total = sum(info.nbytes for _, info in checkpoint)
+    with byte_progress(total, f"reading {name}", shown=progress) as advance:
+        digest = checkpoint_digest(checkpoint, left_out, advance)
+    if digest == expected:
+        return Verdict(name, role, "same")
+    return Verdict(name, role, "different", f"digest {digest}, recorded {expected}")

@@ -1,0 +1,161 @@
+"""`reranker-ft mine`: parses, mines, prints."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import click
+
+from reranker_ft.cli.options import json_option, overwrite_option, report, reranker_options
+
+
+@click.command()
+@click.option("--input_file", required=True, help="JSONL with query, pos.")
+@click.option("--output_file", required=True, help="The same lines with mined neg.")
+@click.option("--candidate_pool", help='JSONL with "text", or one passage a line.  [the input]')
+@click.option(
+    "--range_for_sampling",
+    default="10-210",
+    show_default=True,
+    help="Ranks to draw from; 0 is the best, the end is excluded.",
+)
+@click.option("--negative_number", default=15, show_default=True, help="Negatives a query.")
+@click.option("--fill_random/--no_fill_random", default=True, help="Where ranks give too few.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw.")
+@click.option("--reranker", help="Guard against false negatives with this cross-encoder.")
+@click.option(
+    "--margin",
+    type=float,
+    help="With --reranker: how far below the query's positives, in logits.  [0]",
+)
+@click.option("--embedder_name_or_path", help="Rank by this encoder.  [BM25]")
+@click.option(
+    "--pooling_method",
+    type=click.Choice(["cls", "mean", "last_token"]),
+    help="Of the encoder.  [as stored with it]",
+)
+@click.option(
+    "--normalize_embeddings",
+    type=bool,
+    default=True,
+    show_default=True,
+    help="Compare the encoder's embeddings by their cosine.",
+)
+@click.option("--query_instruction_for_retrieval", help="The encoder's instruction for queries.")
+@click.option(
+    "--query_instruction_format_for_retrieval",
+    default="{}{}",
+    show_default=True,
+    help="Its two {} take the instruction and the query.",
+)
+@click.option(
+    "--embedder_query_max_length",
+    default=512,
+    show_default=True,
+    help="Most tokens of a query for the encoder.",
+)
+@click.option(
+    "--embedder_passage_max_length",
+    default=512,
+    show_default=True,
+    help="Most tokens of a passage for the encoder.",
+)
+@overwrite_option
+@json_option
+@reranker_options
+def mine(
+    input_file: str,
+    output_file: str,
+    candidate_pool: str | None,
+    range_for_sampling: str,
+    negative_number: int,
+    fill_random: bool,
+    seed: int,
+    reranker: str | None,
+    margin: float | None,
+    overwrite: bool,
+    as_json: bool,
+    reranker_options: dict[str, Any],
+    **embedder: Any,
+) -> None:
+    """Find hard negatives for training data.
+
+    BM25, or an encoder, ranks the passages of the pool for each query; negatives are drawn from a
+    range of ranks. A positive of the same query is never among them.
+
+    \b
+    Example:
+      reranker-ft mine --input_file train.jsonl --output_file train_mined.jsonl \\
+        --candidate_pool passages.jsonl --range_for_sampling 2-200 --negative_number 15 \\
+        --reranker BAAI/bge-reranker-base --margin 1
+    """
+    from reranker_ft.data.files import refuse_existing
+    from reranker_ft.mine.mine import MiningOptions, mine_file, parse_ranks
+
+    if margin is not None and reranker is None:
+        raise click.UsageError("--margin is given without --reranker, whose scores it compares.")
+    options = MiningOptions(
+        ranks=parse_ranks(range_for_sampling),
+        negatives=negative_number,
+        fill_random=fill_random,
+        margin=margin or 0.0,
+        seed=seed,
+    )
+    refuse_existing(output_file, overwrite=overwrite)
+    found = mine_file(
+        input_file,
+        output_file,
+        options,
+        _retriever(embedder, reranker_options),
+        candidate_pool=candidate_pool,
+        reranker=_guard(reranker, reranker_options),
+        overwrite=overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    from reranker_ft.cli.describe import describe_mining
+
+    report({**found.to_dict(), "output": output_file}, describe_mining(found, output_file), as_json)
+
+
+def _guard(reranker: str | None, options: dict[str, Any]) -> Any:
+    """The cross-encoder that guards against false negatives, if one is named."""
+    from reranker_ft.score.reranker import Reranker
+
+    return None if reranker is None else Reranker(reranker, **options)
+
+
+def _retriever(embedder: dict[str, Any], shared: dict[str, Any]) -> Any:
+    """What makes the retriever of a pool: BM25, or the encoder that the options name.
+
+    Args:
+        embedder: The options of `mine` that concern the encoder.
+        shared: The options of the reranker, some of which hold for the encoder too.
+    """
+    from reranker_ft.mine.retrieve import BM25, EncoderSearch
+
+    name = embedder["embedder_name_or_path"]
+    if name is None:
+        return functools.partial(BM25, progress=sys.stderr.isatty())
+    from reranker_ft.mine.bi_encoder import EncoderOptions, load_encoder
+    from reranker_ft.train.groups import Instructions
+
+    encoder = load_encoder(
+        name,
+        EncoderOptions(
+            pooling=embedder["pooling_method"],
+            normalize=embedder["normalize_embeddings"],
+            instructions=Instructions(
+                query=embedder["query_instruction_for_retrieval"],
+                query_format=embedder["query_instruction_format_for_retrieval"],
+            ),
+            query_max_length=embedder["embedder_query_max_length"],
+            passage_max_length=embedder["embedder_passage_max_length"],
+            device=(shared["devices"] or [None])[0],
+            use_fp16=shared["use_fp16"],
+            trust_remote_code=shared["trust_remote_code"],
+            cache_dir=shared["cache_dir"],
+        ),
+    )
+    return functools.partial(EncoderSearch, encoder, progress=sys.stderr.isatty())

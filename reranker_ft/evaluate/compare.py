@@ -1,0 +1,133 @@
+"""Several models on the same queries: a table, and what each gains over the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reranker_ft.data.examples import Example, ExampleFiles
+from reranker_ft.errors import ArgumentError
+from reranker_ft.evaluate.metrics import (
+    Estimate,
+    FloatArray,
+    bootstrap_difference,
+    bootstrap_mean,
+    per_query_metrics,
+)
+from reranker_ft.evaluate.ranking import RankingSet
+from reranker_ft.score.reranker import Reranker
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model on one data set.
+
+    Attributes:
+        model, data: As they were named.
+        per_query: Values of shape (N,) by metric, in the order of the file.
+        means: Mean and 95 % interval by metric.
+        differences: Mean and 95 % interval of the paired difference to the first model, by metric;
+            None for the first model.
+    """
+
+    model: str
+    data: str
+    per_query: Mapping[str, FloatArray]
+    means: Mapping[str, Estimate]
+    differences: Mapping[str, Estimate] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        differences = self.differences or {}
+        return {
+            "model": self.model,
+            "data": self.data,
+            "queries": len(next(iter(self.per_query.values()))),
+            "metrics": {name: mean.to_dict() for name, mean in self.means.items()},
+            "difference_to_first": {
+                name: difference.to_dict() for name, difference in differences.items()
+            }
+            or None,
+        }
+
+
+def compare(
+    models: Sequence[str],
+    data: Sequence[str | Path],
+    *,
+    max_queries: int | None = None,
+    reranker_options: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> list[Result]:
+    """Ranks the passages of every query with every model.
+
+    One model is in memory at a time.
+
+    Args:
+        models: Folders or Hub ids; differences are to the first.
+        data: Files or folders of {"query", "pos", "neg"}; each is a data set.
+        max_queries: Only the first queries of each data set.
+        reranker_options: Arguments of Reranker.
+
+    Returns:
+        Results by data set, then by model, in the given order.
+
+    Raises:
+        ArgumentError: A name comes twice, or `max_queries` is below 1.
+        DataError, ModelError: Something does not load.
+    """
+    for names in (models, [str(path) for path in data]):
+        twice = sorted({name for name in names if list(names).count(name) > 1})
+        if twice:
+            raise ArgumentError(
+                f"{', '.join(twice)} is given more than once - each is compared once - drop one"
+            )
+    if max_queries is not None and max_queries < 1:
+        raise ArgumentError(f"max_queries is {max_queries} - it counts queries - use 1 or more")
+    sets = {str(path): ExampleFiles([path], negatives_required=True)[:max_queries] for path in data}
+    measured: dict[tuple[str, str], dict[str, FloatArray]] = {}
+    for model in models:
+        reranker = Reranker(model, **(reranker_options or {}))
+        for name, examples in sets.items():
+            label = f"{model} on {name}" if progress else ""
+            measured[model, name] = measure(reranker, examples, progress=label)
+    return [
+        _result(model, name, measured[model, name], measured[models[0], name], model == models[0])
+        for name in sets
+        for model in models
+    ]
+
+
+def measure(
+    reranker: Reranker, examples: Sequence[Example], *, progress: str = ""
+) -> dict[str, FloatArray]:
+    """Per-query metrics of a reranker, as training measures them.
+
+    Args:
+        progress: Label of a progress bar; none is shown if empty.
+    """
+    encoder = reranker.encoder()
+    ranking = RankingSet(examples, encoder, reranker.instructions)
+    score = partial(
+        reranker.score_encodings,
+        max_tokens=reranker.token_budget(encoder.max_length),
+        progress=progress or False,
+    )
+    return per_query_metrics(ranking.scores(score), ranking.relevance)
+
+
+def _result(
+    model: str,
+    data: str,
+    values: dict[str, FloatArray],
+    baseline: dict[str, FloatArray],
+    is_baseline: bool,
+) -> Result:
+    differences = {
+        name: bootstrap_difference(values[name], baseline[name])
+        for name in (() if is_baseline else values)
+    }
+    means = {name: bootstrap_mean(per_query) for name, per_query in values.items()}
+    return Result(model, data, values, means, differences or None)

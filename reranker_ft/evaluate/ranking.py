@@ -1,0 +1,92 @@
+"""Held-out queries during training: encoded once, ranked at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reranker_ft.model.scoring import Encodings, Pair, PairEncoder
+from reranker_ft.data.examples import Example
+from reranker_ft.evaluate.metrics import Estimate, bootstrap_mean, per_query_metrics
+from reranker_ft.train.groups import Instructions
+from reranker_ft.model.loss import softmax_cross_entropy
+
+
+class RankingSet:
+    """Queries with all their passages, as token ids.
+
+    Args:
+        examples: Each with its positives and negatives; a text counts once, as the positive where
+            it is both.
+        encoder: Makes the token ids.
+        instructions: Put around queries and passages, as in training.
+        process, processes: This process ranks every `processes`-th query, from number `process`.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        encoder: PairEncoder,
+        instructions: Instructions,
+        *,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.processes = processes
+        pairs: list[Pair] = []
+        self.relevance: list[npt.NDArray[np.int64]] = []
+        for example in (examples[i] for i in range(process, len(examples), processes)):
+            positives = list(dict.fromkeys(example.pos))
+            negatives = [text for text in dict.fromkeys(example.neg) if text not in positives]
+            query = instructions.of_query(example.query, example.prompt)
+            pairs += [
+                (query, instructions.of_passage(text, example.passage_prompt))
+                for text in positives + negatives
+            ]
+            self.relevance.append(np.array([1] * len(positives) + [0] * len(negatives)))
+        self.encodings: Encodings = encoder(pairs)
+
+    def scores(self, score: Callable[[Encodings], Tensor]) -> list[npt.NDArray[np.float32]]:
+        """The scores of each query's passages, in the order of `relevance`.
+
+        Args:
+            score: Gives (N,) scores of N pairs.
+        """
+        if not self.relevance:  # fewer queries than processes
+            return []
+        ends = np.cumsum([len(grades) for grades in self.relevance])[:-1]
+        return np.split(score(self.encodings).numpy(), ends)
+
+
+def ranking_metrics(
+    scores: Sequence[npt.NDArray[np.float32]], relevance: Sequence[npt.NDArray[np.int64]]
+) -> dict[str, Estimate]:
+    """Mean and 95 % interval over the queries of every ranking metric."""
+    return {
+        name: bootstrap_mean(values)
+        for name, values in per_query_metrics(scores, relevance).items()
+    }
+
+
+def ranking_loss(
+    scores: Sequence[npt.NDArray[np.float32]], relevance: Sequence[npt.NDArray[np.int64]]
+) -> float:
+    """Mean over the queries of the softmax cross-entropy of each positive against all negatives."""
+    losses: list[float] = []
+    for values, grades in zip(scores, relevance, strict=True):
+        row = torch.from_numpy(values)
+        negatives = row[torch.from_numpy(grades == 0)]
+        rows: list[Tensor] = [
+            torch.cat([positive[None], negatives]) for positive in row[torch.from_numpy(grades > 0)]
+        ]
+        losses.append(float(softmax_cross_entropy(torch.stack(rows)).mean()))
+    return float(np.mean(losses))
+
+
+def score_spread(scores: Sequence[npt.NDArray[np.float32]]) -> float:
+    """Mean over the queries of the standard deviation of their scores, in logits."""
+    return float(np.mean([values.std() for values in scores]))

@@ -1,0 +1,183 @@
+"""The passages of a pool that come closest to a query: by BM25, or by an encoder."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from reranker_ft.mine.bi_encoder import Encoder
+from reranker_ft.errors import ArgumentError
+
+
+@contextmanager
+def _no_jax() -> Iterator[None]:
+    """Imports inside find no JAX, unless something has imported it already."""
+    if "jax" in sys.modules:
+        yield
+        return
+    sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["jax"]
+
+
+# Where there is a JAX, bm25s calls it at its import, and JAX takes three quarters of a GPU's memory
+# at its first call. This module has no use for it.
+with _no_jax():
+    import bm25s
+
+# Passages encoded, and queries compared with them, at a time: a block of scores is 32 MiB.
+POOL_PIECE = 8192
+QUERY_BLOCK = 1024
+
+Ranking = NDArray[np.int64]
+
+# Scripts that put no space between words: kana, Han, and those from Thai to Khmer.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003134f"
+)
+_RUNS = re.compile(rf"([{_UNSPACED}]+)|([^\W_{_UNSPACED}]+)")
+
+
+def lexical_tokens(text: str) -> list[str]:
+    """Lower-cased words; runs of a script without spaces give their overlapping character pairs.
+
+    Full-width and other compatibility forms count as the plain ones (NFKC).
+
+    Character pairs serve Chinese retrieval about as well as a segmenter does (Nie et al., "On the
+    use of words and n-grams for Chinese information retrieval", 2000) and need no dictionary.
+
+    >>> lexical_tokens("GPU加速 of BM25")
+    ['gpu', '加速', 'of', 'bm25']
+    >>> lexical_tokens("大熊猫")
+    ['大熊', '熊猫']
+    """
+    tokens: list[str] = []
+    for unspaced, word in _RUNS.findall(unicodedata.normalize("NFKC", text).lower()):
+        if word:
+            tokens.append(word)
+        elif len(unspaced) == 1:
+            tokens.append(unspaced)
+        else:
+            tokens += [unspaced[i : i + 2] for i in range(len(unspaced) - 1)]
+    return tokens
+
+
+class Retriever(Protocol):
+    """Ranks a fixed pool of passages."""
+
+    def search(self, queries: Sequence[str], top_k: int) -> Iterator[Ranking]:
+        """For each query, at most `top_k` indices into the pool, best first."""
+
+
+RetrieverFactory = Callable[[Sequence[str]], Retriever]
+
+
+class BM25:
+    """BM25 (Lucene's variant, k1 = 1.5, b = 0.75) by bm25s, over `lexical_tokens`.
+
+    Holds the postings of the pool, about 8 bytes for each distinct word of each passage, and the
+    scores of one query at a time. Passages that share no word with the query are never returned.
+
+    Args:
+        pool: Passages.
+        progress: Show progress bars.
+
+    Raises:
+        ArgumentError: The pool has no word.
+    """
+
+    def __init__(self, pool: Sequence[str], *, progress: bool = False) -> None:
+        self._vocabulary: dict[str, int] = {}
+        number = self._vocabulary.setdefault
+        # An array takes 4 bytes a word, a list of strings about 60.
+        numbered = [
+            array("i", (number(token, len(self._vocabulary)) for token in lexical_tokens(text)))
+            for text in tqdm(pool, desc="reading words", disable=not progress)
+        ]
+        if not self._vocabulary:
+            raise ArgumentError(
+                f"none of the {len(pool)} candidate passages has a word - BM25 compares words - "
+                "check the pool, or mine with an encoder (--embedder_name_or_path)"
+            )
+        self._index = bm25s.BM25(backend="numpy")
+        self._index.index((numbered, self._vocabulary), show_progress=progress)
+        self._progress = progress
+
+    def search(self, queries: Sequence[str], top_k: int) -> Iterator[Ranking]:
+        """As `Retriever.search`."""
+        for query in tqdm(queries, desc="searching", disable=not self._progress):
+            known = [self._vocabulary[t] for t in lexical_tokens(query) if t in self._vocabulary]
+            yield _best(self._index.get_scores_from_ids(known), top_k)
+
+
+def _best(scores: NDArray[np.float32], top_k: int) -> Ranking:
+    """Indices of the `top_k` greatest scores above 0, greatest first."""
+    found = np.flatnonzero(scores > 0)
+    if len(found) > top_k:
+        found = found[np.argpartition(-scores[found], top_k - 1)[:top_k]]
+    return found[np.lexsort((found, -scores[found]))]
+
+
+class EncoderSearch:
+    """Inner products of embeddings, exact.
+
+    The pool is encoded piece by piece and its embeddings are dropped once each query's best
+    `top_k` so far are updated, so memory grows with queries x top_k, not with the pool.
+
+    Args:
+        encoder: What turns texts into embeddings.
+        pool: Passages.
+        progress: Show a progress bar.
+    """
+
+    def __init__(self, encoder: Encoder, pool: Sequence[str], *, progress: bool = False) -> None:
+        self._encoder = encoder
+        self._pool = pool
+        self._progress = progress
+
+    def search(self, queries: Sequence[str], top_k: int) -> Iterator[Ranking]:
+        """As `Retriever.search`; the whole pool is encoded before the first ranking comes."""
+        top_k = min(top_k, len(self._pool))
+        query_vectors = self._encoder.encode_queries(queries)  # (Q, D)
+        scores = torch.empty(len(queries), 0)  # (Q, K) best so far
+        found = torch.empty(len(queries), 0, dtype=torch.int32)  # (Q, K)
+        with tqdm(total=len(self._pool), desc="encoding pool", disable=not self._progress) as bar:
+            for start in range(0, len(self._pool), POOL_PIECE):
+                piece = self._pool[start : start + POOL_PIECE]
+                vectors = self._encoder.encode_passages(piece)  # (P, D)
+                scores, found = _merge_best(scores, found, query_vectors, vectors, start, top_k)
+                bar.update(len(piece))
+        for row in found:
+            yield row.numpy().astype(np.int64)
+
+
+def _merge_best(
+    scores: Tensor, found: Tensor, queries: Tensor, piece: Tensor, start: int, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """The best `top_k` of what was found and the pool's passages from `start` on, best first."""
+    indices = torch.arange(start, start + len(piece), dtype=torch.int32)  # (P,)
+    merged_scores, merged_found = [], []
+    # In blocks of queries, so that the score matrix stays small however many queries there are.
+    for first in range(0, len(queries), QUERY_BLOCK):
+        block = slice(first, first + QUERY_BLOCK)
+        fresh = queries[block] @ piece.T  # (B, P)
+        both = torch.cat([scores[block], fresh], dim=1)  # (B, K + P)
+        both_found = torch.cat([found[block], indices.expand(len(fresh), -1)], dim=1)
+        best = both.topk(min(top_k, both.shape[1]), dim=1)
+        merged_scores.append(best.values)
+        merged_found.append(both_found.gather(1, best.indices))
+    return torch.cat(merged_scores), torch.cat(merged_found)

@@ -1,0 +1,64 @@
+"""One forward of a cross-encoder, with what computes less and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from torch import Tensor, nn
+
+from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
+from reranker_ft.errors import ModelError
+from reranker_ft.model.fast.first_token import last_layer_at_first_token, layers_below_first_token
+from reranker_ft.model.fast.turns import turn
+from reranker_ft.model.fast.unpadded import Row, unpadded
+
+
+def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """(B,) raw scores of one micro-batch, in fp32.
+
+    Threads may share a model: they take turns where the shortcut is in its layers. A call of the
+    model itself meanwhile, past this function, meets that shortcut.
+
+    Raises:
+        ModelError: The model does not give one logit a pair.
+    """
+    with _shortcuts(model, inputs):
+        logits = model(**inputs).logits  # (B, 1)
+    if logits.ndim != 2 or logits.shape[1] != 1:
+        raise ModelError(
+            f"the model gives logits of shape {tuple(logits.shape)} for {len(logits)} pairs - a "
+            "reranker gives one score a pair - load it with num_labels=1"
+        )
+    scores: Tensor = logits[:, 0].float()
+    return scores
+
+
+@contextmanager
+def _shortcuts(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
+    if any("_orig_mod" in module._modules for module in model.modules()):
+        yield  # torch.compile made code of its own, and would make it anew every time
+        return
+    on_cpu = inputs["input_ids"].device.type == "cpu"
+    with (
+        fast_dropout(model) if on_cpu else nullcontext() as dropout,
+        _positions_that_count(model, inputs, dropout),
+    ):
+        yield
+
+
+@contextmanager
+def _positions_that_count(
+    model: nn.Module, inputs: dict[str, Tensor], dropout: FastDropout | None
+) -> Iterator[None]:
+    layers = layers_below_first_token(model)
+    if layers is None:
+        yield
+        return
+    row = Row.of(inputs)
+    # The layers hold what they compute instead, for all threads that share them.
+    with (
+        turn(layers[-1]),
+        last_layer_at_first_token(layers) if row is None else unpadded(layers, row, dropout),
+    ):
+        yield

@@ -1,0 +1,379 @@
+"""All arguments, once: the help text of a field is its only documentation."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from reranker_ft.errors import ArgumentError
+from reranker_ft.train.groups import Instructions
+from reranker_ft.model.loss import LOSSES
+
+DEFAULT_MAX_LENGTH = 512
+DEFAULT_METRIC = "ndcg@10"
+# Flags of which torch and transformers say too late, or not at all, that they cannot be meant.
+RANGES = {
+    "per_device_train_batch_size": (1, 2**31),
+    "gradient_accumulation_steps": (1, 2**31),
+    "dataloader_num_workers": (0, 2**31),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+    "learning_rate": (0, 1e6),
+    "weight_decay": (0, 1e6),
+    "adam_beta1": (0, 1 - 1e-9),
+    "adam_beta2": (0, 1 - 1e-9),
+    "adam_epsilon": (0, 1),
+    "max_grad_norm": (0, math.inf),
+    "num_train_epochs": (0, 1e9),
+    "distillation_weight": (0, 1e6),
+    "max_eval_queries": (1, 2**31),
+    "early_stopping_patience": (1, 2**31),
+}
+METRICS = ("ndcg@10", "mrr@10", "map", "recall@1", "recall@5", "recall@10", "loss")
+
+
+def _flag(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from, and how it is loaded."""
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "A reranker to train further, or an encoder that gets a fresh one-logit head: "
+            "a folder or a Hub id."
+        }
+    )
+    config_name: str | None = _flag("Config to use if not the model's own.")
+    tokenizer_name: str | None = _flag("Tokenizer to use if not the model's own.")
+    cache_dir: str | None = _flag("Where downloads from the Hub are kept.")
+    token: str | None = _flag("Access token of the Hub; HF_TOKEN is used if it is set.")
+    trust_remote_code: bool = _flag("Run code that comes with the model.", False)
+    use_fast_tokenizer: bool = _flag("Use the fast (Rust) tokenizer where there is one.", True)
+    model_type: str = _flag(
+        "Only `encoder` (any model with a sequence classification head) is trained here.", "encoder"
+    )
+    attn_implementation: str | None = _flag(
+        "Attention of the model; sdpa if not given, where the model has it."
+    )
+    use_lora: bool = _flag(
+        "Train low-rank adapters (LoRA) and the head instead of all weights.", False
+    )
+    lora_rank: int = _flag("Rank of the adapters.", 64)
+    lora_alpha: float = _flag("Scale of the adapters: alpha / rank.", 16.0)
+    lora_dropout: float = _flag("Dropout before the adapters.", 0.1)
+    target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Modules that get an adapter; all linear layers but the head's if not given."
+        },
+    )
+    save_merged_lora_model: bool = _flag(
+        "Save the model with the adapters merged in, not the adapters.", False
+    )
+
+    def __post_init__(self) -> None:
+        if self.model_type != "encoder":
+            raise ArgumentError(
+                f"model_type is {self.model_type!r} - models with a sequence classification head "
+                "are trained here - leave the flag out, or use 'encoder'"
+            )
+        if self.lora_rank < 1:
+            raise ArgumentError(
+                f"lora_rank is {self.lora_rank} - it counts dimensions - use 1 or more"
+            )
+        if not 0 < self.lora_alpha < math.inf:
+            raise ArgumentError(
+                f"lora_alpha is {self.lora_alpha} - adapters are scaled by it - use a number above "
+                "0, like 16"
+            )
+        if not 0 <= self.lora_dropout < 1:
+            raise ArgumentError(
+                f"lora_dropout is {self.lora_dropout} - it is a share - use 0 up to 1, like 0.1"
+            )
+
+
+@dataclass
+class DataArguments:
+    """What to train on, and how texts become groups of token ids."""
+
+    train_data: list[str] = field(
+        metadata={
+            "help": "JSONL files, or folders of them: query, pos and neg, and optionally "
+            "pos_scores, neg_scores, prompt."
+        }
+    )
+    train_group_size: int = _flag(
+        "Passages a query and step: one positive, the rest negatives drawn anew every epoch.", 8
+    )
+    in_batch_negatives: int = _flag(
+        "Also score each query against this many passages of the other queries in the batch, "
+        "over all processes; never one of its own positives.",
+        0,
+    )
+    max_len: int | None = _flag(
+        "Most tokens of a pair, special tokens included; the passage is cut. Never more than the "
+        "model has positions for. Default: query_max_len + passage_max_len if both are given, "
+        "else 512."
+    )
+    query_max_len: int | None = _flag("Most tokens of the query. Default: 3/4 of max_len.")
+    passage_max_len: int | None = _flag(
+        "Most tokens of the passage. Default: what the query leaves."
+    )
+    pad_to_multiple_of: int | None = _flag("Pad micro-batches to a multiple of this many tokens.")
+    micro_batch_tokens: int | None = _flag(
+        "Most padded tokens of one forward; the step's pairs are sorted by length and cut into "
+        "such micro-batches, which changes time and memory but not the result. Default: 2048 on "
+        "a CPU, 16384 elsewhere."
+    )
+    max_example_num_per_dataset: int = _flag(
+        "Take a random sample of at most this many lines of each file.", 100_000_000
+    )
+    query_instruction_for_rerank: str | None = _flag(
+        "Instruction for the query; a line's own `prompt` goes before it."
+    )
+    query_instruction_format: str = _flag("How instruction and query are put together.", "{}{}")
+    passage_instruction_for_rerank: str | None = _flag(
+        "Instruction for the passage; a line's own `passage_prompt` goes before it."
+    )
+    passage_instruction_format: str = _flag("How instruction and passage are put together.", "{}{}")
+    shuffle_ratio: float = _flag("How often the thirds of a long positive change places.", 0.0)
+    knowledge_distillation: bool = _flag(
+        "Add a distillation loss towards the teacher's pos_scores and neg_scores.", False
+    )
+    cache_path: str | None = _flag("Accepted and not needed: files are indexed, not converted.")
+    sep_token: str = _flag("Accepted and not needed: the tokenizer separates a pair.", "\n")
+
+    def __post_init__(self) -> None:
+        for name in ("train_group_size", "max_example_num_per_dataset"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)} - use 1 or more")
+        lengths = ("max_len", "query_max_len", "passage_max_len", "pad_to_multiple_of")
+        for name in (*lengths, "micro_batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"{name} is {value} - it counts tokens - use 1 or more")
+        if self.in_batch_negatives < 0:
+            raise ArgumentError(
+                f"in_batch_negatives is {self.in_batch_negatives} - it counts passages - use 0 or "
+                "more"
+            )
+        if self.train_group_size + self.in_batch_negatives < 2:
+            raise ArgumentError(
+                "train_group_size is 1 without in_batch_negatives - a positive alone teaches "
+                "nothing - use a group of 2 or more"
+            )
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a pair, before the model's positions are looked at."""
+        if self.max_len is not None:
+            return self.max_len
+        if self.query_max_len is not None and self.passage_max_len is not None:
+            return self.query_max_len + self.passage_max_len
+        return DEFAULT_MAX_LENGTH
+
+    @property
+    def instructions(self) -> Instructions:
+        """The four instruction flags together."""
+        return Instructions(
+            query=self.query_instruction_for_rerank,
+            query_format=self.query_instruction_format,
+            passage=self.passage_instruction_for_rerank,
+            passage_format=self.passage_instruction_format,
+        )
+
+
+@dataclass
+class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
+    """transformers.TrainingArguments, and what a reranker adds to them."""
+
+    overwrite_output_dir: bool = _flag(
+        "Replace the model, checkpoints and history that output_dir holds; other files stay.", False
+    )
+    loss: str = _flag(
+        "softmax: cross-entropy of the positive within its group; bce: binary cross-entropy of "
+        "each pair.",
+        "softmax",
+    )
+    distillation_temperature: float = _flag("Temperature of knowledge_distillation.", 1.0)
+    distillation_weight: float = _flag(
+        "Weight of the distillation loss, added to the loss of the labels.", 1.0
+    )
+    eval_data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out queries of the target, in the format of train_data. Measured before "
+            "the first step, every eval_steps (every epoch if not given), and at the end. "
+            "metric_for_best_model is ndcg@10 if not given."
+        },
+    )
+    retain_data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out queries of what the model must not lose; measured with eval_data, "
+            "under names with retain_."
+        },
+    )
+    max_eval_queries: int | None = _flag("Use only the first queries of eval_data and retain_data.")
+    early_stopping_patience: int | None = _flag(
+        "Stop after this many evaluations without a better metric_for_best_model."
+    )
+    early_stopping_threshold: float = _flag("How much better counts as better.", 0.0)
+    warmup_ratio: float = _flag("Share of the steps that the learning rate rises in.", 0.0)
+    sub_batch_size: int | None = _flag("Accepted and not needed: see micro_batch_tokens.")
+
+    def __post_init__(self) -> None:
+        self.notes: list[str] = []
+        self._check_values()
+        self._settle_precision()
+        self._settle_device()
+        self._settle_evaluation()
+        if self.warmup_ratio and not _is_field_of_transformers("warmup_ratio"):
+            self.warmup_steps = self.warmup_ratio
+        flags: Any = self
+        if flags.disable_tqdm is None:
+            flags.disable_tqdm = not sys.stderr.isatty()
+        try:
+            with warnings.catch_warnings():
+                # accelerate tells how many threads it chose; torchrun, if asked, does too.
+                warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+                super().__post_init__()
+        except (ValueError, ImportError) as error:
+            raise ArgumentError(" ".join(str(error).split())) from None
+        self._check_processes()
+
+    @property
+    def drawing_seed(self) -> int:
+        """What shuffling and drawing are seeded with: data_seed, or seed if that is not given."""
+        return int(self.seed if self.data_seed is None else self.data_seed)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the processes hold one model together: FSDP, DeepSpeed."""
+        launched = (os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
+        return bool(self.fsdp or self.deepspeed) or "true" in launched
+
+    def _check_values(self) -> None:
+        if self.loss not in LOSSES:
+            raise ArgumentError(
+                f"loss is {self.loss!r} - there are {', '.join(LOSSES)} - choose one of them"
+            )
+        if not self.distillation_temperature > 0:
+            raise ArgumentError(
+                f"distillation_temperature is {self.distillation_temperature} - teacher scores are "
+                "divided by it - use more than 0"
+            )
+        flags: Any = self
+        for name, (least, most) in RANGES.items():
+            value = getattr(flags, name)
+            if value is not None and not least <= value <= most:
+                raise ArgumentError(
+                    f"{name} is {value} - it lies between {least} and {most} - use such a number"
+                )
+        if flags.max_steps <= 0 and not flags.num_train_epochs > 0:
+            raise ArgumentError(
+                f"num_train_epochs is {flags.num_train_epochs} - nothing would be trained - use "
+                "more than 0"
+            )
+        if flags.label_smoothing_factor:
+            raise ArgumentError(
+                f"label_smoothing_factor is {flags.label_smoothing_factor} - the losses here take "
+                "hard labels - leave it out, or soften them by a teacher's scores "
+                "(--knowledge_distillation True)"
+            )
+        if not 0 <= self.warmup_ratio < 1:
+            raise ArgumentError(
+                f"warmup_ratio is {self.warmup_ratio} - it is a share of the steps - use 0 to 1"
+            )
+
+    def _settle_precision(self) -> None:
+        """Half precision where the hardware has it, fp32 and a note where it does not."""
+        flags: Any = self
+        has_gpu = torch.cuda.is_available() and not flags.use_cpu
+        other = torch.backends.mps.is_available() and not flags.use_cpu
+        if flags.fp16 and not has_gpu and not other:
+            flags.fp16 = False
+            self.notes.append("--fp16 needs a GPU and there is none: training in fp32.")
+        if flags.bf16 and not (torch.cuda.is_bf16_supported() if has_gpu else flags.use_cpu):
+            flags.bf16 = False
+            found = "this GPU does not have it" if has_gpu else "there is no GPU"
+            self.notes.append(f"--bf16 needs a GPU with bf16 and {found}: training in fp32.")
+
+    def _settle_device(self) -> None:
+        """Says that the CPU is meant where there is nothing else.
+
+        Left unsaid, accelerate takes each of several processes on a CPU for the only one.
+        """
+        if not _has_accelerator():
+            self.use_cpu = True
+
+    def _check_processes(self) -> None:
+        """Refuses processes that would each train alone and write over the others' output."""
+        launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+        if launched != self.world_size:
+            raise ArgumentError(
+                f"{launched} processes were started and {self.world_size} would train together on "
+                f"{self.device} - processes share the work - start one, or add --use_cpu True"
+            )
+
+    def _settle_evaluation(self) -> None:
+        """Evaluates what was given, when it was not said when."""
+        if not self.eval_data:
+            asked = [
+                name
+                for name in ("retain_data", "load_best_model_at_end", "early_stopping_patience")
+                if getattr(self, name)
+            ]
+            if asked and not (asked == ["retain_data"]):
+                raise ArgumentError(
+                    f"{asked[-1]} is given without eval_data - the best model is the best on the "
+                    "target - add --eval_data"
+                )
+        if not (self.eval_data or self.retain_data):
+            return
+        flags: Any = self
+        if flags.eval_strategy == "no":
+            flags.eval_strategy = "steps" if flags.eval_steps else "epoch"
+        flags.eval_on_start = True
+        if flags.load_best_model_at_end or self.early_stopping_patience is not None:
+            flags.metric_for_best_model = flags.metric_for_best_model or DEFAULT_METRIC
+        if flags.metric_for_best_model:
+            self._check_metric(flags.metric_for_best_model)
+        # Only the best checkpoint is needed to come back to it, unless the user plans the saving.
+        if (flags.load_best_model_at_end, flags.save_strategy, flags.save_steps) == (
+            True,
+            "steps",
+            500,
+        ):
+            flags.save_strategy = "best"
+
+    def _check_metric(self, name: str) -> None:
+        asked = name.removeprefix("eval_")
+        measured = "retain_" if asked.startswith("retain_") else ""
+        if asked.removeprefix("retain_") not in METRICS or (measured and not self.retain_data):
+            raise ArgumentError(
+                f"metric_for_best_model is {name!r} - there are {', '.join(METRICS)}, and with "
+                "retain_data the same after retain_ - choose one of them"
+            )
+
+
+def _is_field_of_transformers(name: str) -> bool:
+    return any(known.name == name for known in fields(TrainingArguments))
+
+
+def _has_accelerator() -> bool:
+    """Whether there is anything but a CPU to train on."""
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return True
+    accelerator = getattr(torch, "accelerator", None)  # from torch 2.6 on
+    return accelerator is not None and bool(accelerator.is_available())

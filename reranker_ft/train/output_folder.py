@@ -1,0 +1,110 @@
+"""The output folder of a training run: what may be replaced there, and when."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from reranker_ft.errors import ArgumentError
+from reranker_ft.train.history import HISTORY_FILE, PICTURE_FILE
+
+WHOLE_MODEL = re.compile(
+    r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"
+    r"|(model\.safetensors|pytorch_model\.bin)\.index\.json"
+)
+ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)|adapter_config\.json")
+# What a training run leaves in its output folder, and another one may not take for its own.
+RUN_OUTPUTS = re.compile(
+    rf"checkpoint-\d+|{WHOLE_MODEL.pattern}|{ADAPTERS.pattern}|training_args\.bin"
+    rf"|{re.escape(HISTORY_FILE)}|{re.escape(PICTURE_FILE)}"
+)
+
+
+def check_output(
+    output: Path, model: str, inputs: Iterable[str | Path], *, overwrite: bool, resuming: bool
+) -> None:
+    """Makes sure that writing into the folder loses nothing that is needed or not given up.
+
+    Args:
+        model: Where the run starts from.
+        inputs: What else the run reads.
+
+    Raises:
+        ArgumentError: It would.
+    """
+    if output.exists() and not output.is_dir():
+        raise ArgumentError(f"output_dir {output} is a file - it becomes a folder - use another")
+    if output.resolve() == Path(model).resolve():
+        raise ArgumentError(
+            f"output_dir {output} is the model itself - the model stays as it is - use another"
+        )
+    if resuming or not output.is_dir():
+        return
+    if not overwrite:
+        if any(output.iterdir()):
+            raise ArgumentError(
+                f"output_dir {output} is not empty - a run does not mix with another's files - use "
+                "a new folder, --overwrite_output_dir, or --resume_from_checkpoint True"
+            )
+        return
+    removed = {path.resolve() for path in _matching(output, RUN_OUTPUTS)}
+    for path in (model, *inputs):
+        place = Path(path).resolve()
+        if removed & {place, *place.parents}:
+            raise ArgumentError(
+                f"{path} is read by this run and --overwrite_output_dir would remove it - a run "
+                "keeps what it reads - use another output_dir"
+            )
+
+
+class OutputCallback(TrainerCallback):  # type: ignore[misc]
+    """Clears the output folder as late as can be: what fails before the first step loses nothing.
+
+    Args:
+        overwrite: Whether what an earlier run left is to be removed.
+
+    Attributes:
+        began: Whether all is made that training needs: optimizer, schedule, compiled model.
+    """
+
+    def __init__(self, *, overwrite: bool) -> None:
+        self.overwrite = overwrite
+        self.began = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called before anything of the step is saved."""
+        if self.overwrite:
+            with args.main_process_first(local=False):
+                if args.should_save:
+                    _remove(Path(args.output_dir), RUN_OUTPUTS)
+        self.overwrite = False
+
+
+def keep_one_model(output: Path, *, adapters: bool) -> None:
+    """Removes the other kind of model, which an earlier run may have left and loaders would take.
+
+    Args:
+        adapters: Whether the adapters are what the folder is to hold, and not a whole model.
+    """
+    _remove(output, WHOLE_MODEL if adapters else ADAPTERS)
+
+
+def _matching(output: Path, names: re.Pattern[str]) -> Iterator[Path]:
+    return (path for path in list(output.iterdir()) if names.fullmatch(path.name))
+
+
+def _remove(output: Path, names: re.Pattern[str]) -> None:
+    """Removes what is named so; anything else in the folder stays."""
+    for path in _matching(output, names):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

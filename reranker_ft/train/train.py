@@ -1,0 +1,387 @@
+"""One training run, from arguments to an output folder that every tool loads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    set_seed,
+)
+
+from reranker_ft.model.bars import bars_on_terminals_only
+from reranker_ft.train.collate import GroupCollator
+from reranker_ft.train.resume import checkpoint_to_resume, require_fit
+from reranker_ft.model.scoring import (
+    PairEncoder,
+    default_micro_batch_tokens,
+    needs_mask,
+    position_limit,
+)
+from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
+from reranker_ft.data.examples import ExampleFiles, data_files
+from reranker_ft.errors import ArgumentError, ModelError, RerankerError
+from reranker_ft.train.groups import GroupDataset, KnownPositives
+from reranker_ft.model.fast.heap import keep_freed_memory
+from reranker_ft.train.history import PICTURE_FILE, HistoryCallback, draw_history
+from reranker_ft.model.load import model_errors, no_load_report, require_vocabulary
+from reranker_ft.train.output_folder import OutputCallback, check_output, keep_one_model
+from reranker_ft.evaluate.ranking import RankingSet
+from reranker_ft.train.trainer import BestCheckpointCallback, CollapseCallback, RerankerTrainer
+
+logger = logging.getLogger(__name__)
+
+# What sentence_transformers.CrossEncoder applies to the logit. Without this entry it would be a
+# sigmoid, and its scores would differ from those of transformers and FlagReranker.
+RAW_SCORES = "torch.nn.modules.linear.Identity"
+
+
+def run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: RerankerTrainingArguments,
+) -> RerankerTrainer:
+    """Trains, evaluates and saves; returns the trainer, with the trained model in it.
+
+    Raises:
+        ArgumentError: Arguments that cannot be meant, or an output folder that would be lost.
+        DataError: Lines of the data break the format.
+        ModelError: The model does not load, or cannot be a reranker.
+    """
+    output = Path(training_args.output_dir)
+    checkpoint = checkpoint_to_resume(
+        training_args.resume_from_checkpoint, output, sharded=training_args.is_sharded
+    )
+    check_output(
+        output,
+        model_args.model_name_or_path,
+        _inputs(model_args, data_args, training_args),
+        overwrite=training_args.overwrite_output_dir,
+        resuming=checkpoint is not None,
+    )
+    for note in training_args.notes:
+        logger.warning(note)
+    set_seed(training_args.seed)
+    examples = _read(data_args, training_args)
+    model, tokenizer = load_for_training(model_args)
+    if checkpoint and not training_args.is_sharded:
+        require_fit(checkpoint, model, adapters=model_args.use_lora)
+    trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
+    trainer.get_train_dataloader()  # refuses what it cannot make before anything is removed
+    if training_args.device.type == "cpu":
+        keep_freed_memory()
+    with bars_on_terminals_only():
+        _train(trainer, checkpoint)
+        if trainer.ranking_sets and _is_unmeasured(trainer):
+            trainer.evaluate()
+        if trainer.is_world_process_zero():
+            draw_history(output / PICTURE_FILE, trainer.state.log_history)
+        _save(trainer, model_args)
+    return trainer
+
+
+def _inputs(
+    model_args: ModelArguments, data_args: DataArguments, training_args: RerankerTrainingArguments
+) -> list[str | Path]:
+    """What the run reads, beside the model it starts from."""
+    data = (data_args.train_data, training_args.eval_data, training_args.retain_data)
+    others = (model_args.tokenizer_name, model_args.config_name)
+    return [*(path for paths in data for path in data_files(paths or ())), *filter(None, others)]
+
+
+def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
+    """Trains; what is refused before the first step is one line."""
+    start = OutputCallback(overwrite=trainer.args.overwrite_output_dir and checkpoint is None)
+    trainer.add_callback(start)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    except (RerankerError, OSError):
+        raise
+    # Each optimizer, schedule and compiler has its own types for what it does not take.
+    except Exception as error:
+        if start.began:
+            raise
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        if checkpoint:
+            raise ArgumentError(
+                f"cannot go on from {checkpoint} ({reason}) - a run goes on with the flags that it "
+                "began with - use those, another checkpoint, or start anew"
+            ) from error
+        raise ArgumentError(
+            f"training cannot begin ({reason}) - flags name what is installed and have values that "
+            "it takes - change or drop the flag"
+        ) from error
+
+
+def _save(trainer: RerankerTrainer, args: ModelArguments) -> None:
+    """Writes the trained model, which is then the only one in the output folder."""
+    adapters = args.use_lora and not args.save_merged_lora_model
+    if args.use_lora and not adapters:
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    output = Path(trainer.args.output_dir)
+    if args.use_lora:
+        # Beside the adapters too, so that whoever adds them to the base knows the head.
+        trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
+    keep_one_model(output, adapters=adapters)
+
+
+def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) -> ExampleFiles:
+    return ExampleFiles(
+        data_args.train_data,
+        max_per_file=data_args.max_example_num_per_dataset,
+        seed=training_args.drawing_seed,
+        scores_required=data_args.knowledge_distillation,
+        negatives_required=data_args.train_group_size > 1,
+        progress=not training_args.disable_tqdm and training_args.process_index == 0,
+    )
+
+
+def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
+    """The model with a one-logit head, in fp32, with adapters if asked for; its tokenizer.
+
+    Raises:
+        ModelError: The model does not load, or its head gives several scores a pair.
+    """
+    name = args.model_name_or_path
+    common = {
+        "cache_dir": args.cache_dir,
+        "token": args.token,
+        "trust_remote_code": args.trust_remote_code,
+    }
+    with model_errors(name, args.cache_dir):
+        tokenizer = AutoTokenizer.from_pretrained(
+            args.tokenizer_name or name, use_fast=args.use_fast_tokenizer, **common
+        )
+        config = AutoConfig.from_pretrained(args.config_name or name, **common)
+    heads = [head for head in config.architectures or [] if "SequenceClassification" in head]
+    if heads and config.num_labels != 1:
+        raise ModelError(
+            f"{name} is a classifier of {config.num_labels} labels - a reranker has one - start "
+            "from a reranker or from the encoder"
+        )
+    config.num_labels = 1
+    with model_errors(name, args.cache_dir), no_load_report():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            config=config,
+            dtype="float32",
+            attn_implementation=args.attn_implementation,
+            output_loading_info=True,
+            **common,
+        )
+    require_vocabulary(name, model, tokenizer)
+    _report_fresh_weights(name, model, set(report["missing_keys"]))
+    if args.use_lora:
+        model = _with_adapters(model, args, set(report["missing_keys"]))
+    return model, tokenizer
+
+
+def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
+    """Warns about a fresh head; refuses a body that the checkpoint does not hold."""
+    parameters = {parameter for parameter, _ in model.named_parameters()}
+    missing &= parameters
+    body = sorted(
+        key
+        for key in missing
+        if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
+    )
+    if body:
+        raise ModelError(
+            f"{name} lacks {len(body)} of {len(parameters)} parameters ({', '.join(body[:3])}, ...)"
+            " - only the head may start from random weights - check that it is the right model"
+        )
+    if missing:
+        model.config.sentence_transformers = {"activation_fn": RAW_SCORES}
+        logger.warning(
+            "%s has no reranking head: %s start from random weights, so scores mean nothing until "
+            "it is trained.",
+            name,
+            ", ".join(sorted(missing)),
+        )
+
+
+def _with_adapters(model: Any, args: ModelArguments, fresh: set[str]) -> Any:
+    """The model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole.
+
+    Args:
+        fresh: Parameters that the checkpoint does not hold. A pooler among them is trained whole
+            too: what it started from could not be had again.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - optional
+
+    pooler = ["pooler"] if any(".pooler." in name for name in fresh) else []
+    heads = [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.target_modules or "all-linear",
+        modules_to_save=heads + pooler,
+        exclude_modules=r".*\bpooler\b.*" if pooler else None,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ArgumentError(
+            f"no adapters fit {args.target_modules or 'all linear layers'} of "
+            f"{args.model_name_or_path}: {_one_line(error)}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _make_trainer(
+    model: Any,
+    tokenizer: Any,
+    examples: ExampleFiles,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: RerankerTrainingArguments,
+) -> RerankerTrainer:
+    encoder = make_encoder(model, tokenizer, data_args)
+    collator = GroupCollator(
+        encoder,
+        micro_batch_tokens=data_args.micro_batch_tokens
+        or default_micro_batch_tokens(training_args.device, training=True),
+        in_batch_negatives=data_args.in_batch_negatives,
+        always_mask=needs_mask(model),
+    )
+    dataset = GroupDataset(
+        examples,
+        group_size=data_args.train_group_size,
+        instructions=data_args.instructions,
+        seed=training_args.drawing_seed,
+        shuffle_ratio=data_args.shuffle_ratio,
+        known_positives=KnownPositives(examples) if data_args.in_batch_negatives else None,
+    )
+    queries = training_args.train_batch_size * training_args.world_size
+    if data_args.in_batch_negatives and queries < 2:
+        raise ArgumentError(
+            "in_batch_negatives is set and a batch holds 1 query - they come from the others - use "
+            "--per_device_train_batch_size 2 or more"
+        )
+    if training_args.dataloader_num_workers:
+        # The tokenizer's own threads and forked workers do not go together.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    ranking_sets = _ranking_sets(encoder, data_args, training_args)
+    try:
+        return RerankerTrainer(
+            model,
+            training_args,
+            train_dataset=dataset,
+            data_collator=collator,
+            ranking_sets=ranking_sets,
+            distil=data_args.knowledge_distillation,
+            processing_class=tokenizer,
+            callbacks=_callbacks(data_args, training_args),
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        # The Trainer checks further combinations of flags: --fsdp with one process, --report_to.
+        raise ArgumentError(_one_line(error)) from error
+    except Exception as error:
+        if not training_args.push_to_hub:
+            raise
+        # The repository is made now; its client raises what its HTTP library does.
+        raise ArgumentError(
+            f"push_to_hub cannot make its repository ({_one_line(error)}) - it needs the Hub and a "
+            "token that may write - log in, or leave the flag out"
+        ) from error
+
+
+def _callbacks(
+    data_args: DataArguments, training_args: RerankerTrainingArguments
+) -> list[TrainerCallback]:
+    columns = data_args.train_group_size + data_args.in_batch_negatives
+    callbacks = [HistoryCallback(), BestCheckpointCallback(), CollapseCallback(columns)]
+    patience = training_args.early_stopping_patience
+    if patience is not None:
+        threshold = training_args.early_stopping_threshold
+        callbacks.append(EarlyStoppingCallback(patience, threshold))
+    return callbacks
+
+
+def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairEncoder:
+    """The encoder of the run's pairs; warns where the model has too few positions for them."""
+    max_length, limit = args.max_length, position_limit(model)
+    if limit is not None and max_length > limit:
+        if args.max_len is not None or max_length != limit:
+            logger.warning(
+                "Pairs of %d tokens were asked for and the model has %d positions: cut at %d.",
+                max_length,
+                limit,
+                limit,
+            )
+        max_length = limit
+    multiple = args.pad_to_multiple_of or 1
+    if limit is not None and -(-max_length // multiple) * multiple > limit:
+        max_length = limit // multiple * multiple
+        if not max_length:
+            raise ArgumentError(
+                f"pad_to_multiple_of is {multiple} and the model has {limit} positions - each "
+                "token has one, padding too - use a smaller number"
+            )
+        logger.warning(
+            "Pairs are padded to multiples of %d tokens and the model has %d positions: cut at %d.",
+            multiple,
+            limit,
+            max_length,
+        )
+    return PairEncoder(
+        tokenizer,
+        max_length=max_length,
+        query_max_length=args.query_max_len,
+        passage_max_length=args.passage_max_len,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+    )
+
+
+def _ranking_sets(
+    encoder: PairEncoder, data_args: DataArguments, training_args: RerankerTrainingArguments
+) -> dict[str, RankingSet]:
+    # Processes that hold a model together make its forwards together, on the same queries.
+    together = training_args.is_sharded
+    sets: dict[str, RankingSet] = {}
+    for name, paths in (
+        ("eval", training_args.eval_data),
+        ("eval_retain", training_args.retain_data),
+    ):
+        if paths:
+            examples = ExampleFiles(paths, negatives_required=True)
+            sets[name] = RankingSet(
+                examples[: training_args.max_eval_queries],
+                encoder,
+                data_args.instructions,
+                process=0 if together else training_args.process_index,
+                processes=1 if together else training_args.world_size,
+            )
+    return sets
+
+
+def _is_unmeasured(trainer: RerankerTrainer) -> bool:
+    """Whether the model as it is now has no evaluation yet: a late step, or the best one loaded."""
+    measured = [
+        entry["step"]
+        for entry in trainer.state.log_history
+        if any(key.startswith("eval_") for key in entry)
+    ]
+    loaded_best = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint
+    return bool(loaded_best) or trainer.state.global_step not in measured
