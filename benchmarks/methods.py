@@ -27,9 +27,9 @@ import measure
 import peers
 from mix import WORK, warm_page_cache
 
+from cocktail.measure.memory import RUNTIME_BYTES
 from cocktail.methods.method import Method
 from cocktail.methods.registry import METHODS
-from cocktail.plan.plan import RUNTIME_BYTES
 
 # fisher and regmean run models on examples first, which is another question.
 COMPARED = [name for name, method in METHODS.items() if method.statistic is None]

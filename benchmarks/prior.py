@@ -29,13 +29,13 @@ from measure import table
 from search import TEMPERATURES, read
 from tqdm import tqdm
 
+from cocktail.measure.bench import prepare, search_plan
 from cocktail.measure.mixture import Weights, simplex_vertex
 from cocktail.search.objective import EnsembleObjective, measure
 from cocktail.search.options import SearchOptions
-from cocktail.measure.bench import prepare, search_plan
 from cocktail.search.prior import Landmarks, Prior
-from cocktail.search.verdict import paired_interval
 from cocktail.search.strategies import softmax_of_losses, uniform
+from cocktail.search.verdict import paired_interval
 
 BESIDE = "mixes"
 RULE_BATCH = 2

@@ -25,14 +25,14 @@ import numpy as np
 from measure import table
 
 from cocktail.checkpoint.kinds import kind_named
+from cocktail.measure.bench import prepare, search_plan
 from cocktail.measure.mixture import Mixture
 from cocktail.search.objective import measure
 from cocktail.search.options import SearchOptions
-from cocktail.measure.bench import prepare, search_plan
 from cocktail.search.result import SearchResult
 from cocktail.search.run import search_weights
-from cocktail.search.verdict import paired_interval
 from cocktail.search.strategies import softmax_of_losses
+from cocktail.search.verdict import paired_interval
 
 TEMPERATURES = (0.05, 0.2, 0.5, 1.0, 5.0)
 COLUMNS = (

@@ -13,10 +13,10 @@ from cocktail.system.collector import collection_paused
 from cocktail.version import __version__
 
 if TYPE_CHECKING:
-    from cocktail.api import mix_models, mix_models_by_layers
+    from cocktail.api import mix_models, mix_models_by_layers, mix_models_with_data
     from cocktail.errors import CocktailError
     from cocktail.search.result import SearchResult
-    from cocktail.search.run import mix_models_with_data, search_weights
+    from cocktail.search.run import search_weights
 
 __all__ = [
     "CocktailError",
@@ -33,7 +33,7 @@ _HOMES = {
     "SearchResult": "cocktail.search.result",
     "mix_models": "cocktail.api",
     "mix_models_by_layers": "cocktail.api",
-    "mix_models_with_data": "cocktail.search.run",
+    "mix_models_with_data": "cocktail.api",
     "search_weights": "cocktail.search.run",
 }
 

@@ -1,252 +1,32 @@
-"""The calls that users make: mix to a folder, mix into a model, verify."""
+"""The public calls that mix: by given weights, or by weights that a few examples give."""
 
 from __future__ import annotations
 
-import re
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocktail.write.card import (
-    PROVENANCE_FILE,
-    file_metadata,
-    model_card,
-    provenance,
-    token_width,
-)
-from cocktail.checkpoint.whole import local_folder
-from cocktail.errors import PlanError, RecipeError
-from cocktail.mix.stream import Digests, stream
-from cocktail.plan.mixed_tensor import MixedTensor
-from cocktail.write.place import linked_folders, output_folder, output_problems
-from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
-from cocktail.checkpoint.pooling import write_modules
+from cocktail.measure.bench import Bench, search_plan
+from cocktail.measure.mixture import Weights, simplex_vertex
+from cocktail.measure.tasks.examples import ExampleData
+from cocktail.mix.stream import stream
+from cocktail.pipeline import check_threads, checked_plan, measured_plan, mix_to_folder
+from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan
+from cocktail.recipe.recipe import PoolingMode, make_recipe
+from cocktail.search.objective import MixObjective
+from cocktail.search.options import SearchOptions, Strategy, base_index
+from cocktail.search.run import search_bench, searched
+from cocktail.search.search import softmax_weights
+from cocktail.system.heap import trim_heap
 from cocktail.system.progress import byte_progress
-from cocktail.recipe.recipe import Recipe, make_recipe
-from cocktail.system.temporary import temporary_parts
-from cocktail.write.staged import StagedModel, disk_bytes
+from cocktail.write.place import output_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from cocktail.measure.in_memory import ModelInMemory
-    from cocktail.tensors.bf16 import Bytes
-
-_PLAIN_NAME = re.compile(r"[^\W_][\w .-]{0,63}")
-
-
-@dataclass(frozen=True)
-class MixReport:
-    """What a mix did.
-
-    Attributes:
-        output: the folder that was written.
-        digest: of the mixed tensors; the same weights have the same digest in any sharding.
-        seconds: ``plan`` (headers and checks), ``mix`` (read, mix, write), ``sync`` (flush to disk
-            and rename), ``total``.
-        model: what was built from ``memory``, if it was given.
-    """
-
-    plan: Plan
-    output: Path
-    digest: str
-    seconds: Mapping[str, float]
-    model: PreTrainedModel | None = None
-
-
-def checked_plan(
-    recipe: Recipe,
-    output: Path | None,
-    *,
-    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
-    overwrite: bool = False,
-    made: Mapping[str, Path] | None = None,
-) -> Plan:
-    """Build the plan and check the output path, with all problems of both in one error.
-
-    Raises:
-        PlanError: with every reason why this cannot be mixed or written.
-    """
-    problems: list[str] = []
-    plan = None
-    try:
-        plan = build_plan(recipe, max_shard_size=max_shard_size, made=made)
-    except PlanError as error:
-        problems += error.problems
-    if plan is not None and plan.recipe.method.statistic is not None:
-        from cocktail.measure.statistics import measuring_problems  # noqa: PLC0415 - runs models
-
-        problems += measuring_problems(plan)
-    if output is not None:
-        folders = (
-            {k: v for c in plan.ingredients for k, v in (c.origins | linked_folders(c)).items()}
-            if plan
-            else {name: place for name in recipe.ingredients if (place := local_folder(name))}
-        )
-        needed = 0
-        if plan is not None:
-            needed = disk_bytes(plan) + len(plan.ingredients) * plan.statistics_bytes
-        problems += output_problems(output, folders, needed, overwrite=overwrite)
-    if plan is None or problems:
-        raise PlanError(problems)
-    return replace(plan, overwrite=overwrite)
-
-
-def mix_to_folder(
-    plan: Plan,
-    output: Path,
-    *,
-    sync: bool = True,
-    threads: int | None = None,
-    progress: bool = True,
-    memory: ModelInMemory | None = None,
-    trust_remote_code: bool = False,
-) -> MixReport:
-    """Run a plan and write the complete model.
-
-    Args:
-        sync: flush everything to disk before the new folder takes the output's name.
-        threads: of the engine; the result does not depend on it.
-        progress: show a bar on stderr.
-        memory: a model to fill with the same blocks; it is built before the output takes its name,
-            so that what cannot be loaded is not left on disk.
-        trust_remote_code: to build it.
-
-    Raises:
-        OutputError: the disk is full or failed, or something has appeared at the output since the
-            plan was made; what stands there is untouched.
-        NonFiniteError: a mixed tensor holds NaN or infinity; nothing was written.
-    """
-    started = time.perf_counter()
-    with (
-        _measured(
-            plan, output, trust_remote_code=trust_remote_code, threads=threads, progress=progress
-        ) as ready,
-        StagedModel(ready, output, sync=sync) as staged,
-    ):
-        staged.lay_out(file_metadata(plan))
-
-        def both(tensor: MixedTensor, start: int, block: Bytes) -> None:
-            staged.write_block(tensor, start, block)
-            if memory is not None:
-                memory.write_block(tensor, start, block)
-
-        with byte_progress(plan.output_bytes, "mixing", shown=progress) as advance:
-            digests = stream(ready, both, threads=threads, progress=advance)
-        for tensor in plan.tensors:
-            if tensor.pieces:
-                digests.outputs[tensor.key] = staged.read_digest(tensor)
-        mixed = time.perf_counter()
-        digest = _write_rest(staged, digests)
-        model = None if memory is None else memory.build(trust_remote_code=trust_remote_code)
-        staged.commit()
-    done = time.perf_counter()
-    seconds = {"mix": mixed - started, "sync": done - mixed, "total": done - started}
-    return MixReport(plan, output, digest, seconds, model)
-
-
-@contextmanager
-def _measured(
-    plan: Plan,
-    output: Path | None,
-    *,
-    trust_remote_code: bool,
-    threads: int | None,
-    progress: bool,
-) -> Iterator[Plan]:
-    """The plan with the statistics that its method asks for, in files that are removed at the end:
-    beside the output, or among the system's temporary files where there is none."""
-    if plan.recipe.method.statistic is None:
-        yield plan
-        return
-    from cocktail.measure.statistics import measure  # noqa: PLC0415 - runs models
-
-    place = Path(tempfile.gettempdir(), "mix") if output is None else output
-    with temporary_parts(place, "statistics") as folder:
-        yield measure(
-            plan, folder, trust_remote_code=trust_remote_code, threads=threads, progress=progress
-        )
-
-
-def mix_recipe(
-    recipe: Recipe,
-    output: Path,
-    *,
-    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
-    overwrite: bool = False,
-    sync: bool = True,
-    threads: int | None = None,
-    progress: bool = True,
-) -> MixReport:
-    """Run a recipe, and before it the steps that it builds on.
-
-    The results of the steps are models in a temporary folder beside the output; they are removed in
-    the end.
-
-    Raises:
-        PlanError: with every reason why one of them cannot be mixed or written.
-        CocktailError: as :func:`mix_to_folder`.
-    """
-    _check_threads(threads)
-    names = _step_names(recipe.steps)
-    made: dict[str, Path] = {}
-    with ExitStack() as stack:
-        if recipe.steps:
-            parts = stack.enter_context(temporary_parts(output))
-        for name, step in zip(names, recipe.steps, strict=True):
-            plan = checked_plan(step, parts / name, made=made)
-            made[name] = parts / name
-            mix_to_folder(plan, made[name], sync=False, threads=threads, progress=progress)
-        plan = checked_plan(
-            recipe, output, max_shard_size=max_shard_size, overwrite=overwrite, made=made
-        )
-        return mix_to_folder(plan, output, sync=sync, threads=threads, progress=progress)
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and (not isinstance(threads, int) or threads < 0):
-        raise RecipeError(
-            f"threads are {threads!r} - they are a whole number, 0 for one on each processor - "
-            "correct them"
-        )
-
-
-def _step_names(steps: Sequence[Recipe]) -> list[str]:
-    """What the results of the steps are called, which their folders are called too.
-
-    Raises:
-        RecipeError: one has no name, that of another, or something else than a plain name.
-    """
-    names: list[str] = []
-    for step in steps:
-        if step.name is None or step.name in names:
-            raise RecipeError(
-                f"a recipe before the last is called {step.name!r} - later ones use its result "
-                "by a name of its own - give it one (name:)"
-            )
-        if not _PLAIN_NAME.fullmatch(step.name):
-            raise RecipeError(
-                f"a recipe is called {step.name!r} - a name is letters, digits, spaces, '.', '-' "
-                "and '_', first a letter or digit - give it another (name:)"
-            )
-        names.append(step.name)
-    return names
-
-
-def _write_rest(staged: StagedModel, digests: Digests) -> str:
-    plan = staged.plan
-    staged.write_companions()
-    if plan.recipe.pooling is not None and not (staged.folder / "modules.json").exists():
-        write_modules(staged.folder, plan.recipe.pooling, token_width(plan))
-    record = provenance(plan, digests)
-    staged.write_json(PROVENANCE_FILE, record)
-    staged.write_text("README.md", model_card(plan))
-    return str(record["output"]["digest"])
+logger = logging.getLogger(__name__)
 
 
 def mix_models(
@@ -307,7 +87,7 @@ def mix_models(
     """
     from cocktail.measure.in_memory import ModelInMemory  # noqa: PLC0415 - imports torch
 
-    _check_threads(threads)
+    check_threads(threads)
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
         pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,
@@ -324,7 +104,7 @@ def mix_models(
         )  # fmt: skip
         return report.model
     with (
-        _measured(
+        measured_plan(
             plan, None, trust_remote_code=trust_remote_code, threads=threads, progress=progress
         ) as ready,
         byte_progress(plan.output_bytes, "mixing", shown=progress) as advance,
@@ -345,3 +125,108 @@ def mix_models_by_layers(
     LM_Cocktail needs two functions, a fast one and one that fits in memory.
     """
     return mix_models(model_names_or_paths, model_type, weights, output_path, **options)
+
+
+def mix_models_with_data(
+    model_names_or_paths: Sequence[str | Path],
+    model_type: str,
+    example_data: ExampleData,
+    temperature: float = 5.0,
+    batch_size: int = 2,
+    max_input_length: int = 2048,
+    neg_number: int = 7,
+    output_path: str | Path | None = None,
+    *,
+    strategy: Strategy = "lm-cocktail",
+    pooling: PoolingMode | None = None,
+    retain_data: ExampleData | None = None,
+    base: str | Path | int | None = None,
+    head: str = "error",
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    sync: bool = True,
+    **options: Any,
+) -> PreTrainedModel:
+    """Mix models by weights that a few examples give; LM_Cocktail's call gives its weights.
+
+    LM-Cocktail, https://arxiv.org/abs/2311.13534, equation 2: softmax(-loss / T) of the single
+    models' losses. Rerankers and encoder-decoders, which LM_Cocktail leaves out, follow the same
+    rule with the mean loss over the examples. The weights are logged at level INFO, and written to
+    ``cocktail.json`` with the model.
+
+    Args:
+        example_data, temperature, batch_size, max_input_length, strategy, retain_data, base,
+            device, options: as in :func:`search_weights`.
+        neg_number: negatives to draw of each example; decoders and encoder-decoders have none.
+        output_path: also write the mix there, an encoder's with ``pooling`` if it has none.
+        dtype, max_shard_size, overwrite, sync: of the mix, as in :func:`cocktail.mix_models`.
+
+    Returns:
+        The mixed model in eval mode, on the CPU.
+
+    Raises:
+        CocktailError: as :func:`search_weights` and :func:`cocktail.mix_models`; what can be is
+            refused before the search.
+        KeyboardInterrupt: no model is made of a search that was not finished.
+    """
+    names = tuple(map(str, model_names_or_paths))
+    written_pooling = None if output_path is None else pooling
+    recipe = make_recipe(
+        names, [1 / len(names)] * len(names), model_type=model_type, dtype=dtype, head=head,
+        pooling=written_pooling,
+    )  # fmt: skip
+    output = None if output_path is None else output_folder(output_path)
+    plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
+    asked = SearchOptions(
+        **options, strategy=strategy, temperature=temperature, batch_size=batch_size,
+        max_input_length=max_input_length, neg_number=neg_number if plan.kind.ranks else None,
+        pooling=pooling, base=base_index(base, names),
+    )  # fmt: skip
+    asked.check(retains=retain_data is not None)
+    weights = _found_weights(
+        search_plan(names, model_type, head=head, dtype=asked.compute_dtype), example_data,
+        retain_data, asked, progress=progress, device=device, trust_remote_code=trust_remote_code,
+        threads=threads,
+    )  # fmt: skip
+    logger.info("mixing weights: %s", dict(zip(names, weights, strict=True)))
+    trim_heap()
+    return mix_models(
+        names, model_type, weights, output, dtype=dtype, max_shard_size=max_shard_size,
+        overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress, head=head,
+        pooling=written_pooling, sync=sync, threads=threads,
+    )  # fmt: skip
+
+
+def _found_weights(
+    plan: Plan,
+    data: ExampleData,
+    retain_data: ExampleData | None,
+    options: SearchOptions,
+    *,
+    progress: bool,
+    **resources: Any,
+) -> list[float]:
+    """What the strategy gives; the model that it was measured in is let go of."""
+    bench = search_bench(plan, data, retain_data, options, **resources)
+    if options.strategy == "lm-cocktail" and retain_data is None:
+        return list(map(float, _softmax_alone(bench, options)))
+    result = searched(bench, options, progress=progress)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return list(result.weights)
+
+
+def _softmax_alone(bench: Bench, options: SearchOptions) -> Weights:
+    """One forward for each ingredient and nothing else."""
+    count = len(bench.mixture.names)
+    objective = MixObjective(bench.mixture, bench.task)
+    vertices = [simplex_vertex(i, count) for i in range(count)]
+    for vertex in vertices:
+        objective.measure(vertex)  # refuses what is not finite
+    rows = [objective.rows(vertex) for vertex in vertices]
+    return softmax_weights(bench, rows, options, bench.given_order)

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reranker_ft.train.check import check_data
-    from reranker_ft.score.distil import add_teacher_scores
     from reranker_ft.errors import DataError, RerankerError
     from reranker_ft.evaluate.metrics import bootstrap_mean, per_query_metrics
     from reranker_ft.mine.mine import mine_file
+    from reranker_ft.score.distil import add_teacher_scores
     from reranker_ft.score.reranker import FlagReranker, Reranker
+    from reranker_ft.train.check import check_data
 
 __all__ = [
     "DataError",

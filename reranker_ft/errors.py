@@ -38,3 +38,7 @@ class DataError(RerankerError):
         if self.total > len(shown):
             count += f", the first {len(shown)} of them"
         super().__init__("\n  ".join([f"{count}:", *shown]))
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -6,7 +6,7 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
-from cocktail.checkpoint.whole import Checkpoint
+from cocktail.checkpoint.model import Checkpoint
 from cocktail.errors import listed
 
 _AT_TOP = (

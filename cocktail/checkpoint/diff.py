@@ -6,22 +6,17 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from cocktail.checkpoint.whole import MAIN, Checkpoint, tensor_key
-from cocktail.plan.configs import is_tied
-from cocktail.tensors.dtypes import FLOATING, torch_name
-from cocktail.errors import PlanError
-from cocktail.tensors.headers import TensorInfo
-from cocktail.checkpoint.kinds import architecture, detect_kind
-from cocktail.checkpoint.pooling import pooling_mode
+from cocktail.checkpoint.model import Checkpoint
 from cocktail.checkpoint.prefixes import extra_prefix
-from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
-from cocktail.tensors.bf16 import in_fp64
-from cocktail.plan.vocabularies import read_vocabulary
+from cocktail.errors import PlanError
 from cocktail.numbers import exact_sum
+from cocktail.tensors.bf16 import in_fp64
+from cocktail.tensors.dtypes import FLOATING
+from cocktail.tensors.info import TensorInfo
+from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 
 
 @dataclass(frozen=True)
@@ -146,61 +141,3 @@ def _measures(gap: float, a: float, b: float, product: float) -> tuple[float, fl
         return distance, math.nan
     # Two roots: the product of two small squares would be zero.
     return distance, max(-1.0, min(1.0, product / (math.sqrt(a) * math.sqrt(b))))
-
-
-def equal_tensors(a: TensorInfo, b: TensorInfo) -> bool:
-    """Whether two tensors of one dtype have the same shape and bytes."""
-    if a.shape != b.shape:
-        return False
-    one, other = (np.empty(BLOCK * 8, np.uint8) for _ in range(2))
-    with TensorReader() as reader:
-        return all(
-            np.array_equal(
-                reader.read_bytes(a, start, stop, one), reader.read_bytes(b, start, stop, other)
-            )
-            for start, stop in block_bounds(a.numel)
-        )
-
-
-def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint is, from its headers and configs.
-
-    Returns:
-        ``model``, ``folder``, ``commit``, ``kind``, ``architecture``, ``parameters``, ``bytes``,
-        ``dtypes`` (parameters in each), ``files``, ``parts``, ``tied``, ``tokens``, ``pooling``
-        and ``tensors`` (name, dtype, shape, bytes of each).
-    """
-    has_modules = (checkpoint.folder / "modules.json").is_file()
-    kind = detect_kind(checkpoint.config, has_modules=has_modules)
-    dtypes: dict[str, int] = {}
-    for _, info in checkpoint:
-        dtypes[torch_name(info.dtype)] = dtypes.get(torch_name(info.dtype), 0) + info.numel
-    stored = [
-        i for _, info in checkpoint for i in (info, *(info.delta.stored if info.delta else ()))
-    ]
-    files = sorted({info.file.name for info in stored})
-    return {
-        "model": checkpoint.reference,
-        "folder": ", ".join(str(folder) for folder in checkpoint.origins.values()),
-        "commit": checkpoint.commit,
-        "kind": kind.name if kind else None,
-        "architecture": architecture(checkpoint.config),
-        "parameters": sum(info.numel for _, info in checkpoint),
-        "bytes": sum(info.nbytes for _, info in checkpoint),
-        "dtypes": dtypes,
-        "files": files,
-        "parts": [path for path in checkpoint.parts if path != MAIN],
-        "tied": is_tied(checkpoint.config),
-        "tokens": len(read_vocabulary(checkpoint.main_folder)) or None,
-        "pooling": pooling_mode(checkpoint),
-        "tensors": [
-            {
-                "name": tensor_key(path, name),
-                "dtype": torch_name(info.dtype),
-                "shape": list(info.shape),
-                "bytes": info.nbytes,
-            }
-            for path, part in checkpoint.parts.items()
-            for name, info in part.tensors.items()
-        ],
-    }

@@ -2,180 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cocktail.plan.configs import is_copy
+from cocktail.checkpoint.folder import module_folders, read_json
+from cocktail.checkpoint.hub import SIDE_TENSORS
+from cocktail.checkpoint.model import MAIN, Checkpoint, Part
+from cocktail.checkpoint.ties import is_copy
 from cocktail.errors import CheckpointError, listed
-from cocktail.tensors.headers import TensorInfo, is_text, read_header
-from cocktail.checkpoint.hub import SIDE_TENSORS, fetch, parse_identifier
+from cocktail.tensors.headers import read_header
+from cocktail.tensors.info import TensorInfo
 from cocktail.tensors.pickled import read_pickled
 
 if TYPE_CHECKING:
-    from cocktail.checkpoint.adapter.view import View
+    pass
 
-MAIN = ""
-"""The part of a checkpoint that is the transformers model itself."""
 
 # What a trainer leaves beside the weights; none of it belongs to the model.
 _TRAINER_STATE = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler", "trainer_")
 _OTHER_FORMATS = ("consolidated", "tf_model", "flax_model", "rust_model", "pytorch_model", "model")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A set of tensors that is stored together: the model, a dense module, a side tensor file.
-
-    Attributes:
-        folder: relative to the checkpoint, ``""`` for its top.
-        file: the name of the file for side tensors (``sparse_linear.pt``), else ``None``.
-        tensors: by name, in file order.
-        aliases: names left out because the model ties them to another of ``tensors``.
-    """
-
-    folder: str
-    file: str | None
-    tensors: Mapping[str, TensorInfo]
-    aliases: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Adaption:
-    """What an ingredient that is an adapter on its base was opened from.
-
-    Attributes:
-        base: the whole model underneath.
-        adapter: the adapter's reference, with its commit if it comes from the Hub.
-        folder: of the adapter.
-        view: shows the files of both as those of one model.
-        notes: what was decided, one line each.
-    """
-
-    base: Checkpoint
-    adapter: str
-    folder: Path
-    view: View
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One ingredient.
-
-    Attributes:
-        reference: as the user gave it.
-        folder: where its config, tokenizer and modules lie on disk.
-        commit: the commit on the Hub, ``None`` for a local folder or an adapter.
-        config: its ``config.json``.
-        parts: the model under ``MAIN``, others under their path.
-        adaption: for an adapter on its base, whose tensors carry the adapter's changes.
-    """
-
-    reference: str
-    folder: Path
-    commit: str | None
-    config: Mapping[str, Any]
-    parts: Mapping[str, Part]
-    adaption: Adaption | None = None
-
-    @property
-    def pinned(self) -> str:
-        """A reference that opens the same files again: with the commits of what is on the Hub."""
-        if self.adaption is not None:
-            return f"{self.adaption.base.pinned}+{self.adaption.adapter}"
-        return with_commit(self.reference, self.commit)
-
-    @property
-    def origins(self) -> dict[str, Path]:
-        """The folders that it was read from, by their references."""
-        if self.adaption is None:
-            return {self.reference: self.folder}
-        return {**self.adaption.base.origins, self.adaption.adapter: self.adaption.folder}
-
-    @property
-    def main_folder(self) -> Path:
-        """Where ``config.json`` and the model's weights lie."""
-        return self.folder / self.parts[MAIN].folder
-
-    def __iter__(self) -> Iterator[tuple[str, TensorInfo]]:
-        """All tensors with a key that is unique over the parts."""
-        for path, part in self.parts.items():
-            for name, info in part.tensors.items():
-                yield tensor_key(path, name), info
-
-
-def tensor_key(part: str, name: str) -> str:
-    """How messages and digests name a tensor: the parts beside the model carry their path."""
-    return name if part == MAIN else f"{part}:{name}"
-
-
-def with_commit(reference: str, commit: str | None) -> str:
-    """The reference with the commit in place of its revision."""
-    return reference if commit is None else f"{reference.partition('@')[0]}@{commit}"
-
-
-def resolve(reference: str | Path) -> Checkpoint:
-    """Open a checkpoint, from the headers of its files alone.
-
-    Args:
-        reference: a local folder (one safetensors file, shards with an index, or
-            ``pytorch_model*.bin``), a Hub id ``org/name[@revision]``, either of them with a PEFT
-            adapter, or ``BASE+ADAPTER``.
-
-    Raises:
-        CheckpointError: there is no such folder or model, its files are damaged or contradict
-            each other, or they hold tensors whose place in the model is not known; the adapter is
-            of a type that cannot be added, or does not fit its base.
-    """
-    from cocktail.checkpoint.adapter.open import is_adapter, open_adapter, split_pair  # noqa: PLC0415 - a cycle
-
-    text = str(reference)
-    if not is_text(text):
-        raise CheckpointError(
-            f"{text!r}: is a path that is not UTF-8 - the mix records where its models came from - "
-            "rename the folder"
-        )
-    pair = split_pair(text)
-    if pair is not None:
-        return open_adapter(text, *pair)
-    folder, commit = locate(text)
-    if is_adapter(folder):
-        return open_adapter(text, None, text)
-    return open_whole(text, folder, commit)
-
-
-def locate(text: str) -> tuple[Path, str | None]:
-    """Find a local folder, or fetch a model from the Hub.
-
-    Returns:
-        The folder, and the commit if it is the Hub's.
-
-    Raises:
-        CheckpointError: there is no such folder or model, or no access to it.
-    """
-    local = local_folder(text)
-    if local is not None:
-        return local, None
-    identifier = parse_identifier(text)
-    is_file = os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111
-    if identifier is None or is_file:
-        found = "is a file" if is_file else "does not exist"
-        raise CheckpointError(
-            f"{text}: {found} - a model is a folder with config.json and weights, or a Hub id "
-            "org/name[@revision] - check the path"
-        )
-    folder = fetch(*identifier)
-    return folder, folder.name
-
-
-def local_folder(text: str) -> Path | None:
-    """The folder of that name, ``~`` being home; ``None`` if there is none."""
-    path = os.path.expanduser(text)  # noqa: PTH111 - pathlib raises where there is no such home
-    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112 - and at names too long
 
 
 def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
@@ -223,59 +70,6 @@ def _settle_aliases(part: Part, config: Mapping[str, Any]) -> Part:
                 info = part.tensors[first]
                 tensors[name] = info if name == first else replace(info, name=name)
     return replace(part, tensors=tensors, aliases=aliases)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is missing, no UTF-8 JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent}: has no {path.name} - a model folder holds one - save the model with "
-            "save_pretrained()"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON ({error}) - repair the file") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: is not a JSON object - repair the file")
-    return value
-
-
-def module_folders(folder: Path) -> list[str]:
-    """The folders of a sentence-transformers model, its transformer first; ``[""]`` for others."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return [""]
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        folders = [module["path"] for module in modules]
-        if not all(isinstance(name, str) for name in folders):
-            raise TypeError("a path is no text")
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be understood ({type(error).__name__}: {error}) - it lists the "
-            "modules of a sentence-transformers model - repair or remove it"
-        ) from None
-    for name in folders:
-        if not _stays_inside(name):
-            raise CheckpointError(
-                f"{path}: names the folder {name!r} - modules lie inside the model's folder - "
-                "repair the file"
-            )
-    if not folders:
-        raise CheckpointError(f"{path}: lists no module - repair or remove it")
-    return folders
-
-
-def _stays_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _weights(folder: Path, relative: str) -> Part:

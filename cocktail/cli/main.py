@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cocktail.errors import CocktailError
 from cocktail.cli.mix import mix
 from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
 from cocktail.cli.search import search
+from cocktail.errors import CocktailError
 from cocktail.version import __version__
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
     Example:
       cocktail inspect ./fine-tuned --tensors
     """
-    from cocktail.checkpoint.whole import resolve
-    from cocktail.checkpoint.diff import inspect as inspect_checkpoint
+    from cocktail.checkpoint.inspect import inspect as inspect_checkpoint
+    from cocktail.checkpoint.resolve import resolve
 
     found = inspect_checkpoint(resolve(model))
     rows = [f"{key:<13} {_plain(value)}" for key, value in found.items() if key != "tensors"]
@@ -105,8 +105,8 @@ def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
     Example:
       cocktail diff ./base ./fine-tuned --top 10
     """
-    from cocktail.checkpoint.whole import resolve
     from cocktail.checkpoint.diff import diff as diff_checkpoints
+    from cocktail.checkpoint.resolve import resolve
     from cocktail.system.progress import byte_progress
     from cocktail.system.threads import default_threads
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cocktail.errors import RecipeError
 from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
+from cocktail.errors import RecipeError
 
 if TYPE_CHECKING:
     from cocktail.plan.plan import Plan
@@ -143,9 +143,9 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
       cocktail mix recipe.yaml --output ./mixed
       cocktail mix ./mixed/cocktail.json --output ./again
     """
-    from cocktail.api import checked_plan, mix_recipe
-    from cocktail.write.place import output_folder
+    from cocktail.pipeline import checked_plan, mix_recipe
     from cocktail.system.threads import default_threads
+    from cocktail.write.place import output_folder
 
     recipe, settings = _recipe(models, given)
     output = None if settings["output"] is None else output_folder(settings["output"])
@@ -213,6 +213,7 @@ def _has_weights(settings: dict[str, Any]) -> bool:
 
 
 def _plan_summary(plan: Plan, output: Path | None, threads: int) -> dict[str, Any]:
+    from cocktail.measure.memory import peak_memory
     from cocktail.tensors.dtypes import torch_name
 
     return {
@@ -232,7 +233,7 @@ def _plan_summary(plan: Plan, output: Path | None, threads: int) -> dict[str, An
         "tensors": len(plan.tensors),
         "input_bytes": plan.input_bytes,
         "output_bytes": plan.output_bytes,
-        "peak_memory_bytes": plan.peak_memory(threads),
+        "peak_memory_bytes": peak_memory(plan, threads),
         "files": [
             {"path": file.path, "bytes": file.nbytes, "tensors": len(file.tensors)}
             for file in plan.files

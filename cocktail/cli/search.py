@@ -5,77 +5,62 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-from cocktail.errors import RecipeError
+from cocktail.cli.printing import json_option, quiet_option, shows_bar
 from cocktail.cli.printing import report as show
-from cocktail.cli.printing import shows_bar
-from cocktail.search.options import DEFAULT_BUDGET, ComputeDtype, RetainMeasure, Strategy
+from cocktail.errors import RecipeError
+from cocktail.search.options import SearchOptions
 
 if TYPE_CHECKING:
     from cocktail.plan.plan import Plan
     from cocktail.search.result import SearchResult
 
 
+def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for every field of :class:`SearchOptions` that says what ``--help`` shows."""
+    hints = get_type_hints(SearchOptions)
+    for field in reversed(fields(SearchOptions)):
+        if "help" not in field.metadata:
+            continue
+        hint = hints[field.name]
+        kind = get_args(hint)[0] if NoneType in get_args(hint) else hint
+        command = click.option(
+            f"--{field.name.replace('_', '-')}",
+            type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind,
+            default=field.default,
+            show_default=field.default is not None,
+            help=field.metadata["help"],
+        )(command)
+    return command
+
+
 @click.command()
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--data", metavar="FILE", help="Examples of the target, JSONL.  [required]")
 @click.option("--retain", metavar="FILE", help="Examples of what must not be lost; see --max-drop.")
-@click.option(
-    "--max-drop",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="How much worse than the base the mix may be on the retain examples.",
-)
-@click.option(
-    "--retain-by",
-    type=click.Choice(get_args(RetainMeasure)),
-    default="loss",
-    show_default=True,
-    help="What --max-drop counts: the loss, or NDCG@10.",
-)
 @click.option("--base", metavar="MODEL", help="Which MODEL is the base.  [the first]")
-@click.option(
-    "--strategy", type=click.Choice(get_args(Strategy)), default="auto", show_default=True,
-    help="How weights are proposed; auto also decides whether to keep the prior.",
-)  # fmt: skip
-@click.option("--budget", type=float, default=DEFAULT_BUDGET, show_default=True,
-              help="Passes over the examples; a backward counts as two.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True,
-              help="Of drawn negatives, folds and bootstrap.")  # fmt: skip
+@_search_options
 @click.option(
     "--model-type",
     metavar="KIND",
     help="reranker, encoder, decoder or encoder-decoder; read from the config if left out.",
 )
-@click.option("--temperature", type=float, default=5.0, show_default=True,
-              help="Of LM-Cocktail's rule softmax(-loss / T).")  # fmt: skip
-@click.option("--batch-size", type=int, default=2, show_default=True,
-              help="Examples that this rule averages at a time.")  # fmt: skip
-@click.option("--max-input-length", type=int, default=2048, show_default=True,
-              help="Tokens, as far as the model goes.")  # fmt: skip
-@click.option("--neg-number", type=int, help="Negatives to draw of each example.  [all]")
-@click.option(
-    "--pooling",
-    type=click.Choice(["cls", "mean", "max", "lasttoken"]),
-    help="Of an encoder.  [its own, cls where it has none]",
-)
 @click.option("--head", type=click.Choice(["error", "copy", "mix", "drop"]),
               help="For a head that only some models have, as in mix.  [error]")  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the first MODEL.")
 @click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
-@click.option("--compute-dtype", type=click.Choice(get_args(ComputeDtype)), default="float32",
-              show_default=True, help="Of the one model in memory.")  # fmt: skip
 @click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
 @click.option("--report", metavar="DIR", help="Write report.md, search.json and pictures there.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@quiet_option
+@json_option
 def search(
     models: tuple[str, ...],
     data: str | None,
@@ -99,10 +84,10 @@ def search(
       cocktail search ./base ./tuned --data target.jsonl --retain general.jsonl --report ./report
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
-    from cocktail.write.place import output_folder  # noqa: PLC0415 - seconds to import
-    from cocktail.measure.processes import Processes  # noqa: PLC0415
-    from cocktail.search.report import check_report_folder, summary  # noqa: PLC0415
-    from cocktail.search.run import search_weights  # noqa: PLC0415
+    from cocktail.measure.processes import Processes
+    from cocktail.search.report import check_report_folder, summary
+    from cocktail.search.run import search_weights
+    from cocktail.write.place import output_folder
 
     settings, written_as = _settings(models, given)
     if not data:
@@ -144,7 +129,7 @@ def _write_mix(
     result: SearchResult, planned: Callable[[], Plan], output: Path, quiet: bool, as_json: bool
 ) -> None:
     """Write the mix that a search has found, and say so."""
-    from cocktail.api import mix_to_folder  # noqa: PLC0415
+    from cocktail.pipeline import mix_to_folder
 
     if not result.interrupted:
         mix_to_folder(planned(), output, progress=shows_bar(quiet))
@@ -155,7 +140,7 @@ def _write_mix(
 
 def _write_report(result: SearchResult, report: str, *, quiet: bool) -> None:
     """Write the report, and say so."""
-    from cocktail.search.report import write_report  # noqa: PLC0415
+    from cocktail.search.report import write_report
 
     try:
         written = write_report(result, Path(report))
@@ -175,7 +160,7 @@ def _settings(
     Raises:
         RecipeError: there are no models, or the recipe merges them by something else than weights.
     """
-    from cocktail.recipe.yaml_file import RECIPE_FILE, read_recipe  # noqa: PLC0415
+    from cocktail.recipe.yaml_file import RECIPE_FILE, read_recipe
 
     path = Path(RECIPE_FILE)
     recipe = read_recipe(path) if path.is_file() and not models else {}
@@ -201,9 +186,9 @@ def _plan(
     models: Sequence[str], weights: Sequence[float], settings: dict[str, Any],
     written_as: dict[str, Any], output: Path, overwrite: bool,
 ) -> Plan:  # fmt: skip
-    from cocktail.api import checked_plan  # noqa: PLC0415
-    from cocktail.plan.plan import DEFAULT_SHARD_BYTES  # noqa: PLC0415
-    from cocktail.recipe.recipe import make_recipe  # noqa: PLC0415
+    from cocktail.pipeline import checked_plan
+    from cocktail.plan.plan import DEFAULT_SHARD_BYTES
+    from cocktail.recipe.recipe import make_recipe
 
     recipe = make_recipe(
         models, weights, model_type=settings["model_type"], head=settings["head"],

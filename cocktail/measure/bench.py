@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
-from cocktail.checkpoint.whole import MAIN
-from cocktail.errors import CheckpointError, PlanError, RecipeError
 from cocktail.checkpoint.kinds import Kind
+from cocktail.checkpoint.model import MAIN
+from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.measure.mixture import Mixture
+from cocktail.measure.options import MeasureOptions
+from cocktail.measure.processes import Processes
 from cocktail.measure.tasks.decoder import DecoderTask
 from cocktail.measure.tasks.encoder import EncoderTask, choose_pooling
 from cocktail.measure.tasks.examples import (
@@ -25,15 +28,12 @@ from cocktail.measure.tasks.examples import (
     read_ranked,
     read_written,
 )
-from cocktail.measure.tasks.reranker import RerankerTask
+from cocktail.measure.tasks.reranker import RerankerTask, position_limit
 from cocktail.measure.tasks.seq2seq import EncoderDecoderTask
 from cocktail.measure.tasks.task import Task
+from cocktail.measure.trimmed_vocabulary import trim_vocabulary
 from cocktail.plan.plan import Plan, build_plan
 from cocktail.recipe.recipe import make_recipe
-from cocktail.measure.mixture import Mixture
-from cocktail.search.options import SearchOptions
-from cocktail.measure.processes import Processes
-from cocktail.measure.trimmed_vocabulary import trim_vocabulary
 from cocktail.system.threads import default_threads
 
 
@@ -100,19 +100,21 @@ def prepare(
     plan: Plan,
     target: ExampleData,
     retain: ExampleData | None,
-    options: SearchOptions,
+    options: MeasureOptions,
     *,
     trust_remote_code: bool = False,
     device: str | None = None,
     threads: int | None = None,
     processes: Processes | None = None,
     for_search: bool = True,
+    deals: bool = False,
 ) -> Bench:
     """Read and tokenise the examples, and build the model that all mixes are measured in.
 
     Args:
         for_search: a search compares losses, and needs no more words than the examples have;
             else the vocabulary stays whole, and what the examples must have is up to the caller.
+        deals: also make the task of outputs after other examples' inputs, for texts to write.
 
     Raises:
         RecipeError: an option means nothing to this kind of model.
@@ -144,7 +146,7 @@ def prepare(
         retain_task = make_task([retain_examples[i] for i in kept])
     written = [example for example in ordered if isinstance(example, WrittenExample)]
     dealt_task = None
-    if written and options.strategy == "auto":
+    if written and deals:
         dealt_task = make_task(dealt(written))
     if plan.kind.ranks and for_search:
         trim_vocabulary(mixture, [task] if retain_task is None else [task, retain_task])
@@ -152,7 +154,7 @@ def prepare(
 
 
 def read_examples(
-    plan: Plan, data: ExampleData, options: SearchOptions
+    plan: Plan, data: ExampleData, options: MeasureOptions
 ) -> list[RankedExample] | list[WrittenExample]:
     """The examples of the plan's kind, in the order given.
 
@@ -164,7 +166,7 @@ def read_examples(
     return read_written(data)
 
 
-def _check_options(kind: Kind, options: SearchOptions) -> None:
+def _check_options(kind: Kind, options: MeasureOptions) -> None:
     """Refuse what only other kinds of model have."""
     if kind.name != "encoder" and options.pooling is not None:
         raise RecipeError(
@@ -175,11 +177,6 @@ def _check_options(kind: Kind, options: SearchOptions) -> None:
         raise RecipeError(
             f"neg_number is {options.neg_number} for a {kind.name} - its examples are inputs and "
             "outputs, without negatives - leave it out"
-        )
-    if not kind.ranks and options.retain_by == "metric":
-        raise RecipeError(
-            f"retain_by is metric for a {kind.name} - it has a loss alone, NDCG is of rankings - "
-            "use loss (--retain-by loss)"
         )
 
 
@@ -224,12 +221,13 @@ def _tokenizer(mixture: Mixture) -> Any:
 def _task(
     mixture: Mixture,
     tokenizer: Any,
-    options: SearchOptions,
+    options: MeasureOptions,
     pooling: str | None,
     examples: Sequence[RankedExample | WrittenExample],
 ) -> Task:
     model = mixture.model
-    max_length = options.max_input_length
+    asked = options.max_input_length
+    max_length = min(asked, position_limit(model) or asked)
     ranked = [example for example in examples if isinstance(example, RankedExample)]
     written = [example for example in examples if isinstance(example, WrittenExample)]
     kind = mixture.plan.kind.name

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from cocktail.system.heap import trim_heap
-from cocktail.measure.tasks.task import Batch, Task
 from cocktail.measure.mixture import Mixture
+from cocktail.measure.tasks.task import Batch, Task
+from cocktail.system.heap import trim_heap
 
 
 def fisher_information(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cocktail.errors import PlanError
-from cocktail.measure.tasks.task import Task
-from cocktail.measure.mixture import Mixture
 from cocktail.measure.memory import GRAMS_AT_ONCE
+from cocktail.measure.mixture import Mixture
+from cocktail.measure.tasks.task import Task
 
 
 def gram_groups(

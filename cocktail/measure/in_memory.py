@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cocktail.checkpoint.whole import MAIN
-from cocktail.system.collector import collection_paused
-from cocktail.tensors.dtypes import as_tensor, torch_dtype
+from cocktail.checkpoint.model import MAIN
 from cocktail.errors import PlanError, listed
 from cocktail.plan.mixed_tensor import MixedTensor
 from cocktail.plan.plan import Plan
-from cocktail.tensors.bf16 import Bytes
+from cocktail.system.collector import collection_paused
+from cocktail.tensors.dtypes import Bytes, as_tensor, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,21 +1,38 @@
-"""What it takes to run a model on examples, before it runs: from headers and the examples' file."""
+"""The memory that a mix takes, and measuring models before it: estimated from headers."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cocktail.checkpoint.whole import MAIN
-from cocktail.search.options import SearchOptions
+from cocktail.checkpoint.model import MAIN
+from cocktail.measure.options import MeasureOptions
+from cocktail.tensors.reading import BLOCK
 
 if TYPE_CHECKING:
     from cocktail.plan.plan import Plan
 
+RUNTIME_BYTES = 260_000_000  # an interpreter with torch loaded, measured; the rest is computed
+BARE_RUNTIME_BYTES = 40_000_000  # one without
 MODELLING_BYTES = 140_000_000  # transformers loaded, measured; the rest is computed
-BYTES_A_TOKEN = 3  # where no tokenizer.json tells: four in English, three in Chinese
 GRAMS_AT_ONCE = 2 << 30
 """Bytes of Gram matrices that are held: enough for 24 layers of width 1024. A model whose matrices
 take more runs on the examples several times."""
+
+
+def peak_memory(plan: Plan, threads: int) -> int:
+    """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors, and
+    what a method needs to make the largest tensor whole. Or, before that, what it takes to
+    measure a model on examples."""
+    side = sum(file.nbytes for file in plan.files if not file.is_safetensors)
+    deltas = {s.info.delta for t in plan.tensors for s in t.active if s.info.delta is not None}
+    side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
+    side += threads * max((delta.workspace for delta in deltas), default=0)
+    whole = max((p.whole_numel for p in plan.pieces if p.is_whole), default=0)
+    sources = (len(p.active) + len(p.sources) * p.is_measured for p in plan.pieces if p.merge)
+    mixing = threads * (4 + max(sources, default=0)) * plan.block_bytes(BLOCK)
+    mixing += side + whole * 4
+    runtime = BARE_RUNTIME_BYTES if plan.is_plain_sum else RUNTIME_BYTES
+    return runtime + max(mixing, measuring_bytes(plan))
 
 
 def measuring_bytes(plan: Plan) -> int:
@@ -58,27 +75,11 @@ def floats_a_token(plan: Plan) -> int:
 
 
 def _tokens(plan: Plan) -> int:
-    """Tokens of the largest forward, as far as the examples' longest line tells: pairs and texts
-    that are ranked run many at a time, a text that is written by itself."""
+    """Tokens of the largest forward: pairs and texts that are ranked run many at a time, a text
+    that is written by itself, and is taken to be as long as it may be."""
     from cocktail.measure.tasks.task import BACKWARD_SHARE, CPU_TOKENS  # noqa: PLC0415 - loads scipy
 
-    positions = plan.donor.config.get("max_position_embeddings")
-    limit = min(SearchOptions().max_input_length, positions or SearchOptions().max_input_length)
-    try:
-        with Path(plan.recipe.data or "").open("rb") as lines:
-            longest = max(lines, key=len, default=b"")
-    except OSError:  # named where examples are read
-        longest = b""
-    tokens = min(limit, _count(longest, plan.donor.main_folder / "tokenizer.json"))
-    batch = CPU_TOKENS // (BACKWARD_SHARE if plan.recipe.method.statistic == "fisher" else 1)
-    return max(batch, tokens) if plan.kind.ranks else tokens
-
-
-def _count(text: bytes, tokenizer: Path) -> int:
-    """Tokens of a text, without what it takes to load the tokenizer with its model."""
-    from tokenizers import Tokenizer  # noqa: PLC0415 - few plans have examples
-
-    try:
-        return len(Tokenizer.from_file(str(tokenizer)).encode(text.decode("utf-8", "replace")).ids)
-    except Exception:  # all that this library raises
-        return len(text) // BYTES_A_TOKEN
+    if plan.kind.ranks:
+        return CPU_TOKENS // (BACKWARD_SHARE if plan.recipe.method.statistic == "fisher" else 1)
+    longest = MeasureOptions().max_input_length
+    return min(longest, plan.donor.config.get("max_position_embeddings") or longest)

@@ -18,19 +18,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cocktail.checkpoint.whole import MAIN
-from cocktail.system.collector import collection_paused
+from cocktail.checkpoint.model import MAIN
 from cocktail.errors import CheckpointError, CocktailError, PlanError, listed
-from cocktail.system.heap import trim_heap
-from cocktail.measure.tasks.task import BACKWARD_SHARE, Batch, Task, token_budget
 from cocktail.measure.in_memory import ModelInMemory, put_block
+from cocktail.measure.processes import Processes
+from cocktail.measure.tasks.task import BACKWARD_SHARE, Batch, Task, token_budget
 from cocktail.mix.stream import stream
 from cocktail.plan.mixed_tensor import MixedTensor
 from cocktail.plan.plan import Plan
-from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
-from cocktail.measure.processes import Processes
-from cocktail.tensors.bf16 import Bytes
+from cocktail.system.collector import collection_paused
+from cocktail.system.heap import trim_heap
 from cocktail.system.threads import default_threads
+from cocktail.tensors.dtypes import Bytes
+from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 
 BACKWARD_COST = 2.0
 """Forwards that a backward takes: it multiplies twice where a forward does once."""

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cocktail.checkpoint.whole import MAIN
-from cocktail.tensors.dtypes import as_bytes
+from cocktail.checkpoint.model import MAIN
 from cocktail.errors import CocktailError, NonFiniteError, OutputError, PlanError
-from cocktail.tensors.headers import TensorInfo, build_header, read_header
+from cocktail.measure.bench import Bench, not_refillable, prepare, read_examples
+from cocktail.measure.fisher import fisher_information
+from cocktail.measure.gram import gram_groups, input_grams
+from cocktail.measure.mixture import Mixture, out_of_memory, simplex_vertex
+from cocktail.measure.options import MeasureOptions
 from cocktail.measure.tasks.encoder import choose_pooling
 from cocktail.measure.tasks.examples import RankedExample
 from cocktail.plan.mixed_tensor import MixedTensor
 from cocktail.plan.plan import Plan, build_plan
-from cocktail.measure.mixture import Mixture, out_of_memory, simplex_vertex
-from cocktail.search.options import SearchOptions
-from cocktail.measure.bench import Bench, not_refillable, prepare, read_examples
-from cocktail.measure.fisher import fisher_information
-from cocktail.measure.gram import gram_groups, input_grams
+from cocktail.tensors.dtypes import as_bytes
+from cocktail.tensors.headers import build_header, read_header
+from cocktail.tensors.info import TensorInfo
 
 _MEASURES: Mapping[str, Callable[..., dict[str, Tensor]]] = {
     "fisher": fisher_information,
@@ -46,7 +47,7 @@ def measuring_problems(plan: Plan) -> list[str]:
     try:
         if plan.kind.name == "encoder":
             choose_pooling(recipe.pooling, plan.donor, {t.part: None for t in plan.tensors})
-        examples = read_examples(plan, recipe.data or "", SearchOptions())
+        examples = read_examples(plan, recipe.data or "", MeasureOptions())
     except CocktailError as error:
         return [*problems, str(error)]
     ranked = [example for example in examples if isinstance(example, RankedExample)]
@@ -87,7 +88,7 @@ def measure(
     data = Path(recipe.data or "")
     pooling = recipe.pooling if plan.kind.name == "encoder" else None
     bench = prepare(
-        _refillable(plan), data, None, SearchOptions(pooling=pooling),
+        _refillable(plan), data, None, MeasureOptions(pooling=pooling),
         trust_remote_code=trust_remote_code, threads=threads, for_search=False,
     )  # fmt: skip
     parameters = _parameters(bench.mixture, plan)

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 
-from cocktail.plan.align import Source
-from cocktail.checkpoint.whole import MAIN
-from cocktail.tensors.dtypes import ITEM_SIZE, torch_dtype
-from cocktail.system.heap import trim_heap
-from cocktail.measure.tasks.task import Batch, Task
-from cocktail.tensors.reading import TensorReader
+from cocktail.checkpoint.model import MAIN
 from cocktail.measure.mixture import Mixture
+from cocktail.measure.tasks.task import Batch, Task
+from cocktail.plan.align import Source
+from cocktail.system.heap import trim_heap
+from cocktail.tensors.dtypes import ITEM_SIZE, torch_dtype
+from cocktail.tensors.reading import TensorReader
 
 
 class TrimmedEmbedding(nn.Module):

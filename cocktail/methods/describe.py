@@ -6,9 +6,8 @@ import inspect
 import textwrap
 from typing import Any
 
-from cocktail.methods.method import Method, Option
+from cocktail.methods.method import LINES, WEIGHT, Method, Option
 from cocktail.methods.registry import METHODS, method_named
-from cocktail.recipe.recipe import LINES, WEIGHT
 
 _BASE = {
     "required": "needs a base",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cocktail.errors import RecipeError, listed
 from cocktail.methods.random_words import RandomWords
-from cocktail.values import plain_number
+from cocktail.numbers import plain_number
 
 if TYPE_CHECKING:
     import torch
@@ -160,3 +160,13 @@ class Method:
         own = [tensor.contiguous() for tensor in tensors]
         base = None if base is None else base.contiguous()
         return self.function(own, base, list(weights), generator=generator, **named)
+
+
+WEIGHT = Option("weight", None, "How much of each model.", per_model=True)
+
+
+# LiNeS scales what a fine-tune changed by the depth of the layer: every method with a lambda can.
+LINES = (
+    Option("lines_alpha", 1.0, "LiNeS: lambda is multiplied by this at the first layer."),
+    Option("lines_beta", 0.0, "LiNeS: how much more than that at the last layer."),
+)

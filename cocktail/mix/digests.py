@@ -14,12 +14,11 @@ from contextlib import nullcontext
 import numpy as np
 import xxhash
 
-from cocktail.checkpoint.whole import Checkpoint, tensor_key
-from cocktail.tensors.dtypes import ITEM_SIZE
-from cocktail.tensors.headers import TensorInfo
-from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
-from cocktail.tensors.bf16 import Bytes
+from cocktail.checkpoint.model import Checkpoint, tensor_key
 from cocktail.system.threads import one_torch_thread
+from cocktail.tensors.dtypes import ITEM_SIZE, Bytes
+from cocktail.tensors.info import TensorInfo
+from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 
 SEGMENT = 1 << 24
 """Elements that are hashed as one run. Recorded digests depend on it: it never changes."""

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Event, local
 
-from cocktail.checkpoint.whole import tensor_key
+from cocktail.checkpoint.model import tensor_key
 from cocktail.mix.digests import SEGMENT, SegmentDigests, join_segments
+from cocktail.mix.worker import Progress, Sink, Worker
 from cocktail.plan.mixed_tensor import MixedTensor
 from cocktail.plan.plan import Plan
-from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 from cocktail.system.threads import default_threads, one_torch_thread
-from cocktail.mix.worker import Progress, Sink, Worker
+from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 
 Job = tuple[MixedTensor, int, int]
 """A tensor and the elements of it that one thread makes."""

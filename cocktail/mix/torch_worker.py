@@ -12,16 +12,16 @@ import numpy as np
 import torch
 import xxhash
 
-from cocktail.mix.digests import SEGMENT, SegmentDigests
-from cocktail.tensors.dtypes import as_bytes, torch_dtype
-from cocktail.tensors.headers import TensorInfo
-from cocktail.system.heap import trim_heap
 from cocktail.methods.linear import accumulate
 from cocktail.methods.random_words import RandomWords
-from cocktail.plan.mixed_tensor import Merge, MixedTensor
-from cocktail.tensors.reading import StoredMatrix, block_bounds
-from cocktail.tensors.bf16 import Bytes, not_finite
+from cocktail.mix.digests import SEGMENT, SegmentDigests
 from cocktail.mix.worker import Worker
+from cocktail.plan.mixed_tensor import Merge, MixedTensor
+from cocktail.system.heap import trim_heap
+from cocktail.tensors.bf16 import not_finite
+from cocktail.tensors.dtypes import Bytes, as_bytes, torch_dtype
+from cocktail.tensors.info import TensorInfo
+from cocktail.tensors.reading import StoredMatrix, block_bounds
 
 
 class Room:

@@ -10,8 +10,9 @@ import xxhash
 
 from cocktail.mix.digests import SegmentDigests
 from cocktail.plan.mixed_tensor import MixedTensor
+from cocktail.tensors.bf16 import SUMMED, narrow, require_finite, weigh
+from cocktail.tensors.dtypes import Bytes
 from cocktail.tensors.reading import TensorReader, block_bounds
-from cocktail.tensors.bf16 import SUMMED, Bytes, narrow, require_finite, weigh
 
 Sink = Callable[[MixedTensor, int, Bytes], None]
 """Takes a tensor of the plan, the first element of a block, and the block's bytes: shape (n * item

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from cocktail.checkpoint.whole import MAIN, Checkpoint, Part, tensor_key
-from cocktail.checkpoint.diff import equal_tensors
-from cocktail.plan.configs import INPUT_EMBEDDINGS, is_copy
-from cocktail.tensors.dtypes import FLOATING
-from cocktail.errors import listed
-from cocktail.tensors.headers import TensorInfo
 from cocktail.checkpoint.hub import SIDE_TENSORS
-from cocktail.recipe.recipe import Recipe
-from cocktail.plan.vocabularies import Run, Vocabularies
+from cocktail.checkpoint.model import MAIN, Checkpoint, Part, tensor_key
+from cocktail.checkpoint.ties import INPUT_EMBEDDINGS, is_copy
+from cocktail.errors import listed
 from cocktail.numbers import shares
+from cocktail.plan.vocabularies import Run, Vocabularies
+from cocktail.recipe.recipe import Recipe
+from cocktail.tensors.dtypes import FLOATING
+from cocktail.tensors.info import TensorInfo
+from cocktail.tensors.reading import equal_tensors
 
 T = TypeVar("T")
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from cocktail.plan.align import Source
-from cocktail.checkpoint.whole import tensor_key
-from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE
-from cocktail.tensors.headers import TensorInfo, build_header
+from cocktail.checkpoint.model import tensor_key
 from cocktail.methods.method import Method
-from cocktail.tensors.reading import ROWS
-from cocktail.tensors.bf16 import SUMMED
-from cocktail.plan.vocabularies import Run
 from cocktail.numbers import shares
+from cocktail.plan.align import Source
+from cocktail.plan.vocabularies import Run
+from cocktail.tensors.bf16 import SUMMED
+from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE
+from cocktail.tensors.headers import build_header
+from cocktail.tensors.info import TensorInfo
+from cocktail.tensors.reading import ROWS
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cocktail.plan.align import Alignment, align_parts
-from cocktail.checkpoint.whole import MAIN, Checkpoint, resolve
 from cocktail.checkpoint.companions import companion_files, left_behind
-from cocktail.plan.configs import config_problems, is_quantised, is_tied
-from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE, widest
-from cocktail.errors import CheckpointError, PlanError, RecipeError
 from cocktail.checkpoint.kinds import Kind, detect_kind, kind_named, kind_problem
+from cocktail.checkpoint.model import MAIN, Checkpoint
+from cocktail.checkpoint.resolve import resolve
+from cocktail.checkpoint.ties import is_quantised, is_tied
+from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.plan.align import Alignment, align_parts
+from cocktail.plan.configs import config_problems, pooling_problems
 from cocktail.plan.mixed_tensor import Merge, MixedTensor, OutputFile
-from cocktail.checkpoint.pooling import pooling_problems
-from cocktail.tensors.reading import BLOCK
+from cocktail.plan.vocabularies import Vocabularies, compare_vocabularies
 from cocktail.recipe.recipe import Recipe
 from cocktail.recipe.schedule import layer_depths, unmatched_filters
-from cocktail.measure.memory import measuring_bytes
-from cocktail.plan.vocabularies import Vocabularies, compare_vocabularies
+from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE, widest
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-RUNTIME_BYTES = 260_000_000  # an interpreter with torch loaded, measured; the rest is computed
-BARE_RUNTIME_BYTES = 40_000_000  # one without
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
@@ -97,21 +94,6 @@ class Plan:
     def statistics_bytes(self) -> int:
         """What is measured of one model before tensors are combined, at most."""
         return 4 * sum(tensor.statistic_numel for tensor in self.tensors)
-
-    def peak_memory(self, threads: int) -> int:
-        """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors, and
-        what a method needs to make the largest tensor whole. Or, before that, what it takes to
-        measure a model on examples."""
-        side = sum(file.nbytes for file in self.files if not file.is_safetensors)
-        deltas = {s.info.delta for t in self.tensors for s in t.active if s.info.delta is not None}
-        side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
-        side += threads * max((delta.workspace for delta in deltas), default=0)
-        whole = max((p.whole_numel for p in self.pieces if p.is_whole), default=0)
-        sources = (len(p.active) + len(p.sources) * p.is_measured for p in self.pieces if p.merge)
-        mixing = threads * (4 + max(sources, default=0)) * self.block_bytes(BLOCK)
-        mixing += side + whole * 4
-        runtime = BARE_RUNTIME_BYTES if self.is_plain_sum else RUNTIME_BYTES
-        return runtime + max(mixing, measuring_bytes(self))
 
     def reweighted(self, weights: Sequence[float]) -> Plan:
         """The same plan with other weights, checked like the first; nothing is read again.

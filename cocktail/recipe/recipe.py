@@ -1,4 +1,4 @@
-"""The recipe: everything that a mix depends on. Its YAML is read by ``cocktail.recipe.yaml_file``."""
+"""The recipe: everything that a mix depends on; ``yaml_file`` reads it from YAML."""
 
 from __future__ import annotations
 
@@ -12,24 +12,16 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from cocktail.tensors.dtypes import parse_dtype, torch_name
 from cocktail.errors import RecipeError, listed
-from cocktail.methods.method import Method, Option
+from cocktail.methods.method import LINES, WEIGHT, Method, Option
 from cocktail.methods.registry import method_named
+from cocktail.numbers import cancel, exact_sum, plain, read_weights
 from cocktail.recipe.schedule import checked_setting, known_options, lines_depth, value_at
-from cocktail.values import plain
-from cocktail.numbers import cancel, exact_sum, read_weights
+from cocktail.tensors.dtypes import parse_dtype, torch_name
 
 WEIGHT_TOLERANCE = 1e-3
 HeadRule = Literal["error", "copy", "mix", "drop"]
 PoolingMode = Literal["cls", "mean", "max", "lasttoken"]
-
-WEIGHT = Option("weight", None, "How much of each model.", per_model=True)
-# LiNeS scales what a fine-tune changed by the depth of the layer: every method with a lambda can.
-LINES = (
-    Option("lines_alpha", 1.0, "LiNeS: lambda is multiplied by this at the first layer."),
-    Option("lines_beta", 0.0, "LiNeS: how much more than that at the last layer."),
-)
 
 
 @dataclass(frozen=True)

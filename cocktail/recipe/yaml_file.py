@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cocktail.errors import RecipeError, listed
-from cocktail.values import is_number, plain_number
+from cocktail.numbers import is_number, plain_number
 
 RECIPE_FILE = "cocktail.yaml"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from cocktail.measure.tasks.task import Task
 from cocktail.measure.mixture import Weights
+from cocktail.measure.tasks.task import Task
 from cocktail.search.objective import (
     EnsembleObjective,
     Measurement,

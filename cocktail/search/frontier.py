@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cocktail.errors import RecipeError
+from cocktail.measure.bench import Bench
 from cocktail.measure.mixture import Weights, simplex_vertex
 from cocktail.search.objective import Measurement, MixObjective, Values
+from cocktail.search.options import SearchOptions
 from cocktail.search.result import ROUNDING, Frontier, FrontierPoint
-from cocktail.search.verdict import EQUAL, Candidate, Interval, Verdict, paired_interval
 from cocktail.search.strategies import on_simplex
-
-if TYPE_CHECKING:
-    from cocktail.search.search import Search
+from cocktail.search.verdict import EQUAL, Candidate, Interval, Verdict, paired_interval
 
 STEPS = 10
 """Of the way from the base to what the target alone would choose."""
@@ -27,7 +26,13 @@ Place = tuple[str, str, Weights]
 """Name, role and weights of a mix."""
 
 
-def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
+def trace(
+    bench: Bench,
+    objective: MixObjective,
+    candidates: Sequence[Candidate],
+    options: SearchOptions,
+    verdict: Verdict,
+) -> tuple[Frontier, Measurement]:
     """Measure mixes on target and retain examples, and choose under the limit.
 
     Measured are the ingredients, the candidates, and the way from the base to the candidate that
@@ -37,14 +42,18 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
     else the one that misses by least. Where the verdict abstained the target's examples choose
     nothing: then it is the point within that lies nearest to its choice, on the way there.
 
+    Args:
+        objective: the target's, which knows what has been run.
+
     Returns:
         The frontier, and what the chosen point does on the target's examples.
     """
-    scales = _Scales(search)
-    points = [scales.point(place) for place in _places(search, verdict)]  # the base first
-    chosen = search.weights_of(verdict.chosen)
+    scales = _Scales(bench, objective, options)
+    places = _places(bench.mixture.names, candidates, options.base, verdict)
+    points = [scales.point(place) for place in places]  # the base first
+    chosen = next(c.weights for c in candidates if c.name == verdict.chosen)
     wanted = next(i for i, point in enumerate(points) if np.allclose(point.weights, chosen))
-    way = Way(points[0].weights, _end(search, verdict).weights)
+    way = Way(points[0].weights, _end(candidates, verdict).weights)
 
     def choice() -> Frontier:
         return choose_point(
@@ -52,7 +61,7 @@ def trace(search: Search, verdict: Verdict) -> tuple[Frontier, Measurement]:
             wanted,
             measure=scales.measure,
             more_is_better=scales.by_metric,
-            max_drop=search.options.max_drop,
+            max_drop=options.max_drop,
             blind=verdict.abstained,
         )
 
@@ -91,8 +100,8 @@ class Way:
 class _Scales:
     """Measures mixes on both sides, each against the base, which is measured first."""
 
-    def __init__(self, search: Search) -> None:
-        options, retain = search.options, search.bench.retain
+    def __init__(self, bench: Bench, objective: MixObjective, options: SearchOptions) -> None:
+        retain = bench.retain
         if retain is None:
             raise RecipeError("no retain examples given - a frontier has two sides - pass --retain")
         self.by_metric = options.retain_by == "metric"
@@ -100,9 +109,9 @@ class _Scales:
         self.measured: list[Measurement] = []
         self._seed = options.seed
         self._base: tuple[Values, Values] | None = None
-        self._target = MixObjective(search.bench.mixture, search.task)
-        self._target.share_rows(search.objective)
-        self._retain = MixObjective(search.bench.mixture, retain)
+        self._target = MixObjective(bench.mixture, bench.task)
+        self._target.share_rows(objective)
+        self._retain = MixObjective(bench.mixture, retain)
 
     def point(self, place: Place) -> FrontierPoint:
         name, role, weights = place
@@ -180,17 +189,19 @@ def choose_point(
     return Frontier(measure, limit, tuple(points), chosen, missed_by)
 
 
-def _places(search: Search, verdict: Verdict) -> list[Place]:
+def _places(
+    names: Sequence[str], candidates: Sequence[Candidate], base_index: int, verdict: Verdict
+) -> list[Place]:
     """Names, roles and weights to measure; the same weights are measured once, under one name."""
-    base = simplex_vertex(search.options.base, search.size)
+    base = simplex_vertex(base_index, len(names))
     found: list[Place] = [("base", "base", base)]
-    found += [(c.name, "candidate", np.array(c.weights)) for c in search.candidates]
+    found += [(c.name, "candidate", np.array(c.weights)) for c in candidates]
     taken = {place[0] for place in found}
-    for i, name in enumerate(search.bench.mixture.names):
+    for i, name in enumerate(names):
         # A folder may be called "base" or "prior" and be neither.
         shown = f"{name} (ingredient)" if name in taken else name
-        found.append((shown, "ingredient", simplex_vertex(i, search.size)))
-    way = Way(tuple(base.tolist()), _end(search, verdict).weights)
+        found.append((shown, "ingredient", simplex_vertex(i, len(names))))
+    way = Way(tuple(base.tolist()), _end(candidates, verdict).weights)
     found += [way.step(step / STEPS) for step in range(1, STEPS)]
     unique: dict[bytes, Place] = {}
     # Of equal weights the base keeps its name, then the verdict's choice.
@@ -199,13 +210,13 @@ def _places(search: Search, verdict: Verdict) -> list[Place]:
     return list(unique.values())
 
 
-def _end(search: Search, verdict: Verdict) -> Candidate:
+def _end(candidates: Sequence[Candidate], verdict: Verdict) -> Candidate:
     """Where the way from the base leads: the choice, or if that is the base, away from it."""
-    candidates = {candidate.name: candidate for candidate in search.candidates}
+    named = {candidate.name: candidate for candidate in candidates}
     for name in (verdict.chosen, verdict.leader, EQUAL):
-        if candidates[name].weights != candidates["base"].weights:
-            return candidates[name]
-    return candidates["base"]
+        if named[name].weights != named["base"].weights:
+            return named[name]
+    return named["base"]
 
 
 def _against(values: Values, base: Values, seed: int) -> Interval:

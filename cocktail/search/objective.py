@@ -24,8 +24,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from cocktail.errors import CocktailError, NonFiniteError
-from cocktail.measure.tasks.task import Task, ndcg_at_10
 from cocktail.measure.mixture import BACKWARD_COST, Mixture, Weights
+from cocktail.measure.tasks.task import Task, ndcg_at_10
 
 SCALE_SPREAD = log(4)
 """Prior on log s: a factor of 4 either way costs half a nat, once, whatever the examples."""

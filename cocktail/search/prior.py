@@ -26,11 +26,11 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
-from cocktail.measure.tasks.task import Task
 from cocktail.measure.mixture import Weights, simplex_vertex
+from cocktail.measure.tasks.task import Task
 from cocktail.search.objective import Values, measure
-from cocktail.search.verdict import FEWEST
 from cocktail.search.strategies import uniform
+from cocktail.search.verdict import FEWEST
 
 TEMPERATURE = 1 / 3
 """In standard errors of the difference of two ingredients' mean losses."""

@@ -21,8 +21,6 @@ _PARTS = "report"  # of whose name the temporary folder inside has some
 def summary(result: SearchResult) -> str:
     """What the terminal shows: ingredients, candidates, verdict, frontier, weights, cost."""
     lines = [_columns(single_rows(result)), "", _columns(candidate_rows(result))]
-    if result.curve:
-        lines += ["", _columns(curve_rows(result))]
     if result.frontier is not None:
         lines += ["", _columns(frontier_rows(result.frontier)), frontier_sentence(result.frontier)]
     lines += ["", *(f"note: {note}" for note in result.notes), f"{result.verdict.reason}."]
@@ -84,12 +82,6 @@ def frontier_rows(frontier: Frontier) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def curve_rows(result: SearchResult) -> list[list[str]]:
-    """A header and one row for each step from the first model to the second."""
-    rows = [["weights", "loss"]]
-    return rows + [[_weights(weights), f"{loss:.4f}"] for weights, loss in result.curve]
 
 
 def frontier_sentence(frontier: Frontier) -> str:
@@ -213,8 +205,6 @@ def _markdown(result: SearchResult, pictures: Sequence[str]) -> str:
     if "weights.png" in pictures:
         parts.append("![Weights and losses of the candidates](weights.png)")
     parts += ["## Ingredients", _table(single_rows(result))]
-    if result.curve:
-        parts += ["## From one model to the other", _table(curve_rows(result))]
     if result.frontier is not None:
         parts += [
             "## Target against retain",

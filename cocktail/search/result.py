@@ -81,7 +81,6 @@ class SearchResult:
             the examples given.
         singles: each ingredient by itself, in-sample.
         places: where each example came from.
-        curve: for ``sweep``, weights and loss at every step.
         frontier: with retain examples.
         forwards: cost in passes over the examples; a backward counts as two.
         mixes: how often the model was mixed anew.
@@ -102,7 +101,6 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     singles: tuple[Candidate, ...]
     places: tuple[str, ...]
-    curve: tuple[tuple[tuple[float, ...], float], ...]
     frontier: Frontier | None
     forwards: float
     mixes: int
@@ -141,7 +139,6 @@ class SearchResult:
             "examples": list(self.places),
             "ingredients": [_candidate(single, self.metric) for single in self.singles],
             "candidates": [_candidate(candidate, self.metric) for candidate in self.candidates],
-            "curve": [{"weights": list(w), "loss": loss} for w, loss in self.curve],
             "frontier": None if self.frontier is None else _frontier(self.frontier),
             "cost": {
                 "forward_equivalents": round(self.forwards, 3),

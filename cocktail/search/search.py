@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from cocktail.errors import RecipeError
-from cocktail.search.permutation_test import chance_probability, standing
-from cocktail.search.frontier import trace
+from cocktail.measure.bench import Bench
 from cocktail.measure.mixture import Weights, simplex_vertex
+from cocktail.search.cross_validation import FOLDS, Outputs, cross_validate, fit_outputs
+from cocktail.search.frontier import trace
 from cocktail.search.objective import (
     BudgetSpentError,
     EnsembleObjective,
@@ -23,22 +24,17 @@ from cocktail.search.objective import (
     measure,
 )
 from cocktail.search.options import SearchOptions
-from cocktail.measure.bench import Bench
+from cocktail.search.permutation_test import chance_probability, standing
 from cocktail.search.prior import Landmarks, Prior
 from cocktail.search.result import Frontier, SearchResult, reordered
-from cocktail.search.verdict import EQUAL, PRIOR, Candidate, Verdict, choose, kept_by_default
 from cocktail.search.strategies import (
-    blackbox,
-    greedy,
     polish,
     softmax_of_losses,
-    sweep,
     uniform,
 )
-from cocktail.search.cross_validation import FOLDS, Outputs, cross_validate, fit_outputs
+from cocktail.search.verdict import EQUAL, PRIOR, Candidate, Verdict, choose, kept_by_default
 
 POLISH_ROUNDS = 1
-BLACKBOX_EVALUATIONS = 20
 PLAIN = (EQUAL, "base", "best-single", "lm-cocktail", PRIOR)
 """Candidates that no strategy proposes, from simple to elaborate."""
 Fitter = Callable[[Sequence[int]], Weights]
@@ -69,7 +65,6 @@ class Search:
         self.uniform = uniform(self.size)
         self.singles: list[Candidate] = []
         self.candidates: list[Candidate] = []
-        self.curve: list[tuple[Weights, float]] = []
         self.notes: list[str] = []
         self.chance: float | None = None
         self.kept: Tensor = torch.empty(0)
@@ -126,9 +121,6 @@ class Search:
             "ensemble": (self._add_ensemble, *rules),
             "gradient": (self._add_ensemble, self._add_gradient, *rules),
             "auto": (*rules, self._add_ensemble, self._add_gradient),
-            "greedy": (self._add_greedy, *rules),
-            "sweep": (self._add_sweep, *rules),
-            "blackbox": (self._add_blackbox, *rules),
         }
         for step in steps[self.options.strategy]:
             try:
@@ -246,48 +238,12 @@ class Search:
         )
         self._add("gradient", weights, fit)
 
-    def _add_greedy(self) -> None:
-        def fit(examples: Sequence[int]) -> Weights:
-            def value(weights: Weights) -> float:
-                return measure(self.task, [(self.objective.rows(weights), examples)]).loss
-
-            return greedy(value, self._single_losses(examples))
-
-        self._add("greedy", fit(self.everything), fit)
-
-    def _add_sweep(self) -> None:
-        points = [weights for weights, _ in sweep(self.objective)]
-        self.curve = [(weights, self.objective.measure(weights).loss) for weights in points]
-
-        def fit(examples: Sequence[int]) -> Weights:
-            def value(weights: Weights) -> float:
-                return measure(self.task, [(self.objective.rows(weights), examples)]).objective
-
-            return min(points, key=value)
-
-        self._add("sweep", fit(self.everything), fit)
-
-    def _add_blackbox(self) -> None:
-        """Not cross-validated: every fold would run as many mixes again."""
-
-        def value(weights: Weights) -> float:
-            found = self.objective.measure(weights)
-            return found.loss if found.metrics is None else -float(found.metrics.mean())
-
-        starts = [self.uniform, *(np.array(single.weights) for single in self.singles)]
-        left = self.options.budget - self.bench.mixture.cost.forwards
-        evaluations = len(starts) + int(max(0, min(BLACKBOX_EVALUATIONS, left)))
-        self._add("blackbox", blackbox(value, starts, evaluations=evaluations), None)
-        self.notes.append(
-            "blackbox was not cross-validated: its mixes were chosen on all of the examples"
-        )
-
-    def _add(self, name: str, weights: Weights, fit: Fitter | None) -> None:
+    def _add(self, name: str, weights: Weights, fit: Fitter) -> None:
         """Measure a candidate on the mixed model, then what its procedure is worth held out."""
         measured = self.objective.measure(weights)
         place = len(self.candidates)
         self.candidates.append(Candidate(name, tuple(weights.tolist()), measured))
-        if fit is None or len(self.everything) < 2:
+        if len(self.everything) < 2:
             return
         try:
             held_out = cross_validate(self.task, self.everything, fit, self._run_some)
@@ -348,7 +304,9 @@ class Search:
         return Verdict(best.name, best.name, False, None, reason)
 
     def _trace(self, verdict: Verdict) -> tuple[Frontier, Verdict]:
-        frontier, measured = trace(self, verdict)
+        frontier, measured = trace(
+            self.bench, self.objective, self.candidates, self.options, verdict
+        )
         point = frontier.points[frontier.chosen]
         if np.allclose(point.weights, self.weights_of(verdict.chosen)):
             return frontier, verdict
@@ -395,7 +353,6 @@ class Search:
                 Candidate(c.name, c.weights, reordered(c.measured, order)) for c in self.singles
             ),
             places=tuple(self.task.places[i] for i in self.bench.given_order),
-            curve=tuple((tuple(w.tolist()), loss) for w, loss in self.curve),
             frontier=frontier,
             forwards=mixture.cost.forwards,
             mixes=mixture.cost.mixes,

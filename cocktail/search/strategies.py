@@ -5,7 +5,7 @@ They see values and gradients and nothing else: no checkpoint, no file, no plot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import LinearConstraint, minimize
@@ -141,89 +141,6 @@ class _Tilted:
         return value + float(self._tilt @ weights), gradient + self._tilt
 
 
-def greedy(value: Callable[[Weights], float], losses: Sequence[float]) -> Weights:
-    """Greedy soup: from the best model on, take the next into the average if that helps.
-
-    Wortsman et al., "Model soups" (2022), recipe 1. K - 1 values.
-
-    Args:
-        value: the loss of a mix.
-        losses: (K,) of the single models.
-    """
-    order = np.argsort(losses, kind="stable")
-    members = [int(order[0])]
-    best = float(losses[members[0]])
-    for candidate in map(int, order[1:]):
-        found = value(_uniform_over([*members, candidate], len(losses)))
-        if found < best:
-            members, best = [*members, candidate], found
-    return _uniform_over(members, len(losses))
-
-
-def sweep(objective: Objective, points: int = 11) -> list[tuple[Weights, float]]:
-    """The curve from the first of two ingredients to the second.
-
-    Returns:
-        Weights and values at ``points`` even steps, both ends included.
-    """
-    shares = np.linspace(0, 1, points)
-    grid = [np.array([1 - share, share]) for share in shares]
-    return [(weights, objective.value(weights)) for weights in grid]
-
-
-def blackbox(
-    value: Callable[[Weights], float],
-    starts: Sequence[Weights],
-    *,
-    evaluations: int,
-) -> Weights:
-    """Minimise a function that has no useful gradient, such as a ranking metric.
-
-    COBYLA, from the best of the starts: Powell, "A direct search optimization method that models
-    the objective and constraint functions by linear interpolation" (1994).
-
-    Args:
-        value: on the simplex.
-        starts: points to try first.
-        evaluations: at most, the starts included.
-
-    Returns:
-        (K,) the best point that was evaluated; among equals the one nearest to the first start.
-    """
-    seen: list[tuple[float, Weights]] = []
-
-    def at(point: Weights) -> float:
-        if len(seen) >= evaluations:
-            raise BudgetSpentError(f"{len(seen)} evaluations are done")
-        seen.append((value(point), point))
-        return seen[-1][0]
-
-    def evaluate(free: Weights) -> float:
-        return at(on_simplex(np.append(free, 1 - free.sum())))
-
-    try:
-        for start in starts:
-            at(start)
-        best = min(seen, key=lambda item: item[0])[1]
-        free = len(best) - 1  # the last weight is what the others leave
-        inside = LinearConstraint(
-            np.vstack([np.eye(free), np.ones(free)]), [0.0] * free + [-np.inf], 1.0
-        )
-        minimize(
-            evaluate,
-            best[:-1],
-            method="COBYLA",
-            constraints=inside,
-            options={"rhobeg": 0.25, "maxiter": evaluations, "tol": 0.01},
-        )
-    except BudgetSpentError:
-        if not seen:
-            raise
-    lowest = min(item[0] for item in seen)
-    ties = [point for found, point in seen if found <= lowest + 1e-12]
-    return min(ties, key=lambda point: float(np.abs(point - starts[0]).sum()))
-
-
 def on_simplex(weights: Weights) -> Weights:
     """Clip what an optimiser left a hair outside, and divide by the sum."""
     clipped = np.clip(weights, 0.0, None)
@@ -234,9 +151,3 @@ def on_simplex(weights: Weights) -> Weights:
 def uniform(count: int) -> Weights:
     """(K,) the same weight for every ingredient."""
     return np.full(count, 1 / count)
-
-
-def _uniform_over(members: Sequence[int], count: int) -> Weights:
-    weights = np.zeros(count)
-    weights[list(members)] = 1 / len(members)
-    return weights

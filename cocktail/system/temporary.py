@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir, mkdtemp
 
 from cocktail.errors import OutputError
 
@@ -84,3 +86,21 @@ def _is_alive(process: str) -> bool:
     except (OSError, ValueError, OverflowError):
         return False
     return True
+
+
+_PREFIX = "cocktail-adapter-"
+
+
+class View:
+    """A temporary folder that is removed when nothing refers to it any more."""
+
+    def __init__(self) -> None:
+        clear_abandoned(Path(gettempdir()), _PREFIX)
+        self.folder = Path(mkdtemp(prefix=_PREFIX, suffix=f"-{os.getpid()}"))
+        weakref.finalize(self, _remove, self.folder, hold(self.folder), os.getpid())
+
+
+def _remove(folder: Path, lock: int, owner: int) -> None:
+    if os.getpid() == owner:  # a forked process has a copy of the view, not a folder of its own
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)

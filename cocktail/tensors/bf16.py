@@ -10,11 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cocktail.tensors.dtypes import torch_name
 from cocktail.errors import NonFiniteError
-
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+from cocktail.tensors.dtypes import Bytes, Floats, torch_name
 
 SUMMED = frozenset({"F32", "BF16"})
 """Types that are added up here."""

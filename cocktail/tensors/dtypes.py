@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cocktail.errors import RecipeError
 
 if TYPE_CHECKING:
     import torch
 
-    from cocktail.tensors.bf16 import Bytes
 
 ITEM_SIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
@@ -89,3 +91,9 @@ def widest(codes: set[str]) -> str:
     if len(codes) == 1:
         return next(iter(codes))
     return "F64" if "F64" in codes else "F32"
+
+
+Bytes = NDArray[np.uint8]
+
+
+Floats = NDArray[np.float32]

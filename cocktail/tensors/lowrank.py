@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cocktail.tensors.dtypes import ITEM_SIZE, torch_dtype
-from cocktail.tensors.headers import TensorInfo
+from cocktail.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocktail.tensors.dtypes import code_of
 from cocktail.errors import CheckpointError
-from cocktail.tensors.headers import TensorInfo, is_text
+from cocktail.tensors.dtypes import code_of
+from cocktail.tensors.headers import is_text
+from cocktail.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cocktail.tensors.dtypes import ITEM_SIZE, torch_dtype
+import numpy as np
+
 from cocktail.errors import CheckpointError
-from cocktail.tensors.headers import TensorInfo
-from cocktail.tensors.bf16 import Bytes
+from cocktail.tensors.dtypes import ITEM_SIZE, Bytes, torch_dtype
+from cocktail.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -161,3 +162,17 @@ class StoredMatrix:
 def block_bounds(numel: int, block: int = BLOCK) -> Iterator[tuple[int, int]]:
     """Cut ``range(numel)`` into runs of at most ``block``: ``(0, block), (block, 2*block), ...``"""
     return ((start, min(start + block, numel)) for start in range(0, numel, block))
+
+
+def equal_tensors(a: TensorInfo, b: TensorInfo) -> bool:
+    """Whether two tensors of one dtype have the same shape and bytes."""
+    if a.shape != b.shape:
+        return False
+    one, other = (np.empty(BLOCK * 8, np.uint8) for _ in range(2))
+    with TensorReader() as reader:
+        return all(
+            np.array_equal(
+                reader.read_bytes(a, start, stop, one), reader.read_bytes(b, start, stop, other)
+            )
+            for start, stop in block_bounds(a.numel)
+        )

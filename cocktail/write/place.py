@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from cocktail.write.card import PROVENANCE_FILE
-from cocktail.checkpoint.whole import Checkpoint
+from cocktail.checkpoint.model import Checkpoint
 from cocktail.errors import OutputError
+from cocktail.write.provenance import PROVENANCE_FILE
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")

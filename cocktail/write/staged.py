@@ -19,18 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from cocktail.checkpoint.whole import MAIN
-from cocktail.mix.digests import tensor_digest
-from cocktail.tensors.dtypes import ITEM_SIZE, as_tensor, torch_name
+from cocktail.checkpoint.model import MAIN
 from cocktail.errors import OutputError
-from cocktail.tensors.headers import TensorInfo
+from cocktail.mix.digests import tensor_digest
 from cocktail.plan.mixed_tensor import MixedTensor, OutputFile
-from cocktail.write.place import standing_problem
 from cocktail.plan.plan import Plan
-from cocktail.tensors.reading import BLOCK, TensorReader
-from cocktail.tensors.bf16 import Bytes
 from cocktail.system.temporary import LOCK, clear_abandoned, folder_prefix, hold
 from cocktail.system.writeback import Writeback
+from cocktail.tensors.dtypes import ITEM_SIZE, Bytes, as_tensor, torch_name
+from cocktail.tensors.info import TensorInfo
+from cocktail.tensors.reading import BLOCK, TensorReader
+from cocktail.write.place import standing_problem
 
 _AT_ONCE = 1 << 19  # bytes; for more, the page cache looks for runs of memory that are long to find
 _PRETRAINED = re.compile(r"For(MaskedLM|PreTraining)$")

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cocktail.write.card import read_provenance
-from cocktail.checkpoint.whole import Checkpoint, local_folder, resolve, with_commit
-from cocktail.mix.digests import checkpoint_digest
+from cocktail.checkpoint.folder import local_folder
+from cocktail.checkpoint.model import Checkpoint, with_commit
+from cocktail.checkpoint.resolve import resolve
 from cocktail.errors import CheckpointError
+from cocktail.mix.digests import checkpoint_digest
 from cocktail.system.progress import byte_progress
+from cocktail.write.provenance import read_provenance
 
 
 @dataclass(frozen=True)

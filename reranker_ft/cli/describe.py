@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Text needs none of what makes the results.
-    from reranker_ft.train.check import CheckReport
     from reranker_ft.evaluate.compare import Result
     from reranker_ft.evaluate.metrics import Estimate
     from reranker_ft.mine.mine import MiningReport
+    from reranker_ft.train.check import CheckReport
 
 
 def describe_check(report: CheckReport) -> str:

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import click
 
-from reranker_ft.errors import RerankerError
 from reranker_ft.cli.mine import mine
 from reranker_ft.cli.options import json_option, overwrite_option, report, reranker_options
+from reranker_ft.errors import RerankerError
 
 # What an optional dependency's absence means to someone who runs a command.
 EXTRAS = {
@@ -179,8 +179,8 @@ def evaluate(
 
         refuse_existing(plot, overwrite=overwrite)
         check_picture_format(plot)
-    from reranker_ft.evaluate.compare import compare
     from reranker_ft.cli.describe import describe_comparison
+    from reranker_ft.evaluate.compare import compare
 
     results = compare(
         models,
@@ -284,8 +284,8 @@ def distil(
         --output_file train_scored.jsonl
       reranker-ft train ... --train_data train_scored.jsonl --knowledge_distillation True
     """
-    from reranker_ft.score.distil import add_teacher_scores
     from reranker_ft.data.files import refuse_existing
+    from reranker_ft.score.distil import add_teacher_scores
     from reranker_ft.score.reranker import Reranker
 
     refuse_existing(output_file, overwrite=overwrite)
@@ -333,9 +333,9 @@ def check(
     Example:
       reranker-ft check train.jsonl --model_name_or_path BAAI/bge-reranker-base --max_len 256
     """
-    from reranker_ft.train.check import check_data, model_positions
     from reranker_ft.cli.describe import describe_check
     from reranker_ft.model.load import load_tokenizer
+    from reranker_ft.train.check import check_data, model_positions
 
     found = check_data(
         data,

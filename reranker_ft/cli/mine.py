@@ -138,8 +138,8 @@ def _retriever(embedder: dict[str, Any], shared: dict[str, Any]) -> Any:
     name = embedder["embedder_name_or_path"]
     if name is None:
         return functools.partial(BM25, progress=sys.stderr.isatty())
+    from reranker_ft.data.instructions import Instructions
     from reranker_ft.mine.bi_encoder import EncoderOptions, load_encoder
-    from reranker_ft.train.groups import Instructions
 
     encoder = load_encoder(
         name,

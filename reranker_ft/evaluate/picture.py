@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reranker_ft.evaluate.compare import Result
-from reranker_ft.errors import ArgumentError
 from reranker_ft.data.files import new_file
+from reranker_ft.errors import ArgumentError
+from reranker_ft.evaluate.compare import Result
 
 METRIC_TITLES = {"mrr@10": "MRR@10", "ndcg@10": "NDCG@10", "map": "MAP"}
 

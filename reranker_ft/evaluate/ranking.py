@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reranker_ft.model.scoring import Encodings, Pair, PairEncoder
 from reranker_ft.data.examples import Example
+from reranker_ft.data.instructions import Instructions
 from reranker_ft.evaluate.metrics import Estimate, bootstrap_mean, per_query_metrics
-from reranker_ft.train.groups import Instructions
 from reranker_ft.model.loss import softmax_cross_entropy
+from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
 
 
 class RankingSet:

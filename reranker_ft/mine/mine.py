@@ -12,11 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from reranker_ft.data.examples import Example, ExampleFiles, decode_line, refuse_unwritable, text_key
-from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
+from reranker_ft.data.examples import (
+    Example,
+    ExampleFiles,
+    decode_line,
+    refuse_unwritable,
+    text_key,
+)
 from reranker_ft.data.files import existing_file, new_text_file, refuse_existing
-from reranker_ft.score.records import write_line
+from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
 from reranker_ft.mine.retrieve import BM25, Ranking, RetrieverFactory
+from reranker_ft.score.records import write_line
 from reranker_ft.score.reranker import Reranker
 
 # Queries whose candidates the guard scores together.

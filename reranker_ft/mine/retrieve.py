@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from reranker_ft.mine.bi_encoder import Encoder
 from reranker_ft.errors import ArgumentError
+from reranker_ft.mine.bi_encoder import Encoder
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
-from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
 from reranker_ft.errors import ModelError
+from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
 from reranker_ft.model.fast.first_token import last_layer_at_first_token, layers_below_first_token
 from reranker_ft.model.fast.turns import turn
 from reranker_ft.model.fast.unpadded import Row, unpadded

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from reranker_ft.model.bars import bars_on_terminals_only
 from reranker_ft.errors import ModelError, RerankerError
+from reranker_ft.model.bars import bars_on_terminals_only
 
 
 def load_cross_encoder(

@@ -12,7 +12,6 @@ from typing import IO, Any, TextIO
 
 from tqdm import tqdm
 
-from reranker_ft.model.scoring import Pair
 from reranker_ft.data.examples import (
     decode_line,
     parse_example,
@@ -20,8 +19,9 @@ from reranker_ft.data.examples import (
     query_prompt,
     refuse_unwritable,
 )
-from reranker_ft.errors import SHOWN_PROBLEMS, DataError
 from reranker_ft.data.files import existing_file, new_text_file, refuse_existing
+from reranker_ft.errors import SHOWN_PROBLEMS, DataError
+from reranker_ft.model.pairs import Pair
 from reranker_ft.score.reranker import Reranker
 
 # Pairs scored together: enough for batches of even length, few enough that the output grows and

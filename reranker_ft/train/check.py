@@ -15,11 +15,12 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from reranker_ft.model.scoring import PairEncoder, position_limit
 from reranker_ft.data.examples import Example, data_files, parse_example
+from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError
-from reranker_ft.train.groups import Instructions
 from reranker_ft.model.load import model_errors
+from reranker_ft.model.pairs import PairEncoder
+from reranker_ft.model.scoring import position_limit
 
 # Lines tokenized together.
 CHUNK_LINES = 256

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
-from reranker_ft.train.groups import Instructions
 from reranker_ft.model.loss import LOSSES
 
 DEFAULT_MAX_LENGTH = 512

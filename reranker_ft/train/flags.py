@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.errors import ArgumentError
+from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 
 USAGE = "reranker-ft train --model_name_or_path MODEL --train_data FILE... --output_dir DIR [flags]"
 

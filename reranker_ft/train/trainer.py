@@ -18,15 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from reranker_ft.model.fast.attention import attention_without_plans
-from reranker_ft.train.collate import GroupCollator, TrainingBatch, group_scores
-from reranker_ft.model.scoring import score_encodings, to_device
-from reranker_ft.train.config import RerankerTrainingArguments
 from reranker_ft.errors import ModelError
-from reranker_ft.model.forward import forward_logits
-from reranker_ft.train.groups import Group, GroupBatchSampler, GroupDataset
-from reranker_ft.model.loss import LOSSES, distillation
 from reranker_ft.evaluate.ranking import RankingSet, ranking_loss, ranking_metrics, score_spread
+from reranker_ft.model.fast.attention import attention_without_plans
+from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.loss import LOSSES, distillation
+from reranker_ft.model.scoring import score_encodings, to_device
+from reranker_ft.train.collate import GroupCollator, TrainingBatch, group_scores
+from reranker_ft.train.config import RerankerTrainingArguments
+from reranker_ft.train.groups import Group, GroupBatchSampler, GroupDataset
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cocktail.checkpoint.whole import local_folder, read_json
+from cocktail.checkpoint.folder import local_folder, read_json
 from cocktail.errors import CheckpointError, listed
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -15,24 +15,15 @@ from typing import Any
 from cocktail.checkpoint.adapter.config import ADAPTER_CONFIG, LoraConfig, read_adapter_config
 from cocktail.checkpoint.adapter.tensors import JoinedTensors, join_tensors, read_stored
 from cocktail.checkpoint.adapter.view import fitted_config, make_view, own_config
-from cocktail.checkpoint.whole import (
-    MAIN,
-    Adaption,
-    Checkpoint,
-    Part,
-    local_folder,
-    locate,
-    module_folders,
-    module_parts,
-    open_whole,
-    with_commit,
-)
-from cocktail.checkpoint.diff import equal_tensors
-from cocktail.plan.configs import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, is_quantised, is_tied
-from cocktail.tensors.dtypes import FLOATING
-from cocktail.errors import CheckpointError, listed
+from cocktail.checkpoint.folder import local_folder, locate, module_folders
 from cocktail.checkpoint.hub import parse_identifier
 from cocktail.checkpoint.kinds import KINDS
+from cocktail.checkpoint.model import MAIN, Adaption, Checkpoint, Part, with_commit
+from cocktail.checkpoint.ties import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, is_quantised, is_tied
+from cocktail.checkpoint.whole import module_parts, open_whole
+from cocktail.errors import CheckpointError, listed
+from cocktail.tensors.dtypes import FLOATING
+from cocktail.tensors.reading import equal_tensors
 
 _WHOLE_MODEL = ("model.safetensors", "pytorch_model.bin")
 # Heads that a model was pretrained with and that a class with a head of its own has no use for.

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cocktail.checkpoint.adapter.config import LoraConfig
-from cocktail.tensors.lowrank import LowRank
-from cocktail.checkpoint.whole import MAIN, Checkpoint, read_tensor_file
-from cocktail.plan.configs import OUTPUT_EMBEDDINGS, is_tied
-from cocktail.tensors.dtypes import FLOATING
-from cocktail.errors import CheckpointError, listed
-from cocktail.tensors.headers import TensorInfo
 from cocktail.checkpoint.hub import ADAPTER_FILES
+from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.prefixes import extra_prefix
+from cocktail.checkpoint.ties import OUTPUT_EMBEDDINGS, is_tied
+from cocktail.checkpoint.whole import read_tensor_file
+from cocktail.errors import CheckpointError, listed
+from cocktail.tensors.dtypes import FLOATING
+from cocktail.tensors.info import TensorInfo
+from cocktail.tensors.lowrank import LowRank
 
 _PREFIX = "base_model.model."
 _MATRIX = re.compile(

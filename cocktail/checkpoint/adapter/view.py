@@ -7,42 +7,21 @@ in, and the config is made to fit a head that the adapter brings.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 from cocktail.checkpoint.adapter.config import LoraConfig
-from cocktail.checkpoint.whole import Checkpoint, read_json
 from cocktail.checkpoint.companions import companions_in, is_tokenizers
+from cocktail.checkpoint.folder import read_json
+from cocktail.checkpoint.model import Checkpoint
 from cocktail.errors import CheckpointError, listed
-from cocktail.tensors.headers import TensorInfo
-from cocktail.system.temporary import clear_abandoned, hold
+from cocktail.system.temporary import View
+from cocktail.tensors.info import TensorInfo
 
 # The last layer of a head, which has a row for each label.
 _LABEL_LAYERS = ("out_proj", "classifier", "score", "logits_proj")
 _SEQUENCE_CLASS = "ForSequenceClassification"
-
-
-_PREFIX = "cocktail-adapter-"
-
-
-class View:
-    """A temporary folder that is removed when nothing refers to it any more."""
-
-    def __init__(self) -> None:
-        clear_abandoned(Path(gettempdir()), _PREFIX)
-        self.folder = Path(mkdtemp(prefix=_PREFIX, suffix=f"-{os.getpid()}"))
-        weakref.finalize(self, _remove, self.folder, hold(self.folder), os.getpid())
-
-
-def _remove(folder: Path, lock: int, owner: int) -> None:
-    if os.getpid() == owner:  # a forked process has a copy of the view, not a folder of its own
-        os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_view(base: Checkpoint, adapter: Path, main: str, config: Mapping[str, Any]) -> View:

@@ -142,7 +142,7 @@ class DecoderTask(TokenTask):
         *,
         max_length: int,
     ) -> None:
-        limit = length_limit(max_length, model, tokenizer)
+        limit = length_limit(max_length, tokenizer)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self._ids: list[list[int]] = []
         targets = []

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 from torch.nn.utils.rnn import pad_sequence
 
-from cocktail.checkpoint.whole import MAIN, Checkpoint
+from cocktail.checkpoint.model import MAIN, Checkpoint
+from cocktail.checkpoint.pooling import pooling_mode
 from cocktail.errors import CheckpointError, RecipeError
 from cocktail.measure.tasks.examples import RankedExample
 from cocktail.measure.tasks.task import (
@@ -22,7 +23,6 @@ from cocktail.measure.tasks.task import (
     pad_mask,
     softmax_slopes,
 )
-from cocktail.checkpoint.pooling import pooling_mode
 from cocktail.recipe.recipe import PoolingMode
 
 TEMPERATURE = 0.05
@@ -56,7 +56,7 @@ class EncoderTask:
         self.places = [example.place for example in examples]
         self._examples = examples
         self._pooling = pooling
-        limit = length_limit(max_length, model, tokenizer)
+        limit = length_limit(max_length, tokenizer)
         texts: list[str] = []
         starts = [0]
         for example in examples:

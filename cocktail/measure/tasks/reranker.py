@@ -17,16 +17,12 @@ from torch import Tensor
 from cocktail.errors import CocktailError
 from cocktail.measure.tasks.examples import RankedExample
 from cocktail.measure.tasks.task import Batch, softmax_slopes
-from reranker_ft.model.scoring import (
-    PairEncoder,
-    needs_mask,
-    position_limit,
-    to_device,
-    token_batches,
-)
 from reranker_ft.errors import RerankerError
 from reranker_ft.model.forward import forward_logits
 from reranker_ft.model.loss import softmax_cross_entropy
+from reranker_ft.model.pairs import PairEncoder
+from reranker_ft.model.scoring import needs_mask, to_device, token_batches
+from reranker_ft.model.scoring import position_limit as position_limit
 
 
 class RerankerTask:
@@ -53,9 +49,8 @@ class RerankerTask:
         max_length: int,
     ) -> None:
         self.places = [example.place for example in examples]
-        limit = min(max_length, position_limit(model) or max_length)
         with _as_cocktail_errors():
-            encoder = PairEncoder(tokenizer, max_length=limit)
+            encoder = PairEncoder(tokenizer, max_length=max_length)
             self._encodings = encoder(
                 [(example.query, text) for example in examples for text in example.passages]
             )

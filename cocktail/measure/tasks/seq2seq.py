@@ -30,7 +30,7 @@ class EncoderDecoderTask(TokenTask):
         *,
         max_length: int,
     ) -> None:
-        limit = length_limit(max_length, model, tokenizer)
+        limit = length_limit(max_length, tokenizer)
         options = {"truncation": True, "max_length": limit}
         self._inputs = tokenizer([e.input for e in examples], **options)["input_ids"]
         targets = tokenizer(text_target=[e.output for e in examples], **options)["input_ids"]

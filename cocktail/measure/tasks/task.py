@@ -19,7 +19,6 @@ from scipy.special import softmax
 from torch import Tensor
 
 from cocktail.measure.tasks.examples import ExampleError
-from reranker_ft.model.scoring import position_limit
 
 CPU_TOKENS = 1024
 """Padded tokens of a forward: with fewer the calls show, with more activations leave the cache."""
@@ -158,8 +157,8 @@ def pad_mask(rows: Sequence[Sequence[int]]) -> Tensor:
     return pad([[1] * len(row) for row in rows], 0)
 
 
-def length_limit(asked: int, model: Any, tokenizer: Any) -> int:
-    """Tokens that a text may have: what was asked for, as far as the model has positions.
+def length_limit(asked: int, tokenizer: Any) -> int:
+    """Tokens that a text may have: what was asked for, as far as the tokenizer goes.
 
     Raises:
         ExampleError: nothing would be left.
@@ -169,8 +168,7 @@ def length_limit(asked: int, model: Any, tokenizer: Any) -> int:
             f"max_input_length is {asked} - a text has some tokens and special ones around them - "
             "use 4 or more"
         )
-    positions = position_limit(model) or asked
-    return int(min(asked, positions, getattr(tokenizer, "model_max_length", None) or asked))
+    return int(min(asked, getattr(tokenizer, "model_max_length", None) or asked))
 
 
 def softmax_slopes(

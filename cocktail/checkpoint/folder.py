@@ -1,0 +1,97 @@
+"""Find the folder of a reference, and read the small files in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from cocktail.checkpoint.hub import fetch, parse_identifier
+from cocktail.errors import CheckpointError
+
+if TYPE_CHECKING:
+    pass
+
+
+def locate(text: str) -> tuple[Path, str | None]:
+    """Find a local folder, or fetch a model from the Hub.
+
+    Returns:
+        The folder, and the commit if it is the Hub's.
+
+    Raises:
+        CheckpointError: there is no such folder or model, or no access to it.
+    """
+    local = local_folder(text)
+    if local is not None:
+        return local, None
+    identifier = parse_identifier(text)
+    is_file = os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111
+    if identifier is None or is_file:
+        found = "is a file" if is_file else "does not exist"
+        raise CheckpointError(
+            f"{text}: {found} - a model is a folder with config.json and weights, or a Hub id "
+            "org/name[@revision] - check the path"
+        )
+    folder = fetch(*identifier)
+    return folder, folder.name
+
+
+def local_folder(text: str) -> Path | None:
+    """The folder of that name, ``~`` being home; ``None`` if there is none."""
+    path = os.path.expanduser(text)  # noqa: PTH111 - pathlib raises where there is no such home
+    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112 - and at names too long
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, no UTF-8 JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent}: has no {path.name} - a model folder holds one - save the model with "
+            "save_pretrained()"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error}) - repair the file") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: is not a JSON object - repair the file")
+    return value
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The folders of a sentence-transformers model, its transformer first; ``[""]`` for others."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return [""]
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        folders = [module["path"] for module in modules]
+        if not all(isinstance(name, str) for name in folders):
+            raise TypeError("a path is no text")
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be understood ({type(error).__name__}: {error}) - it lists the "
+            "modules of a sentence-transformers model - repair or remove it"
+        ) from None
+    for name in folders:
+        if not _stays_inside(name):
+            raise CheckpointError(
+                f"{path}: names the folder {name!r} - modules lie inside the model's folder - "
+                "repair the file"
+            )
+    if not folders:
+        raise CheckpointError(f"{path}: lists no module - repair or remove it")
+    return folders
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name

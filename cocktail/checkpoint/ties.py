@@ -1,0 +1,86 @@
+"""Which tensors a model's config and class say are copies of others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+INPUT_EMBEDDINGS = (
+    "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
+    "embed_in.weight",
+)  # fmt: skip
+"""How the names of input embeddings end; ``OUTPUT_EMBEDDINGS`` are tied to them, or not."""
+
+
+OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
+
+
+# What transformers' ``_tied_weights_keys`` name besides: of masked language models, and the copies
+# that encoder and decoder have of one embedding.
+_OUTPUT_EMBEDDING = re.compile(
+    r"(^|\.)(lm_head|embed_out|decoder|vocab_projector|generator_lm_head)\.weight$"
+)
+
+
+_EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|shared)\.weight$")
+
+
+_OUTPUT_BIAS = re.compile(r"(?P<head>(.+\.)?(predictions|lm_head))\.decoder\.bias")
+
+
+_SHARED_COPY = re.compile(r"(.+\.)?(encoder|decoder)\.embed_tokens\.weight")
+
+
+_ALWAYS_SHARED = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+
+
+# Text models whose classes tie only where the config says so; the others tie by themselves.
+_UNTIED_BY_DEFAULT = frozenset(
+    {
+        "afmoe", "apertus", "arcee", "bamba", "bitnet", "codegen", "cwm", "dbrx", "deepseek_v2",
+        "deepseek_v3", "deepseek_v32", "diffllama", "dots1", "exaone4", "exaone_moe", "falcon_h1",
+        "flex_olmo", "fsmt", "glm", "glm4", "glm4_moe", "gpt_neox", "gpt_oss", "gptj", "granite",
+        "granitemoe", "granitemoehybrid", "granitemoeshared", "helium", "hunyuan_v1_dense",
+        "hunyuan_v1_moe", "internlm3", "jamba", "llama", "llama4_text", "mamba2", "minimax",
+        "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "nemotron", "nemotron_h",
+        "olmo", "olmo2", "olmo3", "olmoe", "persimmon", "phi", "phi3", "phimoe", "qwen2",
+        "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss", "stablelm",
+    }
+)  # fmt: skip
+
+
+def is_tied(config: Mapping[str, Any]) -> bool | None:
+    """Whether the output embedding is the input embedding.
+
+    Returns:
+        ``None`` if the config is silent, and its class is none that is known not to tie by itself.
+    """
+    value = config.get("tie_word_embeddings")
+    if value is None:
+        return False if config.get("model_type") in _UNTIED_BY_DEFAULT else None
+    return bool(value)
+
+
+def is_copy(name: str, other: str, config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config keeps one tensor under both names, ``other`` its own.
+
+    A loader fills ``name`` from ``other`` where only that is stored.
+    """
+    if name == other:
+        return False
+    tied = is_tied(config)
+    ties = tied or (tied is None and "auto_map" not in config)  # custom code may do either
+    if _SHARED_COPY.fullmatch(name):
+        shares = ties or config.get("model_type") in _ALWAYS_SHARED
+        return shares and other.endswith("shared.weight")
+    if not ties:
+        return False
+    bias = _OUTPUT_BIAS.fullmatch(name)
+    if bias is not None:
+        return other == f"{bias['head']}.bias"
+    return bool(_OUTPUT_EMBEDDING.search(name)) and bool(_EMBEDDING.search(other))
+
+
+def is_quantised(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("quantization_config"))

@@ -1,0 +1,244 @@
+"""Recipe, plan, measure, stream, folder: the way of every mix."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cocktail.checkpoint.folder import local_folder
+from cocktail.errors import PlanError, RecipeError
+from cocktail.mix.stream import Digests, stream
+from cocktail.plan.mixed_tensor import MixedTensor
+from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
+from cocktail.recipe.recipe import Recipe
+from cocktail.system.progress import byte_progress
+from cocktail.system.temporary import temporary_parts
+from cocktail.write.card import model_card
+from cocktail.write.modules import token_width, write_modules
+from cocktail.write.place import linked_folders, output_problems
+from cocktail.write.provenance import PROVENANCE_FILE, file_metadata, provenance
+from cocktail.write.staged import StagedModel, disk_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cocktail.measure.in_memory import ModelInMemory
+    from cocktail.tensors.dtypes import Bytes
+
+
+_PLAIN_NAME = re.compile(r"[^\W_][\w .-]{0,63}")
+
+
+@dataclass(frozen=True)
+class MixReport:
+    """What a mix did.
+
+    Attributes:
+        output: the folder that was written.
+        digest: of the mixed tensors; the same weights have the same digest in any sharding.
+        seconds: ``plan`` (headers and checks), ``mix`` (read, mix, write), ``sync`` (flush to disk
+            and rename), ``total``.
+        model: what was built from ``memory``, if it was given.
+    """
+
+    plan: Plan
+    output: Path
+    digest: str
+    seconds: Mapping[str, float]
+    model: PreTrainedModel | None = None
+
+
+def checked_plan(
+    recipe: Recipe,
+    output: Path | None,
+    *,
+    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    made: Mapping[str, Path] | None = None,
+) -> Plan:
+    """Build the plan and check the output path, with all problems of both in one error.
+
+    Raises:
+        PlanError: with every reason why this cannot be mixed or written.
+    """
+    problems: list[str] = []
+    plan = None
+    try:
+        plan = build_plan(recipe, max_shard_size=max_shard_size, made=made)
+    except PlanError as error:
+        problems += error.problems
+    if plan is not None and plan.recipe.method.statistic is not None:
+        from cocktail.measure.statistics import measuring_problems  # noqa: PLC0415 - runs models
+
+        problems += measuring_problems(plan)
+    if output is not None:
+        folders = (
+            {k: v for c in plan.ingredients for k, v in (c.origins | linked_folders(c)).items()}
+            if plan
+            else {name: place for name in recipe.ingredients if (place := local_folder(name))}
+        )
+        needed = 0
+        if plan is not None:
+            needed = disk_bytes(plan) + len(plan.ingredients) * plan.statistics_bytes
+        problems += output_problems(output, folders, needed, overwrite=overwrite)
+    if plan is None or problems:
+        raise PlanError(problems)
+    return replace(plan, overwrite=overwrite)
+
+
+def mix_to_folder(
+    plan: Plan,
+    output: Path,
+    *,
+    sync: bool = True,
+    threads: int | None = None,
+    progress: bool = True,
+    memory: ModelInMemory | None = None,
+    trust_remote_code: bool = False,
+) -> MixReport:
+    """Run a plan and write the complete model.
+
+    Args:
+        sync: flush everything to disk before the new folder takes the output's name.
+        threads: of the engine; the result does not depend on it.
+        progress: show a bar on stderr.
+        memory: a model to fill with the same blocks; it is built before the output takes its name,
+            so that what cannot be loaded is not left on disk.
+        trust_remote_code: to build it.
+
+    Raises:
+        OutputError: the disk is full or failed, or something has appeared at the output since the
+            plan was made; what stands there is untouched.
+        NonFiniteError: a mixed tensor holds NaN or infinity; nothing was written.
+    """
+    started = time.perf_counter()
+    with (
+        measured_plan(
+            plan, output, trust_remote_code=trust_remote_code, threads=threads, progress=progress
+        ) as ready,
+        StagedModel(ready, output, sync=sync) as staged,
+    ):
+        staged.lay_out(file_metadata(plan))
+
+        def both(tensor: MixedTensor, start: int, block: Bytes) -> None:
+            staged.write_block(tensor, start, block)
+            if memory is not None:
+                memory.write_block(tensor, start, block)
+
+        with byte_progress(plan.output_bytes, "mixing", shown=progress) as advance:
+            digests = stream(ready, both, threads=threads, progress=advance)
+        for tensor in plan.tensors:
+            if tensor.pieces:
+                digests.outputs[tensor.key] = staged.read_digest(tensor)
+        mixed = time.perf_counter()
+        digest = _write_rest(staged, digests)
+        model = None if memory is None else memory.build(trust_remote_code=trust_remote_code)
+        staged.commit()
+    done = time.perf_counter()
+    seconds = {"mix": mixed - started, "sync": done - mixed, "total": done - started}
+    return MixReport(plan, output, digest, seconds, model)
+
+
+@contextmanager
+def measured_plan(
+    plan: Plan,
+    output: Path | None,
+    *,
+    trust_remote_code: bool,
+    threads: int | None,
+    progress: bool,
+) -> Iterator[Plan]:
+    """The plan with the statistics that its method asks for, in files that are removed at the end:
+    beside the output, or among the system's temporary files where there is none."""
+    if plan.recipe.method.statistic is None:
+        yield plan
+        return
+    from cocktail.measure.statistics import measure  # noqa: PLC0415 - runs models
+
+    place = Path(tempfile.gettempdir(), "mix") if output is None else output
+    with temporary_parts(place, "statistics") as folder:
+        yield measure(
+            plan, folder, trust_remote_code=trust_remote_code, threads=threads, progress=progress
+        )
+
+
+def mix_recipe(
+    recipe: Recipe,
+    output: Path,
+    *,
+    max_shard_size: int | str = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    sync: bool = True,
+    threads: int | None = None,
+    progress: bool = True,
+) -> MixReport:
+    """Run a recipe, and before it the steps that it builds on.
+
+    The results of the steps are models in a temporary folder beside the output; they are removed in
+    the end.
+
+    Raises:
+        PlanError: with every reason why one of them cannot be mixed or written.
+        CocktailError: as :func:`mix_to_folder`.
+    """
+    check_threads(threads)
+    names = _step_names(recipe.steps)
+    made: dict[str, Path] = {}
+    with ExitStack() as stack:
+        if recipe.steps:
+            parts = stack.enter_context(temporary_parts(output))
+        for name, step in zip(names, recipe.steps, strict=True):
+            plan = checked_plan(step, parts / name, made=made)
+            made[name] = parts / name
+            mix_to_folder(plan, made[name], sync=False, threads=threads, progress=progress)
+        plan = checked_plan(
+            recipe, output, max_shard_size=max_shard_size, overwrite=overwrite, made=made
+        )
+        return mix_to_folder(plan, output, sync=sync, threads=threads, progress=progress)
+
+
+def check_threads(threads: int | None) -> None:
+    if threads is not None and (not isinstance(threads, int) or threads < 0):
+        raise RecipeError(
+            f"threads are {threads!r} - they are a whole number, 0 for one on each processor - "
+            "correct them"
+        )
+
+
+def _step_names(steps: Sequence[Recipe]) -> list[str]:
+    """What the results of the steps are called, which their folders are called too.
+
+    Raises:
+        RecipeError: one has no name, that of another, or something else than a plain name.
+    """
+    names: list[str] = []
+    for step in steps:
+        if step.name is None or step.name in names:
+            raise RecipeError(
+                f"a recipe before the last is called {step.name!r} - later ones use its result "
+                "by a name of its own - give it one (name:)"
+            )
+        if not _PLAIN_NAME.fullmatch(step.name):
+            raise RecipeError(
+                f"a recipe is called {step.name!r} - a name is letters, digits, spaces, '.', '-' "
+                "and '_', first a letter or digit - give it another (name:)"
+            )
+        names.append(step.name)
+    return names
+
+
+def _write_rest(staged: StagedModel, digests: Digests) -> str:
+    plan = staged.plan
+    staged.write_companions()
+    if plan.recipe.pooling is not None and not (staged.folder / "modules.json").exists():
+        write_modules(staged.folder, plan.recipe.pooling, token_width(plan))
+    record = provenance(plan, digests)
+    staged.write_json(PROVENANCE_FILE, record)
+    staged.write_text("README.md", model_card(plan))
+    return str(record["output"]["digest"])

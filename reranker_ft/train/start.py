@@ -1,0 +1,119 @@
+"""Load the model that training starts from."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from reranker_ft.errors import ArgumentError, ModelError, one_line
+from reranker_ft.model.load import model_errors, no_load_report, require_vocabulary
+from reranker_ft.train.config import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+# What sentence_transformers.CrossEncoder applies to the logit. Without this entry it would be a
+# sigmoid, and its scores would differ from those of transformers and FlagReranker.
+RAW_SCORES = "torch.nn.modules.linear.Identity"
+
+
+def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
+    """The model with a one-logit head, in fp32, with adapters if asked for; its tokenizer.
+
+    Raises:
+        ModelError: The model does not load, or its head gives several scores a pair.
+    """
+    name = args.model_name_or_path
+    common = {
+        "cache_dir": args.cache_dir,
+        "token": args.token,
+        "trust_remote_code": args.trust_remote_code,
+    }
+    with model_errors(name, args.cache_dir):
+        tokenizer = AutoTokenizer.from_pretrained(
+            args.tokenizer_name or name, use_fast=args.use_fast_tokenizer, **common
+        )
+        config = AutoConfig.from_pretrained(args.config_name or name, **common)
+    heads = [head for head in config.architectures or [] if "SequenceClassification" in head]
+    if heads and config.num_labels != 1:
+        raise ModelError(
+            f"{name} is a classifier of {config.num_labels} labels - a reranker has one - start "
+            "from a reranker or from the encoder"
+        )
+    config.num_labels = 1
+    with model_errors(name, args.cache_dir), no_load_report():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            config=config,
+            dtype="float32",
+            attn_implementation=args.attn_implementation,
+            output_loading_info=True,
+            **common,
+        )
+    require_vocabulary(name, model, tokenizer)
+    _report_fresh_weights(name, model, set(report["missing_keys"]))
+    if args.use_lora:
+        model = _with_adapters(model, args, set(report["missing_keys"]))
+    return model, tokenizer
+
+
+def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
+    """Warns about a fresh head; refuses a body that the checkpoint does not hold."""
+    parameters = {parameter for parameter, _ in model.named_parameters()}
+    missing &= parameters
+    body = sorted(
+        key
+        for key in missing
+        if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
+    )
+    if body:
+        raise ModelError(
+            f"{name} lacks {len(body)} of {len(parameters)} parameters ({', '.join(body[:3])}, ...)"
+            " - only the head may start from random weights - check that it is the right model"
+        )
+    if missing:
+        model.config.sentence_transformers = {"activation_fn": RAW_SCORES}
+        logger.warning(
+            "%s has no reranking head: %s start from random weights, so scores mean nothing until "
+            "it is trained.",
+            name,
+            ", ".join(sorted(missing)),
+        )
+
+
+def _with_adapters(model: Any, args: ModelArguments, fresh: set[str]) -> Any:
+    """The model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole.
+
+    Args:
+        fresh: Parameters that the checkpoint does not hold. A pooler among them is trained whole
+            too: what it started from could not be had again.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - optional
+
+    pooler = ["pooler"] if any(".pooler." in name for name in fresh) else []
+    heads = [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.target_modules or "all-linear",
+        modules_to_save=heads + pooler,
+        exclude_modules=r".*\bpooler\b.*" if pooler else None,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ArgumentError(
+            f"no adapters fit {args.target_modules or 'all linear layers'} of "
+            f"{args.model_name_or_path}: {one_line(error)}"
+        ) from error

@@ -1,0 +1,132 @@
+"""Where a report goes, and what stays of a search when it cannot be written or printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from cocktail.cli import main as command
+from cocktail.cli.main import main
+from cocktail.search import report as report_module
+from tests.cocktail.tiny import ranked, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def given(kitchen: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    data = write_jsonl(tmp_path_factory.mktemp("data") / "data.jsonl", ranked(4, seed=5))
+    return [
+        "search", kitchen["base"], kitchen["noise"], "--data", str(data), "--device", "cpu",
+        "--strategy", "lm-cocktail",
+    ]  # fmt: skip
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("mixed", "overlap"),
+        ("mixed/report", "overlap"),
+        (".", "overlap"),
+        ("base/report", "overlap"),
+        ("file/report", "cannot be made"),
+        ("x" * 300, "is no path here"),
+    ],
+)
+def test_a_folder_that_cannot_take_a_report_is_refused_before_the_search(
+    kitchen: dict[str, str], given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    report: str, message: str,
+) -> None:  # fmt: skip
+    def searched(*_: Any, **__: Any) -> None:
+        pytest.fail("the search has begun")
+
+    monkeypatch.setattr("cocktail.search.run.prepare", searched)
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "base").symlink_to(kitchen["base"])
+    (tmp_path / "file").touch()
+    folder = place if report == "." else tmp_path / report
+    output = place / "mixed" if report == "." else tmp_path / "mixed"
+    done = run(*given, "--output", output, "--report", folder)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert not list(place.iterdir())
+
+
+def test_a_report_is_whole_or_as_it_was(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "report"
+    retain = write_jsonl(tmp_path / "retain.jsonl", ranked(3, seed=9))
+    assert run(*given, "--retain", retain, "--report", report, "-q").exit_code == 0
+    before = {path.name: path.read_bytes() for path in report.iterdir()}
+    assert set(before) == set(report_module.REPORT_FILES)
+
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report_module, "_markdown", full)
+        done = run(*given, "--report", report, "--output", tmp_path / "mixed", "--json")
+    assert done.exit_code == 1
+    assert done.stderr.endswith("report: cannot be written (No space left on device)\n")
+    assert json.loads(done.stdout)["weights"]
+    assert (tmp_path / "mixed" / "model.safetensors").is_file()
+    assert {path.name: path.read_bytes() for path in report.iterdir()} == before
+    assert run(*given, "--report", report, "-q").exit_code == 0  # this one has no frontier
+    assert {path.name for path in report.iterdir()} == {*before} - {"frontier.png"}
+
+
+def test_ctrl_c_while_the_report_is_written_keeps_the_result(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report_module, "_markdown", interrupted)
+    done = run(*given, "--report", tmp_path / "report", "--output", tmp_path / "mixed")
+    assert done.exit_code == 130
+    assert "forward equivalents" in done.stdout and "mixed model" in done.stdout
+    assert "report: not written: interrupted" in done.stderr
+    assert (tmp_path / "mixed" / "model.safetensors").is_file()
+    assert not list((tmp_path / "report").iterdir())
+
+
+def test_what_cannot_be_printed_is_one_line_and_still_written(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo = click.echo
+
+    def full(message: str = "", *, err: bool = False, **options: Any) -> None:
+        if not err:
+            raise OSError(28, "No space left on device")
+        echo(message, err=err, **options)
+
+    monkeypatch.setattr(click, "echo", full)
+    done = run(*given, "--report", tmp_path / "report", "--output", tmp_path / "mixed", "--json")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("cocktail: printing failed (No space left on device)")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "mixed" / "model.safetensors").is_file()
+    assert (tmp_path / "report" / "report.md").is_file()
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [command.SECONDS_OF_THE_FIRST])])
+def test_the_first_of_several_processes_says_why_it_ends(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, rank: str, waits: list[float]
+) -> None:
+    """By the time that another would, all have been ended, unless the first goes on."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    done = run(*given, "--report", __file__)
+    assert (done.exit_code, slept) == (1, waits)
+    assert "is a file - a report is a folder" in done.stderr

@@ -1,0 +1,190 @@
+"""The command, its table and its report folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+
+from cocktail.cli.search import search
+from cocktail.errors import CocktailError, OutputError
+from cocktail.search.pictures import draw_frontier
+from cocktail.search.result import Frontier, FrontierPoint
+from cocktail.search.verdict import Interval
+from cocktail.write.modules import write_modules
+from tests.cocktail.tiny import ingredients, ranked, write_jsonl
+
+RUN = ["--device", "cpu", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def ran(kitchen, rows, tmp_path_factory) -> tuple[Path, dict]:
+    """A search with everything that can be written; the folder and the JSON."""
+    folder = tmp_path_factory.mktemp("ran")
+    data = write_jsonl(folder / "data.jsonl", rows[:10])
+    retain = write_jsonl(folder / "retain.jsonl", ranked(8, negatives=5, seed=77))
+    done = CliRunner().invoke(
+        search,
+        [kitchen["base"], kitchen["tuned"], "--data", str(data), "--retain", str(retain),
+         "--report", str(folder / "report"), "--output", str(folder / "mixed"), "--json",
+         "--strategy", "ensemble", *RUN],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return folder, json.loads(done.stdout)
+
+
+def test_the_mix_is_written_with_the_weights_that_are_reported(ran) -> None:
+    folder, value = ran
+    recipe = json.loads((folder / "mixed" / "cocktail.json").read_text())["recipe"]
+    assert recipe["weights"] == pytest.approx(value["weights"])
+
+
+def test_the_report_says_what_the_json_says(ran) -> None:
+    folder, value = ran
+    assert json.loads((folder / "report" / "search.json").read_text()) == value
+    text = (folder / "report" / "report.md").read_text()
+    assert value["reason"] in text
+    for candidate in value["candidates"]:
+        assert f"{candidate['in_sample']['loss']:.4f}" in text
+    for point in value["frontier"]["points"]:
+        assert f"{point['retain']['mean']:.4f}" in text
+
+
+def test_the_pictures_are_pictures(ran) -> None:
+    folder, _ = ran
+    for name in ("weights.png", "frontier.png"):
+        assert (folder / "report" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_matplotlib_says_what_is_missing(kitchen, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("cocktail.search.report.find_spec", lambda _: None)
+    folder = tmp_path / "report"
+    done = CliRunner().invoke(
+        search, [*kitchen.values(), "--data", str(data), "--device", "cpu", "--strategy",
+                 "lm-cocktail", "--report", str(folder)], catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert {path.name for path in folder.iterdir()} == {"report.md", "search.json"}
+    assert "pip install matplotlib" in (folder / "report.md").read_text()
+
+
+def test_a_report_never_lands_on_something_else(kitchen, data, tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds"):
+        CliRunner().invoke(
+            search, [*kitchen.values(), "--data", str(data), "--report", str(tmp_path)],
+            catch_exceptions=False,
+        )  # fmt: skip
+
+
+def test_models_come_from_the_recipe_file(kitchen, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {"models": [kitchen["base"], kitchen["noise"]], "model_type": "reranker"}
+    Path("cocktail.yaml").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(
+        search, ["--data", str(data), "--strategy", "lm-cocktail", "--json", *RUN],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["models"] == recipe["models"]
+    Path("cocktail.yaml").unlink()
+    with pytest.raises(CocktailError, match="no models given"):
+        CliRunner().invoke(search, ["--data", str(data)], catch_exceptions=False)
+
+
+def test_the_table_shows_the_verdict(kitchen, data) -> None:
+    done = CliRunner().invoke(
+        search, [kitchen["base"], kitchen["noise"], "--data", str(data), "--device", "cpu",
+                 "--strategy", "sweep"], catch_exceptions=False,
+    )  # fmt: skip
+    assert "sweep *" in done.output and "held-out" in done.output
+    assert "forward equivalents" in done.output
+
+
+def test_base_and_dtype_come_from_the_recipe_file_too(kitchen, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [kitchen["noise"], kitchen["base"]]
+    recipe = {"models": names, "base_model": kitchen["base"], "dtype": "bfloat16"}
+    Path("cocktail.yaml").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(
+        search, ["--data", str(data), "--strategy", "lm-cocktail", "-o", "mixed", "--json", *RUN],
+        catch_exceptions=False,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["base"] == kitchen["base"]
+    assert next(c for c in found["candidates"] if c["name"] == "base")["weights"] == [0, 1]
+    state = load_file(Path("mixed", "model.safetensors"))
+    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+
+
+def test_the_mix_is_written_as_the_recipe_file_says(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {"models": ingredients("bert-encoder", tmp_path), "pooling": "mean"}
+    Path("cocktail.yaml").write_text(json.dumps({**recipe, "max_shard_size": 20_000}))
+    data = write_jsonl(tmp_path / "data.jsonl", ranked(4, negatives=3, seed=1))
+    CliRunner().invoke(
+        search, ["--data", str(data), "--strategy", "lm-cocktail", "-o", "mixed", *RUN],
+        catch_exceptions=False,
+    )  # fmt: skip
+    pooling = json.loads(Path("mixed", "1_Pooling", "config.json").read_text())
+    assert pooling["pooling_mode_mean_tokens"]
+    assert len(list(Path("mixed").glob("*.safetensors"))) > 1
+
+
+def test_a_pooling_that_is_not_the_models_own_is_measured_but_not_written(tmp_path) -> None:
+    models = ingredients("bert-encoder", tmp_path, count=2)
+    for model in models:
+        write_modules(Path(model), "mean", width=32)
+    data = write_jsonl(tmp_path / "data.jsonl", ranked(4, negatives=3, seed=1))
+    asked = [*models, "--data", str(data), "--strategy", "lm-cocktail", "--pooling", "cls", *RUN]
+    assert CliRunner().invoke(search, asked, catch_exceptions=False).exit_code == 0
+    with pytest.raises(CocktailError, match="pools by mean, pooling 'cls' was asked for"):
+        CliRunner().invoke(search, [*asked, "-o", str(tmp_path / "mixed")], catch_exceptions=False)
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_a_recipe_of_another_method_is_refused(kitchen, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {"models": list(kitchen.values()), "merge_method": "ties"}
+    Path("cocktail.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(CocktailError, match="merge_method is ties - a search finds"):
+        CliRunner().invoke(search, ["--data", str(data), *RUN], catch_exceptions=False)
+
+
+def test_the_table_shows_every_ingredient_by_itself(kitchen, data) -> None:
+    done = CliRunner().invoke(
+        search, [*kitchen.values(), "--data", str(data), "--device", "cpu", "--strategy",
+                 "lm-cocktail"], catch_exceptions=False,
+    )  # fmt: skip
+    lines = done.output.splitlines()
+    assert any(line.startswith(f"{kitchen['base']} (base)  ") for line in lines)
+    assert any(line.startswith(f"{kitchen['noise']}  ") for line in lines)
+
+
+def test_names_of_points_cover_neither_each_other_nor_points(tmp_path, monkeypatch) -> None:
+    """Candidates often do about the same; their names must be readable all the same."""
+    places = [(1.0, 2.0), (1.5, 1.6), (1.501, 1.601), (1.502, 1.6), (1.5, 1.602), (1.9, 1.2)]
+    names = ["base", "uniform", "lm-cocktail", "greedy", "ensemble", "noise"]
+    points = tuple(
+        FrontierPoint(name, (1.0,), Interval(y, y, y), Interval(x, x, x), role)
+        for name, (x, y), role in zip(
+            names, places, ["base", *["candidate"] * 4, "ingredient"], strict=True
+        )
+    )
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    frontier = Frontier("loss", 1.6, points, 1, 0.0)
+    draw_frontier(SimpleNamespace(frontier=frontier), tmp_path / "frontier.png")
+    axes = drawn[0].axes[0]
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert set(boxes) == set(names)
+    for name, box in boxes.items():
+        others = [other for other_name, other in boxes.items() if other_name != name]
+        assert not box.count_overlaps(others), name
+        assert not any(box.contains(*spot) for spot in axes.transData.transform(places)), name

@@ -1,0 +1,288 @@
+"""The command line: every command end to end, one-line errors, help that starts at once."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from reranker_ft.cli.main import main
+from tests.reranker_ft.conftest import toy_rows
+
+COMMANDS = sorted(main.commands)
+
+
+def run(*arguments, input=None, code=0):
+    """Runs a command and returns its result, once the exit code is as expected."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments], input=input)
+    assert result.exit_code == code, result.output
+    if result.exception is not None:
+        assert isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_commands():
+    assert COMMANDS == ["check", "distil", "evaluate", "mine", "score", "train"]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_has_an_example(command):
+    result = run(*command, "--help")
+    assert "Example:" in result.stdout
+    assert f"reranker-ft {command[0] if command else 'train'} " in result.stdout
+
+
+def test_every_option_has_help():
+    for command in main.commands.values():
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, (command.name, parameter.name)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS if name != "train")])
+def test_help_does_not_import_torch(command):
+    code = (
+        "import sys\n"
+        "from reranker_ft.cli.main import main\n"
+        f"main({[*command, '--help']!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'bm25s', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(' '.join(heavy) or 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_flags_of_training_are_those_of_its_config():
+    result = run("train", "--help")
+    for flag in ("--train_group_size", "--knowledge_distillation", "--learning_rate"):
+        assert flag in result.stdout
+
+
+def test_train_passes_its_arguments_on(monkeypatch):
+    import reranker_ft.run
+
+    seen = []
+    monkeypatch.setattr(reranker_ft.run, "main", lambda argv: seen.append(argv) or 3)
+    arguments = ["--output_dir", "o", "--fp16", "--train_data", "a", "b", "--learning-rate", "6e-5"]
+    run("train", *arguments, code=3)
+    assert seen == [arguments]
+
+
+def test_evaluate(model_folders, write_jsonl, tmp_path):
+    models = [model_folders("bert"), model_folders("roberta")]
+    data = write_jsonl(toy_rows(10))
+    common = ["evaluate", *models, "--data", data, "--devices", "cpu"]
+    result = run(*common, "--json", "--plot", tmp_path / "out.png", "--max_queries", 6)
+    first, second = json.loads(result.stdout)["results"]
+    assert first["queries"] == 6
+    assert first["model"] == str(models[0])
+    assert second["difference_to_first"]["map"]["mean"] == pytest.approx(
+        second["metrics"]["map"]["mean"] - first["metrics"]["map"]["mean"]
+    )
+    assert (tmp_path / "out.png").stat().st_size > 1000
+    table = run(*common).stdout
+    assert "NDCG@10" in table
+    assert "- the first" in table
+    refused = run(*common, "--plot", tmp_path / "out.png", code=1)
+    assert refused.stderr.strip().splitlines()[-1].startswith("Error:")
+    assert "exists" in refused.stderr
+    # Before anything is measured, not after it.
+    assert "'f1' is not one of" in run(*common, "--metric", "f1", code=2).stderr
+
+
+def test_score_reads_and_writes_files_and_streams(model_folders, write_jsonl, tmp_path):
+    pairs = [{"query": "red", "passage": f"apple {i}"} for i in range(5)]
+    data, output = write_jsonl(pairs), tmp_path / "scores.jsonl"
+    common = ["score", model_folders(), "--devices", "cpu"]
+    result = run(*common, "--data", data, "--output", output, "--json")
+    assert json.loads(result.stdout) == {"lines": 5, "pairs": 5, "output": str(output)}
+    written = output.read_text()
+    streamed = run(*common, input=data.read_text())
+    assert streamed.stdout == written
+    tsv = "".join(f"red\tapple {i}\n" for i in range(5))
+    assert run(*common, "--tsv", input=tsv).stdout == written
+    normalized = run(*common, "--normalize", "--tsv", input=tsv).stdout.splitlines()
+    for raw, line in zip(written.splitlines(), normalized, strict=True):
+        sigmoid = 1 / (1 + math.exp(-json.loads(raw)["score"]))
+        assert json.loads(line)["score"] == pytest.approx(sigmoid)
+    run(*common, "--data", data, "--output", output, code=1)
+    assert output.read_text() == written
+    again = tmp_path / "again.jsonl"
+    run(*common, "--input_file", data, "--output_file", again)  # the names of mine and distil
+    assert again.read_text() == written
+    run(*common, "--data", data, "--output", output, "--overwrite")
+    broken = run(*common, input='{"query": "a", "passage": "b"}\n{"query": 1}\n', code=1)
+    assert "-:2: neither" in broken.stderr
+
+
+def test_distil(model_folders, write_jsonl, tmp_path):
+    data, output = write_jsonl(toy_rows(3)), tmp_path / "scored.jsonl"
+    result = run(
+        *("distil", model_folders(), "--input_file", data, "--output_file", output),
+        *("--devices", "cpu", "--json"),
+    )
+    assert json.loads(result.stdout)["pairs"] == 18
+    assert len(json.loads(output.read_text().splitlines()[0])["neg_scores"]) == 5
+
+
+def test_mine(model_folders, write_jsonl, tmp_path):
+    data, output = write_jsonl(toy_rows(12)), tmp_path / "mined.jsonl"
+    common = ["mine", "--input_file", data, "--output_file", output, "--negative_number", 3]
+    result = run(*common, "--range_for_sampling", "0-30", "--json")
+    fields = json.loads(result.stdout)
+    assert (fields["queries"], fields["mined"] + fields["filled"]) == (12, 36)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert all(len(row["neg"]) == 3 and not set(row["neg"]) & set(row["pos"]) for row in rows)
+    guarded = run(
+        *common,
+        *("--overwrite", "--range-for-sampling", "0-30", "--no-fill-random", "--devices", "cpu"),
+        *("--reranker", model_folders(), "--margin", "0.5"),
+    )
+    assert "refused as likely positives" in guarded.stdout
+    pool = tmp_path / "pool.txt"
+    pool.write_text("".join(f"pool passage {i}\n" for i in range(30)))
+    run(*common, "--overwrite", "--candidate_pool", pool)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert all(text.startswith("pool passage") for row in rows for text in row["neg"])
+    assert "without --reranker" in run(*common, "--margin", 1, code=2).stderr
+
+
+def test_mine_with_an_encoder(model_folders, write_jsonl, tmp_path):
+    data, output = write_jsonl(toy_rows(12)), tmp_path / "mined.jsonl"
+    run(
+        *("mine", "--input_file", data, "--output_file", output, "--range_for_sampling", "1-20"),
+        *("--embedder_name_or_path", model_folders(), "--pooling_method", "mean"),
+        *("--devices", "cpu", "--negative_number", 4),
+    )
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [len(row["neg"]) for row in rows] == [4] * 12
+
+
+def test_check_reports_and_tells_by_its_exit_code(model_folders, write_jsonl):
+    good = write_jsonl(toy_rows(4, negatives=8), "good.jsonl")
+    counted = run("check", good, "--model_name_or_path", model_folders(), "--max_len", 12)
+    assert "max_len 12 cuts" in counted.stdout
+    assert "nothing to remark" in counted.stdout
+    bad = write_jsonl([{"query": "q", "pos": []}, *toy_rows(1)], "bad.jsonl")
+    fields = json.loads(run("check", bad, "--json", code=1).stdout)
+    assert (fields["problems"], fields["trainable"]) == (1, False)
+    text = run("check", bad, code=1).stdout
+    assert "bad.jsonl:1: `pos` is an empty list" in text
+    assert "1 lines have fewer than 7 negatives" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["evaluate", "absent", "--data", "absent.jsonl"], "absent.jsonl does not exist"),
+        (["score", "./absent"], "./absent does not load"),
+        (["distil", "./absent", "--input_file", "a", "--output_file", "b"], "does not load"),
+        (["mine", "--input_file", "a", "--output_file", "b"], "a does not exist"),
+        (["check", "absent.jsonl"], "absent.jsonl does not exist"),
+    ],
+)
+def test_what_is_refused_is_one_line_on_stderr(arguments, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments, code=1)
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert found in line
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_one_line(monkeypatch, write_jsonl):
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    for name in [
+        n for n in sys.modules if n in ("reranker_ft.mine.mine", "reranker_ft.mine.retrieve")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    data = write_jsonl(toy_rows(1))
+    result = run("mine", "--input_file", data, "--output_file", data.parent / "out", code=1)
+    assert "pip install 'cocktail-mix[train]'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["score", "distil", "evaluate", "mine", "check"])
+def test_no_bars_where_stderr_is_no_terminal(command, model_folders, write_jsonl, tmp_path):
+    model, data = model_folders(), write_jsonl(toy_rows(6))
+    files = ["--input_file", data, "--output_file", tmp_path / "out.jsonl"]
+    arguments = {
+        "score": [model, "--data", data, "--devices", "cpu"],
+        "distil": [model, *files, "--devices", "cpu"],
+        "evaluate": [model, "--data", data, "--devices", "cpu"],
+        "mine": [*files, "--reranker", model, "--devices", "cpu"],
+        "check": [data, "--model_name_or_path", model],
+    }
+    assert run(command, *arguments[command]).stderr == ""
+
+
+def test_ctrl_c_is_one_line(monkeypatch, write_jsonl):
+    import reranker_ft.train.check
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reranker_ft.train.check, "check_data", interrupted)
+    result = run("check", write_jsonl(toy_rows(1)), code=130)
+    assert (result.stdout, result.stderr) == ("", "reranker-ft: interrupted\n")
+
+
+def test_sigterm_is_one_line_and_leaves_no_half_written_file(
+    model_folders, write_jsonl, tmp_path, monkeypatch
+):
+    from reranker_ft.score.reranker import Reranker
+
+    def ended(*_, **__):
+        assert len(list(tmp_path.iterdir())) == 2  # the output is on its way
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Reranker, "score_pairs", ended)
+    data = write_jsonl([{"query": "red", "passage": "apple"}])
+    files = ["--data", data, "--output", tmp_path / "scores.jsonl"]
+    result = run("score", model_folders(), *files, "--devices", "cpu", code=143)
+    assert (result.stdout, result.stderr) == ("", "reranker-ft: terminated\n")
+    assert list(tmp_path.iterdir()) == [data]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("command", ["score", "distil", "mine", "evaluate"])
+def test_an_output_that_is_a_folder_is_refused_before_the_work(command, write_jsonl, tmp_path):
+    data, folder = write_jsonl(toy_rows(1)), tmp_path / "folder.png"
+    folder.mkdir()
+    arguments = {
+        "score": ["./absent", "--data", data, "--output", folder],
+        "distil": ["./absent", "--input_file", data, "--output_file", folder],
+        "mine": ["--reranker", "./absent", "--input_file", data, "--output_file", folder],
+        "evaluate": ["./absent", "--data", data, "--plot", folder],
+    }
+    refused = run(command, *arguments[command], "--overwrite", code=1).stderr
+    assert refused.startswith(f"Error: {folder} is a folder")
+
+
+def test_scores_on_standard_output_are_utf_8_whatever_the_terminal_is(model_folders):
+    code = (
+        "import sys\n"
+        "from reranker_ft.cli.main import main\n"
+        f"main(['score', {str(model_folders())!r}, '--devices', 'cpu', '--tsv'])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        input="was\tgrün\n".encode(),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert json.loads(result.stdout.decode("utf-8"))["passage"] == "grün"
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, write_jsonl):
+    import reranker_ft.train.check
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reranker_ft.train.check, "check_data", full)
+    result = run("check", write_jsonl(toy_rows(1)), code=1)
+    assert result.stderr == "Error: [Errno 28] No space left on device\n"
