@@ -24,8 +24,8 @@ def reranker_options(command: Command) -> Command:
             help="Most pairs of full length in one forward.",
         ),
         click.option("--micro_batch_tokens", type=int, help="Most padded tokens in one forward."),
-        click.option("--use_fp16", is_flag=True, help="Half precision, on a GPU."),
-        click.option("--use_bf16", is_flag=True, help="bfloat16, on a GPU."),
+        click.option("--use_fp16", is_flag=True, help="Half precision, on a GPU; bf16 on a CPU that multiplies it."),
+        click.option("--use_bf16", is_flag=True, help="bfloat16, on a GPU or a CPU that multiplies it."),
         click.option("--devices", multiple=True, help="cuda:0, cpu, ...; repeatable."),
         click.option("--query_instruction_for_rerank", help="Instruction for the query."),
         click.option(
