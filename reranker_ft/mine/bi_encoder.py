@@ -14,10 +14,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
-from reranker_ft.model.bars import bars_on_terminals_only
 from reranker_ft.model.devices import parse_devices
-from reranker_ft.model.fast.attention import attention_without_plans
+from reranker_ft.model.forward import attention_without_plans
 from reranker_ft.model.load import model_errors
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import (
     default_micro_batch_tokens,
     position_limit,

@@ -1,4 +1,7 @@
-"""One forward of a cross-encoder, with what computes less and changes nothing."""
+"""The door to the shortcuts: one forward of a cross-encoder, and what surrounds its forwards.
+
+What stands in ``fast/`` computes less and changes nothing. Only this room imports it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ from contextlib import contextmanager, nullcontext
 from torch import Tensor, nn
 
 from reranker_ft.errors import ModelError
+from reranker_ft.model.fast.attention import attention_without_plans as attention_without_plans
 from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
+from reranker_ft.model.fast.embedding import looked_up_once as looked_up_once
 from reranker_ft.model.fast.first_token import last_layer_at_first_token, layers_below_first_token
-from reranker_ft.model.fast.turns import turn
+from reranker_ft.model.fast.kept_memory import keep_freed_memory as keep_freed_memory
 from reranker_ft.model.fast.unpadded import Row, unpadded
+from reranker_ft.model.turns import turn
 
 
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
 from reranker_ft.errors import ModelError, RerankerError
-from reranker_ft.model.bars import bars_on_terminals_only
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 
 
 def load_cross_encoder(

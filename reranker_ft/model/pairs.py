@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.model.fast.turns import turn
+from reranker_ft.model.turns import turn
 
 Pair = tuple[str, str]
 

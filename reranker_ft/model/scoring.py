@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reranker_ft.errors import ModelError
-from reranker_ft.model.fast.attention import attention_without_plans
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import attention_without_plans, forward_logits
 from reranker_ft.model.pairs import Encodings
 
 # Below this the call overhead of a layer shows; above it the activations leave the CPU's cache.

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from reranker_ft.data.files import new_folder
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.model.bars import bars_on_terminals_only
 from reranker_ft.model.devices import Devices, parse_devices
-from reranker_ft.model.fast.turns import turn
 from reranker_ft.model.load import load_cross_encoder
 from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import default_micro_batch_tokens, position_limit, score_encodings
+from reranker_ft.model.turns import turn
 
 # Pairs that are tokenized and sorted by length together: enough for batches of even length, few
 # enough that the token ids of millions of pairs never stand in memory at once.

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reranker_ft.model.fast.embedding import looked_up_once
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import forward_logits, looked_up_once
 from reranker_ft.model.pairs import Pair, PairEncoder
 from reranker_ft.model.scoring import token_batches
 from reranker_ft.train.groups import Group

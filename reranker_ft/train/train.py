@@ -18,9 +18,9 @@ from transformers import (
 from reranker_ft.data.examples import ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
-from reranker_ft.model.bars import bars_on_terminals_only
-from reranker_ft.model.fast.heap import keep_freed_memory
+from reranker_ft.model.forward import keep_freed_memory
 from reranker_ft.model.pairs import PairEncoder
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, position_limit
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments

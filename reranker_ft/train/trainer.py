@@ -20,8 +20,7 @@ from transformers import Trainer, TrainerCallback
 
 from reranker_ft.errors import ModelError
 from reranker_ft.evaluate.ranking import RankingSet, ranking_loss, ranking_metrics, score_spread
-from reranker_ft.model.fast.attention import attention_without_plans
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import attention_without_plans, forward_logits
 from reranker_ft.model.loss import LOSSES, distillation
 from reranker_ft.model.scoring import score_encodings, to_device
 from reranker_ft.train.collate import GroupCollator, TrainingBatch, group_scores

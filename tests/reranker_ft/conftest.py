@@ -15,7 +15,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from reranker_ft.model.bars import bars_on_terminals_only
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 
 MAX_POSITIONS = 64
 WORDS = [
