@@ -130,6 +130,11 @@ def toy_rows(count: int, *, negatives: int = 5) -> list[dict[str, object]]:
     return rows
 
 
+def toy_pairs(count: int = 6) -> list[tuple[str, str]]:
+    """The pairs of `toy_rows`."""
+    return [(row["query"], text) for row in toy_rows(count) for text in row["pos"] + row["neg"]]
+
+
 @pytest.fixture
 def write_jsonl(tmp_path):
     """`write_jsonl(rows, name)`: the path of a new data file."""
@@ -141,3 +146,13 @@ def write_jsonl(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def results(model_folders, write_jsonl):
+    """Two models compared on two data sets."""
+    from reranker_ft.evaluate.compare import compare
+
+    models = [str(model_folders("bert")), str(model_folders("roberta"))]
+    data = [write_jsonl(toy_rows(12), "a.jsonl"), write_jsonl(toy_rows(9), "b.jsonl")]
+    return compare(models, data, reranker_options={"devices": "cpu"})
