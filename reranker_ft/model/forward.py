@@ -21,20 +21,20 @@ from reranker_ft.model.turns import turn
 
 
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """(B,) raw scores of one micro-batch, in fp32.
+    """Return the (B,) raw scores of one micro-batch, in fp32.
 
     Threads may share a model: they take turns where the shortcut is in its layers. A call of the
     model itself meanwhile, past this function, meets that shortcut.
 
     Raises:
-        ModelError: The model does not give one logit a pair.
+        ModelError: The model does not give one logit per pair.
     """
     with _shortcuts(model, inputs):
         logits = model(**inputs).logits  # (B, 1)
     if logits.ndim != 2 or logits.shape[1] != 1:
         raise ModelError(
             f"the model gives logits of shape {tuple(logits.shape)} for {len(logits)} pairs - a "
-            "reranker gives one score a pair - load it with num_labels=1"
+            "reranker gives one score per pair - load it with num_labels=1"
         )
     scores: Tensor = logits[:, 0].float()
     return scores

@@ -1,4 +1,4 @@
-"""A trained cross-encoder from a folder or the Hub, with its tokenizer."""
+"""Load a trained cross-encoder and its tokenizer from a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_cross_encoder(
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
 ) -> tuple[nn.Module, Any]:
-    """Loads a model that scores pairs, and its tokenizer.
+    """Load a model that scores pairs, and its tokenizer.
 
     A PEFT adapter is loaded onto its base and merged.
 
@@ -35,7 +35,7 @@ def load_cross_encoder(
 
     Raises:
         ModelError: Nothing loads from there, the head is not in the checkpoint (transformers would
-            draw it at random), it gives more than one score a pair, or it is smaller than its
+            draw it at random), it gives more than one score per pair, or it is smaller than its
             tokenizer.
     """
     name = str(name_or_path)
@@ -50,14 +50,14 @@ def load_cross_encoder(
     labels = model.config.num_labels
     if labels != 1:
         raise ModelError(
-            f"{name} gives {labels} scores a pair - a reranker gives one - train one from it, or "
+            f"{name} gives {labels} scores per pair - a reranker gives one - train one from it, or "
             "choose a checkpoint with one label"
         )
     return model.eval(), tokenizer
 
 
 def require_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Makes sure that the model has an embedding for each token that the tokenizer makes.
+    """Make sure that the model has an embedding for each token that the tokenizer makes.
 
     Raises:
         ModelError: It has not.
@@ -77,7 +77,7 @@ def require_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
 
 
 def load_tokenizer(name_or_path: str) -> Any:
-    """A model's tokenizer alone.
+    """Return a model's tokenizer alone.
 
     Raises:
         ModelError: Nothing loads from there.
@@ -88,7 +88,7 @@ def load_tokenizer(name_or_path: str) -> Any:
 
 @contextmanager
 def model_errors(name: str, cache_dir: str | None = None) -> Iterator[None]:
-    """Turns what transformers raises while it loads `name` into a ModelError of one line."""
+    """Turn what transformers raises while it loads ``name`` into a ModelError of one line."""
     try:
         _require_reachable(name, cache_dir)
         yield
@@ -104,7 +104,7 @@ def model_errors(name: str, cache_dir: str | None = None) -> Iterator[None]:
 
 
 def _require_reachable(name: str, cache_dir: str | None) -> None:
-    """Refuses at once what is not on this machine while the Hub cannot be reached.
+    """Refuse at once what is not on this machine while the Hub cannot be reached.
 
     transformers would ask for one file after the other, six times each, for a minute.
 
@@ -130,7 +130,7 @@ def _require_reachable(name: str, cache_dir: str | None) -> None:
 
 
 def _load_whole(name: str, options: dict[str, Any], *, saved_elsewhere: tuple[str, ...]) -> Any:
-    """The model, once it is sure that each parameter came from the checkpoint.
+    """Return the model, after making sure that each parameter came from the checkpoint.
 
     Args:
         saved_elsewhere: Modules whose parameters may be missing, as an adapter brings them.
@@ -160,7 +160,7 @@ def _load_whole(name: str, options: dict[str, Any], *, saved_elsewhere: tuple[st
 
 @contextmanager
 def no_load_report() -> Iterator[None]:
-    """Keeps transformers from reporting fresh weights: the caller says or refuses it in a line."""
+    """Keep transformers from reporting fresh weights: the caller say or refuse it in a line."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

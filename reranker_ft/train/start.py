@@ -23,10 +23,10 @@ RAW_SCORES = "torch.nn.modules.linear.Identity"
 
 
 def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
-    """The model with a one-logit head, in fp32, with adapters if asked for; its tokenizer.
+    """Return the model with a one-logit head, in fp32, with adapters if asked for; its tokenizer.
 
     Raises:
-        ModelError: The model does not load, or its head gives several scores a pair.
+        ModelError: The model does not load, or its head gives several scores per pair.
     """
     name = args.model_name_or_path
     common = {
@@ -63,7 +63,7 @@ def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
 
 
 def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
-    """Warns about a fresh head; refuses a body that the checkpoint does not hold."""
+    """Warn about a fresh head; refuse a body that the checkpoint does not hold."""
     parameters = {parameter for parameter, _ in model.named_parameters()}
     missing &= parameters
     body = sorted(
@@ -87,7 +87,7 @@ def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
 
 
 def _with_adapters(model: Any, args: ModelArguments, fresh: set[str]) -> Any:
-    """The model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole.
+    """Return the model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole.
 
     Args:
         fresh: Parameters that the checkpoint does not hold. A pooler among them is trained whole
