@@ -81,6 +81,10 @@ def reranker_options(command: Command) -> Command:
             show_default=True,
             help="Its two {} take the instruction and the passage.",
         ),
+        click.option(
+            "--sep-token",
+            help="Goes between query and passage if the tokenizer puts nothing there.",
+        ),
         click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model."),
         click.option("--cache-dir", help="Where downloads from the Hub are kept."),
     ]

@@ -15,6 +15,13 @@ from transformers.utils import logging
 
 from reranker_ft.errors import ModelError, RerankerError
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
+from reranker_ft.model.tokenizer import fit_tokenizer, separate_pairs
+
+# Files of which a folder with a tokenizer has one.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model"),
+)
 
 
 def load_cross_encoder(
@@ -22,6 +29,7 @@ def load_cross_encoder(
     *,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
+    sep_token: str | None = None,
 ) -> tuple[nn.Module, Any]:
     """Load a model that scores pairs, and its tokenizer.
 
@@ -29,24 +37,27 @@ def load_cross_encoder(
 
     Args:
         name_or_path: A folder, or a Hub id.
+        sep_token: Goes between query and passage if the tokenizer puts nothing there; ``None``
+            leaves the tokenizer as the model was trained with it.
 
     Returns:
         The model in evaluation mode, on the CPU, in the dtype of its checkpoint; the tokenizer.
 
     Raises:
         ModelError: Nothing loads from there, the head is not in the checkpoint (transformers would
-            draw it at random), it gives more than one score per pair, or it is smaller than its
-            tokenizer.
+            draw it at random), it gives more than one score per pair, it is smaller than its
+            tokenizer, or the tokenizer takes no separator.
     """
     name = str(name_or_path)
     options = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
     with model_errors(name, cache_dir):
-        if (Path(name) / "adapter_config.json").is_file():
-            model = _load_adapter(name, options)
+        if is_adapter(name):
+            model = load_adapter(name, options).merge_and_unload()
         else:
             model = _load_whole(name, options, saved_elsewhere=())
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    require_vocabulary(name, model, tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_home(name), **options)
+    fit_tokenizer(name, model, tokenizer)
+    tokenizer = separate_pairs(name, tokenizer, sep_token, fresh=False)
     labels = model.config.num_labels
     if labels != 1:
         raise ModelError(
@@ -56,26 +67,6 @@ def load_cross_encoder(
     return model.eval(), tokenizer
 
 
-def require_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Make sure that the model has an embedding for each token that the tokenizer makes.
-
-    Raises:
-        ModelError: It has not.
-    """
-    try:
-        rows = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):
-        return  # code of its own, which may know other embeddings than a table
-    if len(tokenizer) <= rows:
-        return
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    if tokens > rows:
-        raise ModelError(
-            f"{name} has embeddings of {rows} tokens and its tokenizer makes {tokens} - each token "
-            "has one - use the tokenizer that the model was trained with"
-        )
-
-
 def load_tokenizer(name_or_path: str) -> Any:
     """Return a model's tokenizer alone.
 
@@ -83,7 +74,7 @@ def load_tokenizer(name_or_path: str) -> Any:
         ModelError: Nothing loads from there.
     """
     with model_errors(name_or_path):
-        return AutoTokenizer.from_pretrained(name_or_path)
+        return AutoTokenizer.from_pretrained(tokenizer_home(name_or_path))
 
 
 @contextmanager
@@ -170,7 +161,35 @@ def no_load_report() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _load_adapter(folder: str, options: dict[str, Any]) -> Any:
+def is_adapter(name: str) -> bool:
+    """Whether this is a folder with a PEFT adapter."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def adapter_base(folder: str) -> str:
+    """Return what the adapter in this folder was trained on: a folder or a Hub id."""
+    from peft import PeftConfig  # noqa: PLC0415 - optional
+
+    return str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+
+
+def tokenizer_home(name: str) -> str:
+    """Return where the tokenizer is: with the model, or with the base of an adapter without one."""
+    if not is_adapter(name) or any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        return name
+    return adapter_base(name)
+
+
+def load_adapter(folder: str, options: dict[str, Any], *, trainable: bool = False) -> Any:
+    """Load a PEFT adapter onto its base.
+
+    Args:
+        options: Of from_pretrained, for the base.
+        trainable: Whether the adapter is to be trained on.
+
+    Raises:
+        ModelError: Its base has no head, and the adapter does not bring one.
+    """
     from peft import PeftConfig, PeftModel  # noqa: PLC0415 - optional
 
     config = PeftConfig.from_pretrained(folder)
@@ -179,4 +198,4 @@ def _load_adapter(folder: str, options: dict[str, Any]) -> Any:
         options,
         saved_elsewhere=tuple(config.modules_to_save or ()),
     )
-    return PeftModel.from_pretrained(base, folder).merge_and_unload()
+    return PeftModel.from_pretrained(base, folder, is_trainable=trainable)

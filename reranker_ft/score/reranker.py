@@ -69,6 +69,8 @@ class Reranker:
         normalize: Map scores to (0, 1) by the sigmoid.
         use_bf16: As ``use_fp16``, in bfloat16.
         micro_batch_tokens: Maximum padded tokens per forward pass; ``None`` lets the device decide.
+        sep_token: Goes between query and passage if the tokenizer puts nothing there; ``None``
+            leaves it as the model was trained with it.
 
     Attributes:
         model: The first device's copy.
@@ -99,6 +101,7 @@ class Reranker:
         *,
         use_bf16: bool = False,
         micro_batch_tokens: int | None = None,
+        sep_token: str | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("micro_batch_tokens", micro_batch_tokens)):
             if value is not None and value < 1:
@@ -106,12 +109,11 @@ class Reranker:
         self.target_devices = parse_devices(devices)
         dtype = _dtype(use_fp16, use_bf16, self.target_devices)
         model, self.tokenizer = load_cross_encoder(
-            model_name_or_path, trust_remote_code=trust_remote_code, cache_dir=cache_dir
+            model_name_or_path,
+            trust_remote_code=trust_remote_code,
+            cache_dir=cache_dir,
+            sep_token=sep_token,
         )
-        config: Any = model.config
-        if config.pad_token_id is None:
-            # A decoder's head finds a text's last token by the padding after it.
-            config.pad_token_id = self.tokenizer.pad_token_id
         self._replicas = _replicate(model, dtype, self.target_devices)
         self.model_name_or_path = str(model_name_or_path)
         self.instructions = Instructions(

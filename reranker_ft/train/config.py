@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_flash_attn_2_available
 
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
@@ -36,6 +37,7 @@ RANGES = {
     "max_eval_queries": (1, 2**31),
     "early_stopping_patience": (1, 2**31),
 }
+FLASH_ATTENTION = "flash_attention_2"
 METRICS = ("ndcg@10", "mrr@10", "map", "recall@1", "recall@5", "recall@10", "loss")
 
 
@@ -65,6 +67,9 @@ class ModelArguments:
     attn_implementation: str | None = _flag(
         "Attention of the model; sdpa if not given, where the model has it."
     )
+    use_flash_attn: bool = _flag(
+        "Use FlashAttention 2 where it is installed; without it, sdpa.", False
+    )
     use_lora: bool = _flag(
         "Train low-rank adapters (LoRA) and the head instead of all weights.", False
     )
@@ -87,6 +92,11 @@ class ModelArguments:
                 f"model_type is {self.model_type!r} - models with a sequence classification head "
                 "are trained here - leave the flag out, or use 'encoder'"
             )
+        if self.use_flash_attn and self.attn_implementation not in (None, FLASH_ATTENTION):
+            raise ArgumentError(
+                f"use_flash_attn and attn_implementation {self.attn_implementation!r} are both set "
+                "- a model has one attention - leave out one of them"
+            )
         if self.lora_rank < 1:
             raise ArgumentError(
                 f"lora_rank is {self.lora_rank} - it counts dimensions - use 1 or more"
@@ -100,6 +110,13 @@ class ModelArguments:
             raise ArgumentError(
                 f"lora_dropout is {self.lora_dropout} - it is a share - use 0 up to 1, like 0.1"
             )
+
+    @property
+    def attention(self) -> str | None:
+        """Return what ``attn_implementation`` of from_pretrained is to be."""
+        if self.use_flash_attn and is_flash_attn_2_available():
+            return FLASH_ATTENTION
+        return self.attn_implementation
 
 
 @dataclass
@@ -152,7 +169,10 @@ class DataArguments:
         "Add a distillation loss towards the teacher's pos_scores and neg_scores.", False
     )
     cache_path: str | None = _flag("Accepted and not needed: files are indexed, not converted.")
-    sep_token: str = _flag("Accepted and not needed: the tokenizer separates a pair.", "\n")
+    sep_token: str | None = _flag(
+        "Goes between query and passage if the tokenizer puts nothing there, and is saved with it. "
+        "Default: a line break for a model that gets a fresh head."
+    )
 
     def __post_init__(self) -> None:
         for name in ("train_group_size", "max_example_num_per_dataset"):

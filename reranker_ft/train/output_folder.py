@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ WHOLE_MODEL = re.compile(
 ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)|adapter_config\.json")
 # What a training run leaves in its output folder, and another one may not take for its own.
 RUN_OUTPUTS = re.compile(
-    rf"checkpoint-\d+|{WHOLE_MODEL.pattern}|{ADAPTERS.pattern}|training_args\.bin"
+    rf"checkpoint-\d+|{WHOLE_MODEL.pattern}|{ADAPTERS.pattern}|training_args\.bin|chat_template\.jinja"
     rf"|{re.escape(HISTORY_FILE)}|{re.escape(PICTURE_FILE)}"
 )
 
@@ -45,6 +46,12 @@ def check_output(
         raise ArgumentError(
             f"output_dir {output} is the model itself - a run does not overwrite its model - use "
             "another folder"
+        )
+    holder = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not os.access(holder, os.W_OK | os.X_OK):
+        raise ArgumentError(
+            f"output_dir {output} cannot be written: {holder} does not permit it - a run needs "
+            "write permission - change it, or use another folder"
         )
     if resuming or not output.is_dir():
         return

@@ -61,7 +61,7 @@ def run(
         logger.warning(note)
     set_seed(training_args.seed)
     examples = _read(data_args, training_args)
-    model, tokenizer = load_for_training(model_args)
+    model, tokenizer = load_for_training(model_args, data_args.sep_token)
     if checkpoint and not training_args.is_sharded:
         require_fit(checkpoint, model, adapters=model_args.use_lora)
     trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
