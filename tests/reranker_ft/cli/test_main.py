@@ -86,7 +86,7 @@ def test_evaluate(model_folders, write_jsonl, tmp_path):
     assert "NDCG@10" in table
     assert "- the first" in table
     refused = run(*common, "--plot", tmp_path / "out.png", code=1)
-    assert refused.stderr.strip().splitlines()[-1].startswith("Error:")
+    assert refused.stderr.strip().startswith("reranker-ft:")
     assert "exists" in refused.stderr
     # Before anything is measured, not after it.
     assert "'f1' is not one of" in run(*common, "--metric", "f1", code=2).stderr

@@ -13,7 +13,7 @@ from reranker_ft.cli.options import kebab, report
 @pytest.mark.parametrize("command", ["check", "distil", "evaluate", "mine", "score"])
 def test_help_shows_the_length_of_a_pair_once(command):
     shown = CliRunner().invoke(main, [command, "--help"]).stdout
-    assert shown.count("--max-length ") == 1
+    assert shown.count("  --max-length ") == 1
     assert "max_len" not in shown
     assert "max-input-length" not in shown
 

@@ -16,7 +16,7 @@ def test_devices_are_read_as_flagreranker_reads_them(monkeypatch):
         ("gpu0", "unknown"),
         (3, "shows 3"),
         ([], "empty"),
-        ("meta", "'meta' computes nothing here"),
+        ("meta", "'meta' does not work here"),
         (["cpu", "xpu:7"], "'xpu:7' computes nothing here"),
     ]:
         with pytest.raises(ArgumentError, match=found):

@@ -10,5 +10,5 @@ from tests.reranker_ft.conftest import make_model, make_tokenizer
 
 def test_a_model_with_several_logits_is_refused():
     encodings = PairEncoder(make_tokenizer("bert"))([("red", "blue")])
-    with pytest.raises(ModelError, match="a reranker gives one score a pair"):
+    with pytest.raises(ModelError, match="a reranker gives one score per pair"):
         score_encodings(make_model(num_labels=3), encodings)

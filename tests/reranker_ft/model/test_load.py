@@ -8,8 +8,16 @@ from transformers import (
 )
 
 from reranker_ft.errors import ModelError
+from reranker_ft.model.load import load_tokenizer
 from reranker_ft.score.reranker import Reranker
-from tests.reranker_ft.conftest import make_model, make_tokenizer, toy_rows
+from tests.reranker_ft.conftest import (
+    make_byte_tokenizer,
+    make_decoder,
+    make_model,
+    make_tokenizer,
+    save,
+    toy_rows,
+)
 
 PAIRS = [(row["query"], text) for row in toy_rows(7) for text in row["pos"] + row["neg"]]
 
@@ -74,3 +82,23 @@ def test_a_lora_adapter_is_loaded_onto_its_base(tmp_path):
     )
     assert got == pytest.approx([expected], abs=1e-5)
     assert got != Reranker(base, devices="cpu").compute_score(["what is red", "the red apple"])
+
+
+def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = save(tmp_path / "base", make_decoder(), make_byte_tokenizer(pad=None))
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="SEQ_CLS", init_lora_weights=False
+    )
+    adapted = get_peft_model(AutoModelForSequenceClassification.from_pretrained(base), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert not list((tmp_path / "adapter").glob("tokenizer*"))
+    encoded = make_byte_tokenizer()("red", "blue", return_tensors="pt")
+    with torch.no_grad():
+        expected = adapted.eval()(**encoded).logits.item()
+    reranker = Reranker(tmp_path / "adapter", devices="cpu")
+    assert reranker.compute_score([("red", "blue"), ("a", "longer pair")])[0] == pytest.approx(
+        expected, abs=1e-5
+    )
+    assert load_tokenizer(str(tmp_path / "adapter")).eos_token == "</s>"

@@ -92,7 +92,7 @@ def test_half_of_a_character_is_refused(model_folders):
 
 @pytest.mark.parametrize("pairs", ["ab", None, 3])
 def test_what_is_no_list_is_refused(model_folders, pairs):
-    with pytest.raises(ArgumentError, match="is no list of pairs"):
+    with pytest.raises(ArgumentError, match="is not a list of pairs"):
         Reranker(model_folders(), devices="cpu").compute_score(pairs)
 
 

@@ -5,23 +5,24 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from sentence_transformers import CrossEncoder
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from cocktail import mix_models
 from reranker_ft.errors import ModelError
 from reranker_ft.model.load import load_cross_encoder
 from reranker_ft.run import main
+from reranker_ft.score.reranker import Reranker
 from reranker_ft.train.start import RAW_SCORES
-from tests.reranker_ft.conftest import make_model, make_tokenizer, toy_rows
-
-
-def small(model, data, output, *more):
-    return [
-        *("--model_name_or_path", str(model), "--train_data", str(data), "--output_dir"),
-        *(str(output), "--train_group_size", "4", "--max_len", "48", "--num_train_epochs", "1"),
-        *("--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "True"),
-        *map(str, more),
-    ]
+from tests.reranker_ft.conftest import (
+    make_byte_tokenizer,
+    make_decoder,
+    make_model,
+    make_tokenizer,
+    save,
+    small,
+    toy_rows,
+)
 
 
 @pytest.fixture
@@ -92,3 +93,54 @@ def test_a_model_smaller_than_its_tokenizer_is_refused(data, tmp_path, capsys):
     assert found in capsys.readouterr().err
     with pytest.raises(ModelError, match=found):
         load_cross_encoder(tmp_path / "model")
+
+
+def test_a_fresh_decoder_scores_alike_everywhere_and_separates_its_pairs(tmp_path, data):
+    tokenizer = make_byte_tokenizer(pad=None)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+    folder = save(tmp_path / "m", make_decoder(head=False), tokenizer)
+    output = tmp_path / "out"
+    assert main(small(folder, data, output, "--eval_data", data, "--max_steps", 2)) == 0
+    pairs = [("what is red?", "blue"), ("what is", " red?blue"), ("what is red?b", "lue")]
+    ours = Reranker(output, devices="cpu").compute_score(pairs)
+    assert len(set(ours)) == 3
+    theirs = CrossEncoder(str(output), device="cpu").predict(pairs)
+    assert theirs == pytest.approx(ours, abs=1e-5)
+    loaded = AutoTokenizer.from_pretrained(output)
+    assert loaded.decode(loaded("red", "blue")["input_ids"]) == "red\nblue"
+
+
+@pytest.mark.parametrize("named", [[], ["--sep_token", " => "]])
+def test_a_trained_decoder_keeps_its_pairs_unless_a_separator_is_named(tmp_path, data, named):
+    folder = save(tmp_path / "m", make_decoder(), make_byte_tokenizer())
+    assert main(small(folder, data, tmp_path / "out", "--max_steps", 1, *named)) == 0
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = loaded.decode(loaded("red", "blue")["input_ids"])
+    assert text == f"red{' => ' if named else ''}blue"
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_training_goes_on_from_an_adapter(tmp_path, data, lora):
+    from peft import LoraConfig, get_peft_model
+
+    base = save(tmp_path / "base", make_decoder(), make_byte_tokenizer())
+    config = LoraConfig(
+        r=3, target_modules=["q_proj", "v_proj"], task_type="SEQ_CLS", init_lora_weights=False
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    flags = ["--max_steps", 1, *(["--use_lora"] if lora else [])]
+    still, moved = tmp_path / "still", tmp_path / "moved"
+    assert main(small(tmp_path / "adapter", data, still, *flags, "--learning_rate", 0)) == 0
+    assert main(small(tmp_path / "adapter", data, moved, *flags, "--learning_rate", 0.01)) == 0
+    pairs = [("red", "blue"), ("what is a king", "the king of the north")]
+    before, kept, after = (
+        Reranker(place, devices="cpu").compute_score(pairs)
+        for place in (tmp_path / "adapter", still, moved)
+    )
+    assert kept == pytest.approx(before, abs=1e-5)
+    assert after != pytest.approx(before, abs=1e-4)
+    assert (moved / "model.safetensors").is_file() is not lora
+    if lora:
+        adapter = json.loads((moved / "adapter_config.json").read_text())
+        assert (adapter["r"], adapter["base_model_name_or_path"]) == (3, str(base))

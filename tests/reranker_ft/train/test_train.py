@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.scoring import score_encodings
 from reranker_ft.run import main
-from tests.reranker_ft.conftest import make_model, make_tokenizer, toy_rows
+from tests.reranker_ft.conftest import make_model, make_tokenizer, refusals, small, toy_rows
 
 ROOT = Path(__file__).parents[3]
 PAIRS = [("what is red", "the red river"), ("what is red", "blue"), ("who is king", "the king ! ")]
@@ -28,15 +28,6 @@ GUIDE = """
     --gradient_accumulation_steps 4 --dataloader_drop_last True --train_group_size 16 --max_len 512
     --weight_decay 0.01 --logging_steps 10
 """
-
-
-def small(model, data, output, *more):
-    return [
-        *("--model_name_or_path", str(model), "--train_data", str(data), "--output_dir"),
-        *(str(output), "--train_group_size", "4", "--max_len", "48", "--num_train_epochs", "1"),
-        *("--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "True"),
-        *map(str, more),
-    ]
 
 
 @pytest.fixture
@@ -135,7 +126,7 @@ def test_what_is_refused_leaves_the_old_output_alone(model_folders, write_jsonl,
     (output / "model.safetensors").write_text("old")
     data = write_jsonl([{"query": "q", "pos": "p"}])
     assert main(small(model_folders("bert"), data, output, "--overwrite_output_dir")) == 1
-    assert f"error: {data}:1: `pos` is a string" in capsys.readouterr().err
+    assert f"reranker-ft: {data}:1: `pos` is a string" in capsys.readouterr().err
     too_large = ["--per_device_train_batch_size", 9, "--dataloader_drop_last"]
     arguments = small(model_folders("bert"), write_jsonl(toy_rows(8)), output, *too_large)
     assert main([*arguments, "--overwrite_output_dir"]) == 2
@@ -148,7 +139,7 @@ def test_what_is_refused_leaves_the_old_output_alone(model_folders, write_jsonl,
         (["--model_name_or_path", "/no/such/model"], 1, "does not load"),
         (["--train_data", "/no/such/file"], 2, "does not exist"),
         (["--resume_from_checkpoint", "True"], 2, "holds no checkpoint"),
-        (["--resume_from_checkpoint", "/no/such"], 2, "is no checkpoint"),
+        (["--resume_from_checkpoint", "/no/such"], 2, "is not a checkpoint"),
         (["--in_batch_negatives", "2", "--per_device_train_batch_size", "1"], 2, "holds 1 query"),
         (["--knowledge_distillation"], 1, "`pos_scores` is missing"),
         (["--query_instruction_format", "{}"], 2, "has two places"),
@@ -162,7 +153,7 @@ def test_what_cannot_be_trained_is_one_line(
     model_folders, data, tmp_path, capsys, more, code, found
 ):
     assert main([*small(model_folders("bert"), data, tmp_path / "out"), *more]) == code
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    lines = refusals(capsys)
     assert found in lines[0] or "problems in the data" in lines[0]
     assert len(lines) == 1
     assert not (tmp_path / "out" / "model.safetensors").exists()
@@ -219,7 +210,7 @@ def test_padding_to_a_multiple_stays_within_the_positions(
     assert main([*arguments, "--pad_to_multiple_of", "24"]) == 0
     assert "multiples of 24 tokens and the model has 64 positions: cut at 48" in caplog.text
     assert main([*arguments, "--overwrite_output_dir", "--pad_to_multiple_of", "65"]) == 2
-    assert "error: pad_to_multiple_of is 65" in capsys.readouterr().err
+    assert "reranker-ft: pad_to_multiple_of is 65" in capsys.readouterr().err
 
 
 def test_workers_warn_once_of_too_few_negatives(model_folders, write_jsonl, tmp_path):
