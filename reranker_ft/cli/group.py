@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +23,9 @@ EXTRAS = {
     "pytrec_eval": "train",
     "matplotlib": "plot",
 }
+
+
+PACKAGE = Path(__file__).parents[1]
 
 
 class Terminated(KeyboardInterrupt):
@@ -43,6 +48,24 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _own_warnings_in_a_line() -> Iterator[None]:
+    """Inside, print warnings of this package as errors are: without file and line of the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def said(
+            message: Any, category: type[Warning], filename: str, lineno: int, *others: Any
+        ) -> None:
+            if Path(filename).is_relative_to(PACKAGE):
+                say(str(message))
+            else:
+                show(message, category, filename, lineno, *others)
+
+        warnings.showwarning = said
+        yield
 
 
 class OneLineErrors(click.Group):
@@ -69,7 +92,7 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _sigterm_raises():
+            with _sigterm_raises(), _own_warnings_in_a_line():
                 return super().invoke(ctx)
         except RerankerError as error:
             raise click.ClickException(str(error)) from error

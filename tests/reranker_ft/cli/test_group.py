@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from reranker_ft.cli.main import main
+from reranker_ft.errors import RerankerError
 from tests.reranker_ft.conftest import toy_rows
 
 
@@ -91,3 +92,21 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, write_jsonl):
         "reranker-ft: the system gave up (No space left on device) - look there, then run the "
         "command again\n"
     )
+
+
+def test_a_warning_of_ours_is_a_line_and_that_of_others_stays_theirs(monkeypatch, write_jsonl):
+    import warnings
+
+    import reranker_ft.train.check
+
+    def warned(*_, **__):
+        warnings.warn("of others", stacklevel=1)
+        warnings.warn("of ours", stacklevel=2)
+        raise RerankerError("the end")
+
+    monkeypatch.setattr(reranker_ft.train.check, "check_data", warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        lines = run("check", write_jsonl(toy_rows(1)), code=1).stderr.splitlines()
+    assert lines[-2:] == ["reranker-ft: of ours", "reranker-ft: the end"]
+    assert "UserWarning: of others" in lines[0]
