@@ -182,3 +182,10 @@ def test_scores_on_standard_output_are_utf_8_whatever_the_terminal_is(model_fold
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
     assert json.loads(result.stdout.decode("utf-8"))["passage"] == "grün"
+
+
+def test_the_package_runs_as_the_command():
+    command = [sys.executable, "-m", "reranker_ft", "check", "/no/such", "--max_len", "7"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("reranker-ft: /no/such does not exist")

@@ -48,3 +48,10 @@ def test_mine_with_an_encoder(model_folders, write_jsonl, tmp_path):
     )
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [len(row["neg"]) for row in rows] == [4] * 12
+
+
+def test_what_flag_embedding_s_mining_takes_is_accepted(write_jsonl, tmp_path):
+    files = ["--input_file", write_jsonl(toy_rows(6)), "--output_file", tmp_path / "out.jsonl"]
+    flags = ["--use_gpu_for_searching", "True", "--search_batch_size", 64]
+    run("mine", *files, *flags, "--range_for_sampling", "0-9", "--negative_number", 2)
+    run("mine", *files, "--use_gpu_for_searching", "--overwrite", "--range_for_sampling", "0-9")

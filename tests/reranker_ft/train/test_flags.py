@@ -2,6 +2,9 @@
 
 import shlex
 
+import pytest
+
+from reranker_ft.errors import ArgumentError
 from reranker_ft.run import main
 from reranker_ft.train.flags import parse
 
@@ -44,3 +47,29 @@ def test_several_files_and_old_names():
 def test_missing_flags_are_named(capsys):
     assert main([]) == 2
     assert "--train_data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--max_length", "--max-length", "--max_len", "--max-input-length"]
+)
+def test_the_length_of_a_pair_has_one_value_under_all_of_its_names(flag):
+    assert parse([*NEEDED, flag, "77"])[1].max_length == 77
+    assert parse([*NEEDED, f"{flag}=77"])[1].max_length == 77
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_flash_attention_is_taken_where_it_is_installed(monkeypatch, there):
+    monkeypatch.setattr("reranker_ft.train.config.is_flash_attn_2_available", lambda: there)
+    model_args = parse([*NEEDED, "--use_flash_attn", "True"])[0]
+    assert model_args.attention == ("flash_attention_2" if there else None)
+    with pytest.raises(ArgumentError, match="a model has one attention"):
+        parse([*NEEDED, "--use_flash_attn", "--attn_implementation", "eager"])
+
+
+def test_a_flag_that_nearly_exists_gets_a_suggestion():
+    with pytest.raises(
+        ArgumentError, match=r"--train_grop_size .* did you mean --train_group_size"
+    ):
+        parse([*NEEDED, "--train_grop_size", "3"])
+    with pytest.raises(ArgumentError, match="no such flag: --zzz .* see --help"):
+        parse([*NEEDED, "--zzz"])
