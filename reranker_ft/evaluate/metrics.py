@@ -132,8 +132,8 @@ def bootstrap_mean(
     (Hesterberg, "What Teachers Should Know About the Bootstrap", https://arxiv.org/abs/1411.5279).
 
     Args:
-        values: One value per query, shape (N,). A single one tells nothing of their spread: its interval is
-            all of ``bounds``.
+        values: One value per query, shape (N,). A single one does not show their spread: its
+            interval is all of ``bounds``.
         seed: Equal seeds and N draw equal resamples, so the figures of several metrics move
             together.
         samples: Resamples of N queries with replacement.
