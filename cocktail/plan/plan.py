@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cocktail.checkpoint.architecture import architecture_of, looks_loadable
 from cocktail.checkpoint.companions import companion_files, left_behind
 from cocktail.checkpoint.kinds import Kind, detect_kind, kind_named, kind_problem
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.resolve import resolve
 from cocktail.checkpoint.ties import is_quantised, is_tied
-from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.errors import CheckpointError, PlanError, RecipeError, listed
 from cocktail.plan.align import Alignment, align_parts
 from cocktail.plan.configs import config_problems, pooling_problems
 from cocktail.plan.mixed_tensor import Merge, MixedTensor, OutputFile
@@ -173,12 +174,13 @@ def build_plan(
             "- the mix takes the tokenizer that holds all - leave tokenizer_source out"
         )
     problems += pooling_problems(ingredients, recipe.pooling)
-    problems += aligned.problems or _head_problems(kind, aligned, donor)
+    problems += aligned.problems or _load_problems(kind, aligned, donor, recipe)
     if problems or kind is None:
         raise PlanError(list(dict.fromkeys(problems)))
     files = _lay_out(ingredients, aligned, recipe, shard_bytes)
     adaptions = [c.adaption for c in ingredients if c.adaption is not None]
     notes = (
+        *(note for checkpoint in ingredients for note in checkpoint.notes),
         *aligned.notes,
         *(note for adaption in adaptions for note in adaption.notes),
         *left_behind(donor),
@@ -263,21 +265,55 @@ def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
 
 
-def _head_problems(kind: Kind | None, aligned: Alignment, donor: Checkpoint) -> list[str]:
-    """A model of this kind without its head would start with a random one."""
-    if kind is None or not kind.heads:
-        return []
-    if kind.ties_embeddings and is_tied(donor.config) is not False:
-        return []
+def _load_problems(
+    kind: Kind | None, aligned: Alignment, donor: Checkpoint, recipe: Recipe
+) -> list[str]:
+    """Say what a loader would draw at random, because the mix does not have it."""
     names = [name for part, name in aligned.sources if part == MAIN]
-    if any(name.split(".")[0] in kind.heads for name in names):
+    if not names:
+        return ["the ingredients have no tensor in common - mix checkpoints of one base"]
+    has_head = kind is None or _has_head(kind, names, donor)
+    asked = aligned.architecture
+    if asked is None and not (has_head and looks_loadable(names, donor.config)):
+        asked = architecture_of(donor.config)
+    if asked is None:
+        return [] if has_head or kind is None else [_no_head(kind, kind.heads)]
+    if recipe.head == "drop":
         return []
+    unfilled = [name for name in asked.unfilled(names) if "pooler." not in name]
+    heads = [name for name in unfilled if asked.has_prefix and not name.startswith(asked.prefix)]
+    if not has_head and kind is not None and (heads or not asked.has_prefix) and unfilled:
+        return [_no_head(kind, heads or unfilled)]
+    unknown = [name for name in names if asked.place(name) is None and not asked.is_ignored(name)]
+    if unfilled and unknown:
+        return [
+            f"{asked.name}, the class that the config names, has no place for {len(unknown)} of "
+            f"{len(names)} tensors ({listed(unknown, 3)}) and would draw {len(unfilled)} others at "
+            f"random ({listed(unfilled, 3)}) - a mix is written only if its class loads it - save "
+            "the models with save_pretrained()"
+        ]
+    if unfilled:
+        aligned.notes.append(
+            f"no ingredient has {listed(unfilled, 3)}; loading the mix draws "
+            f"{'it' if len(unfilled) == 1 else 'them'} at random, as it does for the ingredients"
+        )
+    return []
+
+
+def _has_head(kind: Kind, names: Sequence[str], donor: Checkpoint) -> bool:
+    """Whether the names show the head that this kind needs, or its class makes one."""
+    if not kind.heads or any(name.split(".")[0] in kind.heads for name in names):
+        return True
     if "auto_map" in donor.config:
-        return []  # custom code may call its head anything
-    return [
-        f"no ingredient has a head for {kind.name} models ({', '.join(kind.heads)}) - the "
-        "mix would get a random one - fine-tune first, or name the right model_type"
-    ]
+        return True  # custom code may call its head anything
+    return kind.ties_embeddings and is_tied(donor.config) is not False
+
+
+def _no_head(kind: Kind, heads: Sequence[str]) -> str:
+    return (
+        f"no ingredient has a head for {kind.name} models ({listed(heads, 4)}) - the mix would get "
+        "a random one - fine-tune first, or name the right model_type"
+    )
 
 
 def _lay_out(
@@ -358,9 +394,9 @@ def _merged(tensor: MixedTensor, recipe: Recipe, depths: Mapping[str, float]) ->
 def _cut(tensors: Sequence[MixedTensor], shard_bytes: int) -> list[list[MixedTensor]]:
     """Fill shards in order; a tensor larger than a shard gets one of its own."""
     shards: list[list[MixedTensor]] = []
-    filled = shard_bytes
+    filled = 0
     for tensor in tensors:
-        if filled + tensor.nbytes > shard_bytes:
+        if not shards or filled + tensor.nbytes > shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(tensor)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cocktail.checkpoint.adapter.config import LoraConfig
-from cocktail.checkpoint.hub import ADAPTER_FILES
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.prefixes import extra_prefix
 from cocktail.checkpoint.ties import OUTPUT_EMBEDDINGS, is_tied
+from cocktail.checkpoint.weight_files import ADAPTER_FILES
 from cocktail.checkpoint.whole import read_tensor_file
 from cocktail.errors import CheckpointError, listed
 from cocktail.tensors.dtypes import FLOATING
