@@ -1,8 +1,8 @@
 """What transformers' class of a model says of its tensors: their names, prefix, ties and leftovers.
 
 Asking builds the class on the meta device, where nothing has data. That imports torch and
-transformers, which takes seconds, so it is done only where names alone do not decide. What a look at
-the class's source text can answer is answered from there, without importing anything.
+transformers, which takes seconds, so it is done only where names alone do not decide. What the source
+text of the class tells is read from there, without importing anything.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class Architecture:
         return frozenset(name.removeprefix(self.prefix).partition(".")[0] for name in own)
 
     def place(self, stored: str) -> str | None:
-        """The tensor of the class that a loader fills from a stored one; ``None``: it fills none."""
+        """The tensor of the class that a stored one fills; ``None`` where it fills none."""
         return self._known(self.rename(stored)[1])
 
     def common(self, stored: str) -> str:
-        """The name that a stored tensor has in any class of this transformer: without the prefix."""
+        """The name that a stored tensor has in every class of this transformer: no prefix."""
         renamed, target = self.rename(stored)
         if renamed == target:
             renamed = self._known(renamed) or renamed
@@ -72,7 +72,9 @@ class Architecture:
         """The parameters that no stored tensor fills: a loader would draw them at random."""
         filled = {self._own(place) for name in stored if (place := self.place(name))}
         return [
-            name for name in self.shapes if name not in self.buffers and self._own(name) not in filled
+            name
+            for name in self.shapes
+            if name not in self.buffers and self._own(name) not in filled
         ]
 
     def is_copy(self, name: str, other: str) -> bool:
@@ -146,7 +148,9 @@ def _empty_model(config: dict[str, Any]) -> Any:
     if config["model_type"] not in known:
         return None
     names = config.get("architectures")
-    named = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    named = (
+        getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    )
     if names and named is None:
         return None
     try:
@@ -231,8 +235,8 @@ def looks_loadable(names: Collection[str], config: Mapping[str, Any]) -> bool:
     """Whether names look like those of the config's class, as far as its source text tells.
 
     A wrapper around the whole model shows as a first component that the class does not have, or as
-    one that stands twice; a layer too many or too few as another count than the config's. True where
-    there is no source to look at.
+    one that stands twice; missing layers show as another count than the config's. True where there
+    is no source to look at.
     """
     text = _source(config, "modeling")
     if not text or not names:
@@ -253,8 +257,14 @@ def _has_all_layers(names: Collection[str], config: Mapping[str, Any]) -> bool:
     for match in filter(None, map(_FIRST_NUMBER.match, names)):
         stack, number = match["stack"], int(match["number"])
         counts[stack] = max(counts.get(stack, 0), number + 1)
-    wanted = [config[key] for key in _LAYER_COUNTS if isinstance(config.get(key), int)]
-    return not counts or not wanted or wanted[0] in counts.values()
+    wanted = layer_count(config)
+    return not counts or wanted is None or wanted in counts.values()
+
+
+def layer_count(config: Mapping[str, Any]) -> int | None:
+    """How many layers a config names; ``None`` if it names none."""
+    found = [config[key] for key in _LAYER_COUNTS if isinstance(config.get(key), int)]
+    return found[0] if found else None
 
 
 def default_ties(config: Mapping[str, Any]) -> bool | None:

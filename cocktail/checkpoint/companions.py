@@ -29,11 +29,11 @@ _IN_MODULES = ("*.json", "*.txt", "*.jinja", "*.py", "*.model", "*.spm", "*.code
 _NOT_COPIED = (f"*{INDEX}", ADAPTER_CONFIG, "cocktail.json", "requirements.txt", *TRAINER_FILES)
 
 
-def companion_files(donor: Checkpoint, tokenizer: Checkpoint | None = None) -> dict[str, Path]:
+def companion_files(donor: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
     """Config, tokenizer, chat template, custom code, licence and module settings.
 
     Args:
-        tokenizer: who gives the files of the tokenizer, if not the donor.
+        tokenizer: the folder that gives the files of the tokenizer, if not the donor's.
 
     Returns:
         Where each file lies, by its path in the output, sorted. The model card is not among them:
@@ -43,7 +43,7 @@ def companion_files(donor: Checkpoint, tokenizer: Checkpoint | None = None) -> d
     if tokenizer is not None:
         place = donor.main_folder.relative_to(donor.folder)
         found = {name: path for name, path in found.items() if not is_tokenizers(path)}
-        for path in tokenizer.main_folder.iterdir():
+        for path in tokenizer.iterdir():
             if _is_wanted(path, _TOKENIZER):
                 found[(place / path.name).as_posix()] = path
     return dict(sorted(found.items()))

@@ -10,6 +10,7 @@ from typing import Any
 from cocktail.checkpoint.hub import fetch, parse_identifier
 from cocktail.errors import CheckpointError
 
+
 def locate(text: str) -> tuple[Path, str | None]:
     """Find a local folder, or fetch a model from the Hub.
 

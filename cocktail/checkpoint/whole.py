@@ -27,7 +27,6 @@ from cocktail.tensors.info import TensorInfo
 from cocktail.tensors.pickled import read_pickled
 
 
-
 def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
     """Open a model that needs no other.
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cocktail.checkpoint.kinds import architecture
 from cocktail.checkpoint.model import MAIN
 from cocktail.errors import PlanError, listed
 from cocktail.plan.mixed_tensor import MixedTensor
@@ -55,12 +56,16 @@ class ModelInMemory:
 
         if self._skeleton is None:
             folder = self.plan.donor.main_folder
-            auto = getattr(transformers, self.plan.kind.auto_class)
+            auto = self._loader(transformers)
             options = {"trust_remote_code": trust_remote_code}
             try:
                 config = transformers.AutoConfig.from_pretrained(folder, **options)
                 with torch.device("meta"):
-                    self._skeleton = auto.from_config(config, **options)
+                    self._skeleton = (
+                        auto.from_config(config, **options)
+                        if self.plan.kind.auto_class
+                        else auto(config)
+                    )
             except (ValueError, OSError, KeyError, ImportError) as error:
                 raise PlanError([self._unbuildable(folder, error, trust_remote_code)]) from None
         return self._skeleton
@@ -101,6 +106,24 @@ class ModelInMemory:
             )
         built: PreTrainedModel = model.eval()
         return built
+
+    def _loader(self, transformers: Any) -> Any:
+        """The Auto class of the kind; for a kind without one, the class that the config names.
+
+        Raises:
+            PlanError: transformers has no such class.
+        """
+        kind, name = self.plan.kind, architecture(self.plan.donor.config)
+        found = getattr(transformers, kind.auto_class or name or "-", None)
+        if found is None:
+            raise PlanError(
+                [
+                    f"{self.plan.donor.reference} is a {name or 'model without architectures'}, "
+                    "which transformers does not have - the mixed model is returned as that class "
+                    "- write it with `cocktail mix`, and load it by its own code"
+                ]
+            )
+        return found
 
     def _unbuildable(self, folder: Path, error: Exception, trusted: bool) -> str:
         if "auto_map" in self.plan.donor.config and not trusted:

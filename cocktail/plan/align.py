@@ -125,9 +125,7 @@ def _name_for_donor(result: Alignment, names: Names, ingredients: Sequence[Check
     result.runs = _renamed(result.runs, new)
 
 
-def _prefer_tied_head(
-    result: Alignment, names: Names, ingredients: Sequence[Checkpoint]
-) -> None:
+def _prefer_tied_head(result: Alignment, names: Names, ingredients: Sequence[Checkpoint]) -> None:
     """Take the config of a language model before that of the same transformer without its head.
 
     Where the head is tied to the embedding no tensor tells the two apart.
@@ -161,7 +159,9 @@ def _is_spare(name: str, new: str, names: Names, asked: Architecture | None) -> 
     return any(c.place(name) is not None for c in names.known_classes)
 
 
-def _renamed(found: Mapping[tuple[str, str], T], new: Mapping[str, str]) -> dict[tuple[str, str], T]:
+def _renamed(
+    found: Mapping[tuple[str, str], T], new: Mapping[str, str]
+) -> dict[tuple[str, str], T]:
     return {
         (part, new[name] if part == MAIN else name): value for (part, name), value in found.items()
     }

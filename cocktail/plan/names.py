@@ -76,9 +76,7 @@ class Names:
 
     def is_buffer(self, name: str) -> bool:
         """Whether it is no parameter of any class that was asked, but a stored buffer."""
-        return any(
-            name in c.buffers or c.prefix + name in c.buffers for c in self.known_classes
-        )
+        return any(name in c.buffers or c.prefix + name in c.buffers for c in self.known_classes)
 
     def output(self, name: str, donor: int, *, has_head: bool) -> str:
         """What the mix calls a tensor.

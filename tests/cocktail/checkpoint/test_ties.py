@@ -12,7 +12,7 @@ import transformers
 
 from cocktail.checkpoint.model import MAIN
 from cocktail.checkpoint.resolve import resolve
-from cocktail.checkpoint.ties import _UNTIED_BY_DEFAULT, is_tied
+from cocktail.checkpoint.ties import is_tied
 from cocktail.errors import PlanError
 from cocktail.plan.plan import Plan, build_plan
 from cocktail.recipe.recipe import make_recipe
