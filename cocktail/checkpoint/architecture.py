@@ -1,8 +1,8 @@
 """What transformers' class of a model says of its tensors: their names, prefix, ties and leftovers.
 
 Asking builds the class on the meta device, where nothing has data. That imports torch and
-transformers, which takes seconds, so it is done only where names alone do not decide. What the source
-text of the class tells is read from there, without importing anything.
+transformers, which takes seconds, so it is done only where names alone do not decide. What the
+source text of the class tells is read from there, without importing anything.
 """
 
 from __future__ import annotations

@@ -68,9 +68,9 @@ def _require_data(part: Part, folder: Path) -> None:
     empty = [name for name, info in part.tensors.items() if info.numel == 0]
     if empty:
         raise CheckpointError(
-            f"{folder}: {len(empty)} of {len(part.tensors)} tensors are empty ({listed(empty, 3)}) - "
-            "training under ZeRO-3 saves these where weights are not gathered - run the "
-            "zero_to_fp32.py that lies beside such a checkpoint, or train with "
+            f"{folder}: {len(empty)} of {len(part.tensors)} tensors are empty "
+            f"({listed(empty, 3)}) - training under ZeRO-3 saves these where weights are not "
+            "gathered - run the zero_to_fp32.py that lies beside such a checkpoint, or train with "
             "stage3_gather_16bit_weights_on_model_save"
         )
 

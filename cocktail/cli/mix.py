@@ -118,8 +118,12 @@ def _parse_parameters(
     type=click.Choice(["cls", "mean", "max", "lasttoken"]),
     help="Make a sentence-transformers folder with this pooling where the first model is none.",
 )
-@click.option("--accept-config", multiple=True, metavar="KEY",
-              help="A key of config.json in which the models may differ; the donor's value counts.")  # fmt: skip
+@click.option(
+    "--accept-config",
+    multiple=True,
+    metavar="KEY",
+    help="A key of config.json in which the models may differ; may be given several times.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
 @click.option("--no-sync", is_flag=True, help="Do not wait for the disk before the rename.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one for each processor.")

@@ -61,10 +61,9 @@ class ModelInMemory:
             try:
                 config = transformers.AutoConfig.from_pretrained(folder, **options)
                 with torch.device("meta"):
+                    is_auto = auto.__name__ == self.plan.kind.auto_class
                     self._skeleton = (
-                        auto.from_config(config, **options)
-                        if self.plan.kind.auto_class
-                        else auto(config)
+                        auto.from_config(config, **options) if is_auto else auto(config)
                     )
             except (ValueError, OSError, KeyError, ImportError) as error:
                 raise PlanError([self._unbuildable(folder, error, trust_remote_code)]) from None
@@ -108,13 +107,16 @@ class ModelInMemory:
         return built
 
     def _loader(self, transformers: Any) -> Any:
-        """The Auto class of the kind; for a kind without one, the class that the config names.
+        """The Auto class of the kind, or the class that the config names: where a kind has no Auto
+        class, and for encoder-decoders, of which those that hear have an Auto class of their own.
 
         Raises:
             PlanError: transformers has no such class.
         """
         kind, name = self.plan.kind, architecture(self.plan.donor.config)
-        found = getattr(transformers, kind.auto_class or name or "-", None)
+        found = getattr(transformers, name or "-", None)
+        if kind.auto_class and (found is None or kind.name != "encoder-decoder"):
+            found = getattr(transformers, kind.auto_class)
         if found is None:
             raise PlanError(
                 [

@@ -245,7 +245,7 @@ METHODS = {method.name: method for method in _ALL}
 
 @cache
 def option_names() -> frozenset[str]:
-    """The names of all methods' parameters: a recipe may hold some that its method has no use for."""
+    """The names of all methods' parameters: a recipe may hold some that its method does not use."""
     own = (option.name for method in _ALL for option in (*method.options, WEIGHT, *LINES))
     return frozenset((*own, "scale"))  # of mergekit's passthrough
 

@@ -217,7 +217,7 @@ def _is_tied(
 
 
 def _twins(table: Table, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Pairs of tensors outside the layers that hold the same: an embedding, or one number a token."""
+    """Pairs of tensors outside the layers that hold the same: matrices, or a number a token."""
     tokens = config.get("vocab_size")
     outside = [
         (name, info)
