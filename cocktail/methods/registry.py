@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 
 from cocktail.errors import RecipeError
-from cocktail.methods.method import Method, Option
+from cocktail.methods.method import LINES, WEIGHT, Method, Option
 
 _LAMBDA = Option("lambda", 1.0, "Scales what is added to the base.")
 _INT8_MASK = Option("int8_mask", False, "Of mergekit, to save memory; changes nothing here.")
@@ -240,6 +241,13 @@ _ALL = (
 )
 
 METHODS = {method.name: method for method in _ALL}
+
+
+@cache
+def option_names() -> frozenset[str]:
+    """The names of all methods' parameters: a recipe may hold some that its method does not use."""
+    own = (option.name for method in _ALL for option in (*method.options, WEIGHT, *LINES))
+    return frozenset((*own, "scale"))  # of mergekit's passthrough
 
 
 def method_named(name: str) -> Method:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cocktail.checkpoint.model import Checkpoint
+from cocktail.checkpoint.weight_files import WRITTEN_PATTERNS
 from cocktail.errors import OutputError
 from cocktail.write.provenance import PROVENANCE_FILE
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
-_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def output_folder(path: str | Path) -> Path:
@@ -92,9 +92,9 @@ def standing_problem(output: Path, *, overwrite: bool) -> str | None:
 def _holds_model(folder: Path) -> bool:
     """Whether a config has weights beside it, in a module's folder, or a mix's record."""
     if (folder / "config.json").is_file():
-        marks: tuple[str, ...] = (*_WEIGHTS, PROVENANCE_FILE)
+        marks: tuple[str, ...] = (*WRITTEN_PATTERNS, PROVENANCE_FILE)
     elif (folder / "modules.json").is_file():
-        marks = (*(f"*/{name}" for name in _WEIGHTS), PROVENANCE_FILE)
+        marks = (*(f"*/{name}" for name in WRITTEN_PATTERNS), PROVENANCE_FILE)
     else:
         return False
     return any(any(folder.glob(mark)) for mark in marks)

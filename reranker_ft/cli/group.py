@@ -102,7 +102,7 @@ class OneLineErrors(click.Group):
                 raise
             raise click.ClickException(
                 f"{error.name} is not installed - this command needs it - "
-                f"pip install 'cocktail-mix[{extra}]'"
+                f"pip install '.[{extra}]' in a clone of this repository"
             ) from error
         except BrokenPipeError:
             raise  # the reader of our output has seen enough: click ends without a word

@@ -48,7 +48,7 @@ def test_a_missing_extra_is_one_line(monkeypatch, write_jsonl):
         monkeypatch.delitem(sys.modules, name)
     data = write_jsonl(toy_rows(1))
     result = run("mine", "--input_file", data, "--output_file", data.parent / "out", code=1)
-    assert "pip install 'cocktail-mix[train]'" in result.stderr
+    assert "pip install '.[train]' in a clone" in result.stderr
 
 
 def test_ctrl_c_is_one_line(monkeypatch, write_jsonl):
