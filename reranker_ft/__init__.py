@@ -28,14 +28,14 @@ __all__ = [
 # torch and transformers take seconds to import: a name is loaded when it is first used.
 _MODULES = {
     "DataError": "errors",
-    "FlagReranker": "score",
-    "Reranker": "score",
+    "FlagReranker": "score.reranker",
+    "Reranker": "score.reranker",
     "RerankerError": "errors",
-    "add_teacher_scores": "distil",
-    "bootstrap_mean": "evaluate",
-    "check_data": "check",
-    "mine_file": "mine",
-    "per_query_metrics": "evaluate",
+    "add_teacher_scores": "score.distil",
+    "bootstrap_mean": "evaluate.metrics",
+    "check_data": "train.check",
+    "mine_file": "mine.mine",
+    "per_query_metrics": "evaluate.metrics",
 }
 
 

@@ -181,12 +181,11 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
 def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the steps before it, and its settings, which the command line completes; from
     the file that is named, or from ``cocktail.yaml`` where no model is named."""
+    from cocktail.cli.settings import RECIPE_FILE, recipe_here, require_models
     from cocktail.recipe.recipe import recipe_of
-    from cocktail.recipe.yaml_file import RECIPE_FILE, read_recipe, read_recipes
+    from cocktail.recipe.yaml_file import read_recipes
 
-    path = Path(RECIPE_FILE)
-    found = not models and path.is_file()
-    documents: list[dict[str, Any]] = [read_recipe(path)] if found else [{}]
+    documents = [recipe_here(models)]
     if len(models) == 1 and Path(models[0]).suffix in (".yaml", ".yml", ".json"):
         documents, models = read_recipes(Path(models[0])), ()
     keys = ("models", "weights", "output", "max_shard_size", "dtype")
@@ -194,11 +193,7 @@ def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dic
     settings |= {key: value for key, value in given.items() if value is not None}
     if models:
         settings |= {"models": list(models), "model_parameters": ()}
-    if not settings["models"]:
-        raise RecipeError(
-            f"no models given, and no {RECIPE_FILE} here supplies them - name two folders or Hub "
-            "ids"
-        )
+    require_models(settings)
     if settings.get("merge_method", "linear") == "linear" and not _has_weights(settings):
         raise RecipeError(
             f"no weights given, and no {RECIPE_FILE} here supplies them - pass --weights"

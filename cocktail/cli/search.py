@@ -174,21 +174,16 @@ def _settings(
     Raises:
         RecipeError: there are no models, or the recipe merges them by something else than weights.
     """
-    from cocktail.recipe.yaml_file import RECIPE_FILE, read_recipe
+    from cocktail.cli.settings import RECIPE_FILE, recipe_here, require_models
 
-    path = Path(RECIPE_FILE)
-    recipe = read_recipe(path) if path.is_file() and not models else {}
+    recipe = recipe_here(models)
     settings = {**given, "models": list(models) or recipe.get("models")}
-    if not settings["models"]:
-        raise RecipeError(
-            f"no models given, and no {RECIPE_FILE} here supplies them - name two folders or Hub "
-            "ids"
-        )
+    require_models(settings)
     method = recipe.get("merge_method", "linear")
     if method != "linear":
         raise RecipeError(
-            f"{path}: merge_method is {method} - a search finds the weights of a weighted average "
-            "(linear) - leave merge_method out, or name the models on the command line"
+            f"{RECIPE_FILE}: merge_method is {method} - a search finds the weights of a weighted "
+            "average (linear) - leave merge_method out, or name the models on the command line"
         )
     for key, name in (("model_type",) * 2, ("head",) * 2, ("pooling",) * 2, ("base", "base_model")):
         settings[key] = given[key] or recipe.get(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import textwrap
 from typing import Any
 
@@ -58,7 +57,7 @@ def _values(method: Method) -> dict[str, Any]:
 
 def _explanation(method: Method) -> str:
     """The docstring up to the part that speaks to programmers."""
-    text = inspect.cleandoc(method.function.__doc__ or "")
+    text = method.documentation
     for heading in ("\nArgs:", "\nReturns:", "\nRaises:"):
         text = text.partition(heading)[0]
     return text.strip()

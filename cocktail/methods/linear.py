@@ -1,12 +1,8 @@
-"""Weighted average: LM-Cocktail's mix and model soups.
-
-theta = sum_i w_i theta_i. https://arxiv.org/abs/2311.13534, https://arxiv.org/abs/2203.05482
-"""
+"""Weighted sums of tensors, which several methods are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 
@@ -53,26 +49,6 @@ def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     for parts in blocks_of([total, *map(flat, tensors[1:])]):
         accumulate(parts, weights, out=parts[0], term=scratch[: len(parts[0])])
     return total.view(tensors[0].shape)
-
-
-def linear(
-    tensors: Sequence[torch.Tensor],
-    base: torch.Tensor | None,
-    weights: Sequence[float],
-    *,
-    normalize: bool,
-    **_: Any,
-) -> torch.Tensor:
-    """Averages the models by their weights.
-
-    theta = sum_i w_i theta_i, with ``normalize`` divided by sum_i w_i.
-    https://arxiv.org/abs/2203.05482
-
-    Raises:
-        RecipeError: the weights sum to zero and are to be normalised.
-    """
-    mixed = weighted_sum(tensors, weights)
-    return mixed.div_(sum_to_divide_by(weights, "normalize")) if normalize else mixed
 
 
 def sum_to_divide_by(weights: Sequence[float], option: str) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from inspect import cleandoc
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,17 +91,18 @@ class Method:
         title: its usual name.
         paper: where it comes from, a URL.
         module: of this package; holds the function, which bears the method's name. It is imported
-            when it is needed, for all of them import torch, and a plan does without.
+            when it is needed, for all of them import torch, and a plan does without. ``linear`` has
+            none: the engine adds up weighted models by itself.
         base: ``required``; ``optional`` (the method works on differences from it where there is
             one); or ``ingredient`` (a base is one of the models like any other).
         weighted: needs a weight for each model; where one may be given, it is an option.
         elementwise: an element of the result depends on the same element of the ingredients alone,
             so that the method may be run block by block.
-        linear: in the weights, so that it may be differentiated.
         singular: works on the singular vectors of matrices.
         models: fewest and most models besides the base; ``None`` for no limit.
         statistic: what is measured of each model on examples before tensors are combined: the
             Fisher information of every element, or the Gram matrix of every linear layer's inputs.
+        explanation: by default the function's docstring.
     """
 
     name: str
@@ -110,11 +112,11 @@ class Method:
     base: Literal["required", "optional", "ingredient"] = "required"
     weighted: bool = True
     elementwise: bool = False
-    linear: bool = False
     singular: bool = False
     models: tuple[int, int | None] = (1, None)
     options: tuple[Option, ...] = ()
     statistic: Literal["fisher", "gram"] | None = None
+    explanation: str = ""
 
     @cached_property
     def function(self) -> MergeFunction:
@@ -126,9 +128,14 @@ class Method:
         return self.weighted or any(option.name == "weight" for option in self.options)
 
     @property
+    def documentation(self) -> str:
+        """What the method does: its explanation, or the function's docstring."""
+        return cleandoc(self.explanation or self.function.__doc__ or "")
+
+    @property
     def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return (self.function.__doc__ or "").strip().split("\n")[0]
+        """The first line of the documentation."""
+        return self.documentation.split("\n")[0]
 
     def option(self, name: str) -> Option:
         """The option of this name; a KeyError where there is none."""

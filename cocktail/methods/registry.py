@@ -45,11 +45,12 @@ _ALL = (
         "linear",
         "Linear",
         _ARXIV + "2203.05482",
-        "linear",
+        "",  # the engine's own sum, block by block
         base="ingredient",
         elementwise=True,
-        linear=True,
         options=(_normalize(True),),
+        explanation="Averages the models by their weights.\n\ntheta = sum_i w_i theta_i, with "
+        "``normalize`` divided by sum_i w_i.\n" + _ARXIV + "2203.05482",
     ),
     Method(
         "slerp",
@@ -101,7 +102,6 @@ _ALL = (
         _ARXIV + "2212.04089",
         "task_arithmetic",
         elementwise=True,
-        linear=True,
         options=(_normalize(False), _LAMBDA, _INT8_MASK),
     ),
     _of_deltas("ties", "TIES", "2306.01708", normalize=True),

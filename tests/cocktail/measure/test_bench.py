@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cocktail.errors import CheckpointError, CocktailError, RecipeError
+from cocktail.measure import bench as prepare_module
 from cocktail.measure.bench import prepare, search_plan
-from cocktail.measure.bench import prepare as prepare_module
 from cocktail.measure.processes import Processes
 from cocktail.measure.tasks.examples import ExampleError
 from cocktail.search.options import SearchOptions
@@ -52,7 +52,6 @@ def test_a_tokenizer_that_transformers_makes_up_is_refused(tmp_path: Path, kept:
 def test_options_of_other_kinds_are_refused(models: dict[str, list[str]]) -> None:
     names, rows = models["llama"], examples("llama")
     refused(RecipeError, "neg_number is 3 for a decoder", names, rows, neg_number=3)
-    refused(RecipeError, "retain_by is metric for a decoder", names, rows, rows, retain_by="metric")
     refused(RecipeError, "pooling is 'cls' for a decoder", names, rows, pooling="cls")
 
 

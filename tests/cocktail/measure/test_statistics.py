@@ -33,7 +33,7 @@ from cocktail.cli.main import main
 from cocktail.errors import CocktailError
 from cocktail.measure import gram
 from cocktail.measure import statistics as measuring
-from cocktail.measure.memory import floats_a_token, measuring_bytes
+from cocktail.measure.memory import floats_a_token
 from cocktail.measure.tasks import task
 from cocktail.measure.tasks.examples import read_ranked
 from cocktail.pipeline import checked_plan, mix_recipe
@@ -416,29 +416,6 @@ def test_the_plan_counts_what_a_backward_needs(family: str, tokens: int, tmp_pat
     saved = sum(nbytes for place, nbytes in kept.items() if place not in own)
     counted = 4 * tokens * floats_a_token(plan)
     assert saved <= counted <= 1.6 * saved
-
-
-@pytest.mark.parametrize(("has_tokenizer", "tokens"), [(True, 30), (False, 40)])
-def test_the_plan_counts_the_tokens_of_the_longest_example(
-    has_tokenizer: bool, tokens: int, tmp_path: Path
-) -> None:
-    """Thirty words of a token each, or 120 bytes of three each."""
-    folders = ingredients("llama", tmp_path, count=2)
-    if not has_tokenizer:
-        (Path(folders[0]) / "tokenizer.json").unlink()
-    rows = [{"input": "red", "output": "green" + " red" * extra} for extra in (0, 30)]
-    plans = [
-        checked_plan(
-            make_recipe(
-                folders, None, merge_method="fisher",
-                data=write_jsonl(tmp_path / f"{number}.jsonl", rows[:number]),
-            ),
-            None,
-        )
-        for number in (1, 2)
-    ]  # fmt: skip
-    short, long = map(measuring_bytes, plans)
-    assert long - short == 4 * tokens * floats_a_token(plans[0])
 
 
 def test_a_bar_counts_the_examples_of_all_models(

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from cocktail import search_weights
+from cocktail.measure import bench as prepare_module
 from cocktail.measure.bench import prepare, search_plan
-from cocktail.measure.bench import prepare as prepare_module
 from cocktail.measure.trimmed_vocabulary import TrimmedEmbedding
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions

@@ -26,11 +26,6 @@ def same(found: torch.Tensor, expected: Any) -> None:
     torch.testing.assert_close(found, torch.as_tensor(expected, dtype=torch.float32))
 
 
-def test_linear() -> None:
-    same(merge("linear", [[1, 2], [3, 6]], weights=(1, 3)), [2.5, 5])
-    same(merge("linear", [[1, 2], [3, 6]], weights=(1, 3), normalize=False), [10, 20])
-
-
 def test_task_arithmetic() -> None:
     options = {"lambda": 0.5}
     same(merge("task_arithmetic", [[2, 1], [1, 4]], [1, 1], (2, 1), **options), [2, 2.5])

@@ -86,7 +86,6 @@ class Case:
 NEGATIVE = (0.9, -0.4, 0.7)
 THIRDS = (0.4, 0.3, 0.55)
 DETERMINISTIC = [
-    *(Case("linear", base=False, options={"normalize": n}) for n in (True, False)),
     *(Case("slerp", 1, options={"t": t}) for t in (0.0, 0.3, 1.0)),
     *(Case("nuslerp", 2, base) for base in (True, False)),
     Case("nuslerp", 2, weights=(0.5, -0.5)),

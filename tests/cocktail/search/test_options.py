@@ -33,7 +33,7 @@ QUIET: dict[str, Any] = {"progress": False, "device": "cpu"}
 def test_what_is_no_number_of_its_kind_is_refused(name: str, value: object) -> None:
     options = SearchOptions(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=f"{name} is ") as caught:
-        options.check(2, retains=True)
+        options.check(retains=True)
     assert "\n" not in str(caught.value)
 
 

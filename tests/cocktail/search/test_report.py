@@ -101,9 +101,9 @@ def test_models_come_from_the_recipe_file(kitchen, data, tmp_path, monkeypatch) 
 def test_the_table_shows_the_verdict(kitchen, data) -> None:
     done = CliRunner().invoke(
         search, [kitchen["base"], kitchen["noise"], "--data", str(data), "--device", "cpu",
-                 "--strategy", "sweep"], catch_exceptions=False,
+                 "--strategy", "ensemble"], catch_exceptions=False,
     )  # fmt: skip
-    assert "sweep *" in done.output and "held-out" in done.output
+    assert "ensemble *" in done.output and "held-out" in done.output
     assert "forward equivalents" in done.output
 
 
@@ -170,7 +170,7 @@ def test_the_table_shows_every_ingredient_by_itself(kitchen, data) -> None:
 def test_names_of_points_cover_neither_each_other_nor_points(tmp_path, monkeypatch) -> None:
     """Candidates often do about the same; their names must be readable all the same."""
     places = [(1.0, 2.0), (1.5, 1.6), (1.501, 1.601), (1.502, 1.6), (1.5, 1.602), (1.9, 1.2)]
-    names = ["base", "uniform", "lm-cocktail", "greedy", "ensemble", "noise"]
+    names = ["base", "uniform", "lm-cocktail", "gradient", "ensemble", "noise"]
     points = tuple(
         FrontierPoint(name, (1.0,), Interval(y, y, y), Interval(x, x, x), role)
         for name, (x, y), role in zip(

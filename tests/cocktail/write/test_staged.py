@@ -267,7 +267,7 @@ def test_an_interrupt_leaves_no_litter(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cocktail.api.stream", interrupt)
+    monkeypatch.setattr("cocktail.pipeline.stream", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mix(pair, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
@@ -364,7 +364,7 @@ def test_verify_looks_for_no_folder_on_the_hub(
     mix((Path("a"), Path("b")), tmp_path / "out")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr("cocktail.checkpoint.whole.fetch", lambda *_: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("cocktail.checkpoint.folder.fetch", lambda *_: pytest.fail("asked the Hub"))
     verdicts = verify(tmp_path / "out", progress=False)
     assert [verdict.state for verdict in verdicts] == ["same", "unknown", "unknown"]
     assert "no folder a here" in verdicts[1].detail

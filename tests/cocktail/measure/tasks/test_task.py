@@ -15,7 +15,7 @@ from transformers import (
 from cocktail.measure.tasks.decoder import DecoderTask
 from cocktail.measure.tasks.encoder import EncoderTask, pool
 from cocktail.measure.tasks.examples import ExampleError, read_ranked, read_written
-from cocktail.measure.tasks.reranker import RerankerTask
+from cocktail.measure.tasks.reranker import RerankerTask, position_limit
 from cocktail.measure.tasks.seq2seq import EncoderDecoderTask
 from cocktail.measure.tasks.task import by_length, ndcg_at_10
 from tests.cocktail.tiny import BERT, FAMILIES, ranked, tokenizer, written
@@ -211,9 +211,10 @@ def test_texts_are_cut_where_positions_start_behind_the_padding(kind) -> None:
     config = kind.config_class(**BERT, max_position_embeddings=64, **extra)
     tok = tokenizer("roberta-encoder")
     tok.model_max_length = 10**30
+    net = kind(config).eval()
     task = EncoderTask(
         read_ranked([{"query": "red " * 90, "pos": ["blue"], "neg": ["green"]}]), tok,
-        net := kind(config).eval(), pooling="cls", max_length=2048,
+        net, pooling="cls", max_length=position_limit(net),
     )  # fmt: skip
     assert max(batch.inputs["input_ids"].shape[1] for batch in task.batches(MAX_TOKENS)) == 62
     losses(task, net)

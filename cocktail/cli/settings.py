@@ -1,0 +1,34 @@
+"""What ``cocktail.yaml`` in the current folder supplies where the command line names no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cocktail.errors import RecipeError
+from cocktail.recipe.yaml_file import RECIPE_FILE as RECIPE_FILE
+from cocktail.recipe.yaml_file import read_recipe
+
+
+def recipe_here(models: Sequence[str]) -> dict[str, Any]:
+    """The recipe of ``cocktail.yaml``; empty where models are named or there is no such file.
+
+    Raises:
+        RecipeError: the file is not a recipe, or holds several.
+    """
+    path = Path(RECIPE_FILE)
+    return read_recipe(path) if path.is_file() and not models else {}
+
+
+def require_models(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that neither the command line nor ``cocktail.yaml`` gave models to.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    if not settings.get("models"):
+        raise RecipeError(
+            f"no models given, and no {RECIPE_FILE} here supplies them - a mix is made of two or "
+            "more - name folders or Hub ids"
+        )
