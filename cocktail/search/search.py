@@ -92,7 +92,8 @@ class Search:
         return self.softmax if self.options.strategy == "lm-cocktail" else None
 
     def _measure_the_way(self, wanted: Weights | None) -> None:
-        """The curve: from the base to the fine-tune, to what was asked for, or to the bagged best."""
+        """The curve: from the base to the fine-tune, to the bagged best of several, or to what was
+        asked for."""
         way = Way(self.base, self._end(wanted))
         for share in way.steps():
             self._add(f"{share:.0%} of the way", way.at(share))
@@ -104,12 +105,15 @@ class Search:
     def _end(self, wanted: Weights | None) -> Weights:
         if self.size == 2:
             return self.ends[1 - self.options.base]
-        plain: Weights = np.full(self.size, 1 / self.size)
-        if wanted is None:
-            singles = [point for point in self.points if max(point.weights) == 1]
-            weights = np.array([point.weights for point in singles])
-            wanted = bagged_best(self._losses(singles), weights, seed=self.options.seed)
-        return plain if np.allclose(wanted, self.base) else wanted
+        if wanted is not None and not np.allclose(wanted, self.base):
+            return wanted
+        tuned = [
+            point
+            for point in self.points
+            if max(point.weights) == 1 and point.weights[self.options.base] == 0
+        ]
+        weights = np.array([point.weights for point in tuned])
+        return bagged_best(self._losses(tuned), weights, seed=self.options.seed)
 
     def _add(self, name: str, weights: Weights) -> None:
         """Measure a mix, unless that is done already."""
@@ -127,7 +131,8 @@ class Search:
             place = max(i for i in range(aim + 1) if allowed[i])
             return asked_for(curve[place], self.options.strategy, curve[aim], measure)
         if len(losses) < FEWEST:
-            self.notes.append(f"{len(losses)} examples choose nothing: the base is kept")
+            examples = "1 example" if len(losses) == 1 else f"{len(losses)} examples"
+            self.notes.append(f"{examples} cannot choose: the base is kept")
             losses = losses[:, :1]
         seed = self.options.seed
         choice = choose_point(losses, general, max_drop=drop, seed=seed)
