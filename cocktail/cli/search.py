@@ -46,7 +46,7 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--data", metavar="FILE", help="Examples of the target, JSONL.  [required]")
 @click.option("--retain", metavar="FILE", help="Examples of what must not be lost; see --max-drop.")
 @click.option("--retain-text", metavar="FILE",
-              help="The same without labels: passages, one a line, or JSONL with text or query.")  # fmt: skip
+              help="The same without labels: passages, one a line, or JSONL.")  # fmt: skip
 @click.option("--base", metavar="MODEL", help="Which MODEL is the base.  [the first]")
 @_search_options
 @click.option(
@@ -60,7 +60,9 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
 @click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
-@click.option("--report", metavar="DIR", help="Write report.html, report.md, search.json and pictures there.")
+@click.option(
+    "--report", metavar="DIR", help="Write report.html, report.md, search.json and pictures there."
+)
 @quiet_option
 @json_option
 def search(

@@ -158,8 +158,8 @@ def _retained(
     """What must not be lost, in the order given; nothing where nothing is."""
     if labelled is not None and text is not None:
         raise RecipeError(
-            "both labelled and unlabelled retain examples are given - one of them bounds the drop - "
-            "give one (--retain or --retain-text)"
+            "both labelled and unlabelled retain examples are given - one of them bounds the "
+            "drop - give one (--retain or --retain-text)"
         )
     if labelled is not None:
         return read_examples(plan, labelled, options)

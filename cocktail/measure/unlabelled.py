@@ -34,7 +34,9 @@ CANDIDATES = 8
 _FEWEST_CHARACTERS = 20
 """Of a sentence that becomes a query."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]+")
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]+"
+)
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,13 @@ def _rows(data: TextData) -> list[tuple[str, str | Mapping[str, Any]]]:
         return list(lines)
     rows_of_file: list[tuple[str, str | Mapping[str, Any]]] = []
     for place, line in lines:
-        row = _as_object(line)
-        if row is None:
+        found = _as_object(line)
+        if found is None:
             raise ExampleError(
                 f"{place}: is no JSON object, as the first line is - a file is JSONL or plain text "
                 "- correct the line"
             )
-        rows_of_file.append((place, row))
+        rows_of_file.append((place, found))
     return rows_of_file
 
 
@@ -213,4 +215,3 @@ def _nearest(passages: Sequence[str], queries: Sequence[str]) -> list[list[int]]
 def _words(text: str) -> list[str]:
     """Lower-cased words; a character of a script without spaces is one."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower()) or [text]
-

@@ -76,7 +76,7 @@ def changed_rankings(
         ]
         changes.sort(key=lambda change: (-change.gain, change.place))
         found += [change for change in changes[:SHOWN] if change.gain > 0]
-        found += [change for change in changes[:-SHOWN - 1 : -1] if change.gain < 0]
+        found += [change for change in changes[: -SHOWN - 1 : -1] if change.gain < 0]
     return found
 
 

@@ -1,10 +1,12 @@
-"""Weights that minimise the target's loss by its exact gradient: for research, not for few examples.
+"""Weights that minimise the target's loss by its exact gradient.
 
 theta(w) = sum_i w_i theta_i, so that one backward and one pass over the files give all K
 derivatives, whatever K is.
 """
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 import numpy as np
 from scipy.optimize import LinearConstraint, minimize
@@ -47,7 +49,7 @@ def descend(objective: Objective, start: Weights, *, evaluations: int = EVALUATI
             best = (value, point)
         return value, gradient
 
-    try:
+    with suppress(_EnoughError):
         minimize(
             evaluate,
             start,
@@ -57,8 +59,6 @@ def descend(objective: Objective, start: Weights, *, evaluations: int = EVALUATI
             constraints=LinearConstraint(np.ones((1, len(start))), 1, 1),
             options={"maxiter": evaluations, "ftol": 1e-5},
         )
-    except _EnoughError:
-        pass
     return on_simplex(np.where(best[1] < _NEGLIGIBLE, 0, best[1]))
 
 

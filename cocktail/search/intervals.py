@@ -34,7 +34,7 @@ class Interval:
         return self.high < 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which has no infinity: that is where a single example's ends are."""
+        """Plain values for JSON, which has no infinity: there a single example's ends are."""
         low, high = (end if np.isfinite(end) else None for end in (self.low, self.high))
         return {"mean": self.mean, "low": low, "high": high}
 

@@ -1,4 +1,4 @@
-"""LM-Cocktail's rule: every ingredient weighs softmax(-L / T) of its own loss, no mix is looked at."""
+"""LM-Cocktail's rule: every ingredient by softmax(-L / T) of its own loss, without a mix."""
 
 from __future__ import annotations
 

@@ -226,4 +226,3 @@ class MixObjective:
             f"{who} has the loss {losses[broken[0]]} on {place} - a loss must be finite - look at "
             "that example, and at the model with `cocktail inspect`"
         )
-

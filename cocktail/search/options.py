@@ -81,13 +81,13 @@ class SearchOptions(MeasureOptions):
             )
         if self.retain_by is not None and not labelled:
             raise RecipeError(
-                f"retain_by is {self.retain_by} and there are no labelled retain examples - it says "
-                "which of their measures counts - add them (--retain, retain_data=)"
+                f"retain_by is {self.retain_by} and there are no labelled retain examples - it "
+                "says which of their measures counts - add them (--retain, retain_data=)"
             )
         if self.max_drop != DEFAULT_DROP and not (labelled or unlabelled):
             raise RecipeError(
-                f"max_drop is {self.max_drop} and nothing is to be retained - a drop is measured on "
-                "general examples - add some (--retain, retain_data=), or text without labels "
+                f"max_drop is {self.max_drop} and nothing is to be retained - a drop is measured "
+                "on general examples - add some (--retain, retain_data=), or text without labels "
                 "(--retain-text, retain_text=)"
             )
 

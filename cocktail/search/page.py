@@ -49,9 +49,7 @@ def page(result: SearchResult) -> str:
             f"<p>On examples that it did not see, what the rule takes has a loss "
             f"{verdict.held_out} from the base's.</p>"
         )
-    template = Template(
-        files("cocktail.search").joinpath("page.html").read_text(encoding="utf-8")
-    )
+    template = Template(files("cocktail.search").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         headline=escape(verdict.headline),
         reason=escape(f"{verdict.reason[:1].upper()}{verdict.reason[1:]}."),
@@ -72,10 +70,10 @@ def page(result: SearchResult) -> str:
 
 def _figure(result: SearchResult, curve: Sequence[Point], start: int) -> go.Figure:
     """Two charts, one below the other, a marker on each, and the handle that moves them."""
-    sides = [("target", [target_of(point) for point in curve], TARGET)]
+    sides: list[tuple[list[Side | None], str]] = [([target_of(point) for point in curve], TARGET)]
     titles = [f"Target: {result.metric or 'loss'}"]
     if result.general_measure is not None:
-        sides.append(("general", [point.general for point in curve], GENERAL))
+        sides.append(([point.general for point in curve], GENERAL))
         titles.append(f"General: {result.general_measure}")
     figure = make_subplots(
         rows=len(sides), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.12
@@ -83,7 +81,7 @@ def _figure(result: SearchResult, curve: Sequence[Point], start: int) -> go.Figu
     shares = [point.share for point in curve]
     markers: list[int] = []
     means: list[list[float]] = []
-    for row, (_, measured, colour) in enumerate(sides, start=1):
+    for row, (measured, colour) in enumerate(sides, start=1):
         found = [side for side in measured if side is not None]
         centre = found[0].mean.mean
         means.append([side.mean.mean for side in found])

@@ -53,37 +53,35 @@ def draw_curve(result: SearchResult, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _draw_side(
-    axes: Axes, result: SearchResult, sides: Sequence[Side | None], colour: str
-) -> None:
+def _draw_side(axes: Axes, result: SearchResult, sides: Sequence[Side | None], colour: str) -> None:
     base = next(
         side for point, side in zip(result.points, sides, strict=True) if point.name == "base"
     )
     start = base.mean.mean if base is not None else 0.0
     found = [
-        (point, side)
+        (point.share, point, side)
         for point, side in zip(result.points, sides, strict=True)
         if point.share is not None and side is not None
     ]
-    shares = [point.share for point, _ in found]
-    means = np.array([side.mean.mean for _, side in found])
+    shares = [share for share, _, _ in found]
+    means = np.array([side.mean.mean for _, _, side in found])
     low, high = (
-        np.array([getattr(side.difference, end) for _, side in found]) + start
+        np.array([getattr(side.difference, end) for _, _, side in found]) + start
         for end in ("low", "high")
     )
     axes.plot(shares, means, "o-", color=colour, markersize=4, linewidth=1.4, label="mixes")
     axes.fill_between(shares, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.axhline(start, color=_GREY, linewidth=0.8, label="base")
-    for point, side in found:
+    for share, point, side in found:
         if point.name == result.verdict.chosen:
             axes.plot(
-                point.share, side.mean.mean, "*", markersize=16, color=CHOSEN, label="chosen",
+                share, side.mean.mean, "*", markersize=16, color=CHOSEN, label="chosen",
                 zorder=5,
             )  # fmt: skip
         elif point.name in ("plain average", "lm-cocktail"):
             marker = "s" if point.name == "plain average" else "D"
             axes.plot(
-                point.share, side.mean.mean, marker, markersize=7, mfc="white", mec="black",
+                share, side.mean.mean, marker, markersize=7, mfc="white", mec="black",
                 label=point.name, zorder=4,
             )  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)

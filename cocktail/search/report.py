@@ -92,7 +92,7 @@ def _folder_problem(folder: Path, models: Sequence[str], output: Path | None) ->
 
 
 def write_report(result: SearchResult, folder: Path) -> list[str]:
-    """Write ``search.json``, ``report.md``, and with plotly and matplotlib the page and the picture.
+    """Write ``search.json`` and ``report.md``, with plotly the page, with matplotlib the picture.
 
     Each file is there as a whole, or as it was before; those of an earlier report go.
 

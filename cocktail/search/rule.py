@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from cocktail.search.intervals import Values, bootstrap_interval, standard_error
+from cocktail.measure.tasks.task import Values
+from cocktail.search.intervals import bootstrap_interval, standard_error
 
 Outcome = Literal["mix", "fine-tune", "base", "limited"]
 ROUNDING = 1e-9
@@ -35,7 +36,7 @@ class Choice:
 def choose_point(
     target: Values, general: Values | None, *, max_drop: float, seed: int = 0
 ) -> Choice:
-    """Take the point of a curve whose smoothed mean on the target is the lowest among those allowed.
+    """Take the point whose smoothed mean on the target is the lowest among those allowed.
 
     A point is allowed if its mean rise of the general values is at most ``max_drop`` and one
     standard error of that rise. What is significantly worse than the base on the target is never
@@ -79,7 +80,9 @@ def smoothed(values: Values) -> Values:
     return result
 
 
-def held_out_losses(target: Values, general: Values | None, *, max_drop: float, seed: int) -> Values:
+def held_out_losses(
+    target: Values, general: Values | None, *, max_drop: float, seed: int
+) -> Values:
     """(N,) loss of each example at the point that the examples of the other folds would choose."""
     found = np.empty(len(target))
     for start in range(min(FOLDS, len(target))):

@@ -57,7 +57,9 @@ def describe(
         "limited": f"Take {_named(chosen, two)}: more of the {what} loses too much elsewhere.",
     }
     if choice.place == 0 and choice.outcome == "limited":
-        headlines["limited"] = f"This is the base: any share of the {what} loses too much elsewhere."
+        headlines["limited"] = (
+            f"This is the base: any share of the {what} loses too much elsewhere."
+        )
     reason = _figures(chosen, measure)
     if choice.outcome == "base":
         other = min(points[1:], key=lambda point: point.loss.mean.mean, default=chosen)
@@ -68,8 +70,8 @@ def describe(
     elif choice.outcome == "limited":
         found = _figures(wanted, measure)
         reason = (
-            f"{reason}; {_named(wanted, two)} would be the target's choice, and is beyond the limit "
-            f"of {max_drop:g} ({found})"
+            f"{reason}; {_named(wanted, two)} would be the target's choice, and is beyond the "
+            f"limit of {max_drop:g} ({found})"
         )
     return Verdict(chosen.name, choice.outcome, headlines[choice.outcome], reason, held_out)
 

@@ -23,7 +23,13 @@ import numpy as np
 from reranker_ft.data.examples import Example, ExampleFiles, text_key
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError, DataError, RerankerError
-from reranker_ft.train.output_folder import ADAPTERS, CHOICE_REPORT, FINE_TUNED, HELD_OUT, WHOLE_MODEL
+from reranker_ft.train.output_folder import (
+    ADAPTERS,
+    CHOICE_REPORT,
+    FINE_TUNED,
+    HELD_OUT,
+    WHOLE_MODEL,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +65,7 @@ class Part(Sequence[Example]):
 
 
 def hold_out(examples: Sequence[Example], seed: int) -> tuple[Part, Part]:
-    """Split off a fifth of the queries, at most ``MOST_HELD_OUT``; all lines of a query go together.
+    """Split off a fifth of the queries, ``MOST_HELD_OUT`` at most, each with all its lines.
 
     Returns:
         What is trained on, and what is held out.
@@ -163,8 +169,8 @@ def choose_mix(
         status = subprocess.run(command, check=False, env=environment).returncode
         if status:
             raise RerankerError(
-                f"the search ended with exit code {status} (its message is above) - the fine-tune is "
-                f"safe in {output / FINE_TUNED} - mend that, and run: {shlex.join(command)}"
+                f"the search ended with exit code {status} (its message is above) - the fine-tune "
+                f"is safe in {output / FINE_TUNED} - mend that, and run: {shlex.join(command)}"
             )
         for path in staged.iterdir():
             path.replace(output / path.name)

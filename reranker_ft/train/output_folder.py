@@ -18,8 +18,8 @@ WHOLE_MODEL = re.compile(
     r"|(model\.safetensors|pytorch_model\.bin)\.index\.json"
 )
 ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)|adapter_config\.json")
-# Where a run that keeps general ability puts the fine-tune, the examples that the mix was chosen by,
-# and the report on the choice.
+# Where a run that keeps general ability puts the fine-tune, the examples that the mix was chosen
+# by, and the report on the choice.
 FINE_TUNED = "fine-tuned"
 HELD_OUT = "held-out.jsonl"
 CHOICE_REPORT = "report"

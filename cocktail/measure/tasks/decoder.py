@@ -23,10 +23,10 @@ class TokenTask:
 
     Shared by decoders and encoder-decoders, which differ in how they get from a batch to logits.
 
-    Comparing the distributions of two models needs more than losses. Kept are, at each position, the
-    log-probabilities of the token itself, of the ``CANDIDATES`` most likely ones of the model that
-    ran first, and of all others together as one, which makes a divergence at most smaller: a kilobyte
-    a token instead of the vocabulary.
+    Comparing the distributions of two models needs more than losses. Kept are, at each position,
+    the log-probabilities of the token itself, of the ``CANDIDATES`` most likely ones of the model
+    that ran first, and of all others together as one, which makes a divergence at most smaller: a
+    kilobyte for each token instead of the vocabulary.
     """
 
     entangled = False

@@ -125,7 +125,9 @@ def test_it_reads_well(browser: Any, address: str, width: int, scheme: str) -> N
         ".length"
     )
     assert small == 0
-    behind = colour(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    behind = colour(
+        browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    )
     ink = colour(browser.execute_script("return getComputedStyle(document.body).color"))
     ticks = colour(
         browser.execute_script(
