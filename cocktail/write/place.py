@@ -38,7 +38,9 @@ def output_problems(
     """
     unusable = _unusable(output)
     if unusable is not None:
-        return [f"the output {str(output)!r} is not a path here ({unusable}) - choose another output"]
+        return [
+            f"the output {str(output)!r} is not a path here ({unusable}) - choose another output"
+        ]
     problems = []
     place = Path(os.path.realpath(output))
     for name, folder in ingredients.items():

@@ -88,11 +88,6 @@ class EncoderTask:
 
     keep = forward
 
-    def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
-        """(R, D) averages of the K models' vectors."""
-        averaged: Tensor = torch.tensordot(weights, kept, dims=1)
-        return averaged
-
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
