@@ -57,7 +57,7 @@ def _parse_weights(
         return [float(number) for number in value.split(",") if number.strip()]
     except ValueError:
         raise click.BadParameter(
-            f"{value!r} is no list of numbers - write them with spaces or commas: 0.5 0.5"
+            f"{value!r} is not a list of numbers - write them with spaces or commas: 0.5 0.5"
         ) from None
 
 
@@ -70,12 +70,12 @@ def _parse_parameters(
     for value in values:
         name, equals, text = value.partition("=")
         if not (name and equals):
-            raise click.BadParameter(f"{value!r} is no NAME=VALUE - write it like density=0.5")
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE - write it like density=0.5")
         try:
             parameters[name] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise click.BadParameter(
-                f"{text!r:.60} is no value - write it like density=0.5"
+                f"{text!r:.60} is not a value - write it like density=0.5"
             ) from None
     return parameters or None
 

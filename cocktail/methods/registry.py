@@ -260,4 +260,4 @@ def method_named(name: str) -> Method:
         return METHODS[name]
     near = get_close_matches(str(name), METHODS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
-    raise RecipeError(f"{name!r} is no merge method - {hint} - see `cocktail methods`")
+    raise RecipeError(f"{name!r} is not a merge method - {hint} - see `cocktail methods`")

@@ -213,7 +213,8 @@ class Recipe:
             takes = "each model takes one weight, in the same order"
             if count < len(self.models):
                 takes = f"the base {self.base_model} takes none, each other model one, in order"
-            return [f"{len(self.weights)} weights for {count} models - {takes} - make them agree"]
+            counted = f"{len(self.weights)} weight{'s' * (len(self.weights) != 1)}"
+            return [f"{counted} for {count} models - {takes} - make them agree"]
         total = exact_sum(self.weights)
         if self.is_weighted_sum and not abs(total - 1) <= WEIGHT_TOLERANCE:
             return [

@@ -19,13 +19,13 @@ def output_folder(path: str | Path) -> Path:
     """The path that a user named, with the home folder in place of ``~``.
 
     Raises:
-        OutputError: it is no path.
+        OutputError: it is not a path.
     """
     try:
         return Path(path).expanduser()
     except (RuntimeError, TypeError) as error:
         raise OutputError(
-            f"the output {str(path)!r} is no path here ({error}) - choose another output"
+            f"the output {str(path)!r} is not a path here ({error}) - choose another output"
         ) from None
 
 
@@ -38,7 +38,9 @@ def output_problems(
     """
     unusable = _unusable(output)
     if unusable is not None:
-        return [f"the output {str(output)!r} is no path here ({unusable}) - choose another output"]
+        return [
+            f"the output {str(output)!r} is not a path here ({unusable}) - choose another output"
+        ]
     problems = []
     place = Path(os.path.realpath(output))
     for name, folder in ingredients.items():
@@ -84,7 +86,7 @@ def standing_problem(output: Path, *, overwrite: bool) -> str | None:
     if _holds_model(output):
         return None
     return (
-        f"the output {output} holds files but no model - only a model is overwritten - choose "
+        f"the output {output} holds files but not a model - only a model is overwritten - choose "
         "another output, or empty the folder yourself"
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from reranker_ft.data.examples import Example, ExampleFiles
 from reranker_ft.errors import ArgumentError
 from reranker_ft.evaluate.metrics import (
+    METRIC_BOUNDS,
     Estimate,
     FloatArray,
     bootstrap_difference,
@@ -129,5 +130,7 @@ def _result(
         name: bootstrap_difference(values[name], baseline[name])
         for name in (() if is_baseline else values)
     }
-    means = {name: bootstrap_mean(per_query) for name, per_query in values.items()}
+    means = {
+        name: bootstrap_mean(per_query, bounds=METRIC_BOUNDS) for name, per_query in values.items()
+    }
     return Result(model, data, values, means, differences or None)

@@ -18,6 +18,8 @@ from reranker_ft.errors import RerankerError
 FloatArray = NDArray[np.float64]
 
 RANK_CUTOFF = 10
+METRIC_BOUNDS = (0.0, 1.0)
+"""Of every metric here."""
 CONFIDENCE = 0.95
 """Of all intervals of this package."""
 BOOTSTRAP_SAMPLES = 10_000
@@ -116,7 +118,11 @@ def _pessimistic_ranking(
 
 
 def bootstrap_mean(
-    values: FloatArray, *, seed: int = 0, samples: int = BOOTSTRAP_SAMPLES
+    values: FloatArray,
+    *,
+    seed: int = 0,
+    samples: int = BOOTSTRAP_SAMPLES,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Estimate:
     """Return the mean of per-query values with its 95 % percentile bootstrap interval.
 
@@ -126,10 +132,12 @@ def bootstrap_mean(
     (Hesterberg, "What Teachers Should Know About the Bootstrap", https://arxiv.org/abs/1411.5279).
 
     Args:
-        values: One value per query, shape (N,). A single one has no interval: it is infinite.
+        values: One value per query, shape (N,). A single one does not show their spread: its
+            interval is all of ``bounds``.
         seed: Equal seeds and N draw equal resamples, so the figures of several metrics move
             together.
         samples: Resamples of N queries with replacement.
+        bounds: What the mean can be; the interval ends there.
 
     Raises:
         RerankerError: There are no values.
@@ -140,7 +148,7 @@ def bootstrap_mean(
         raise RerankerError("0 queries - a mean needs at least one - give a file with queries")
     mean = float(values.mean())
     if count < 2:
-        return Estimate(mean, -np.inf, np.inf)
+        return Estimate(mean, *bounds)
     found = bootstrap(
         (values,),
         np.mean,
@@ -152,7 +160,7 @@ def bootstrap_mean(
     ).confidence_interval
     tail = (1 - CONFIDENCE) / 2
     wider = np.sqrt(count / (count - 1)) * stdtrit(count - 1, tail) / ndtri(tail)
-    low, high = (mean + (end - mean) * wider for end in (found.low, found.high))
+    low, high = (np.clip(mean + (end - mean) * wider, *bounds) for end in (found.low, found.high))
     return Estimate(mean, float(low), float(high))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reranker_ft.data.examples import Example
 from reranker_ft.data.instructions import Instructions
-from reranker_ft.evaluate.metrics import Estimate, bootstrap_mean, per_query_metrics
+from reranker_ft.evaluate.metrics import METRIC_BOUNDS, Estimate, bootstrap_mean, per_query_metrics
 from reranker_ft.model.loss import softmax_cross_entropy
 from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
 
@@ -78,7 +78,7 @@ def ranking_metrics(
 ) -> dict[str, Estimate]:
     """Return mean and 95 % interval over the queries for every ranking metric."""
     return {
-        name: bootstrap_mean(values)
+        name: bootstrap_mean(values, bounds=METRIC_BOUNDS)
         for name, values in per_query_metrics(scores, relevance).items()
     }
 

@@ -168,6 +168,15 @@ class DataArguments:
     knowledge_distillation: bool = _flag(
         "Add a distillation loss towards the teacher's pos_scores and neg_scores.", False
     )
+    keep: str | None = _flag(
+        "JSONL of what the model must not lose, in the format of train_data: after training, the "
+        "mixes of the starting model with the fine-tune are measured on it and on held-out queries "
+        "(eval_data, or a fifth of train_data); output_dir gets the chosen mix, "
+        "output_dir/fine-tuned the fine-tune, output_dir/report the curve."
+    )
+    keep_text: str | None = _flag(
+        "The same from text without labels: passages, one a line, or JSONL with text or query."
+    )
     cache_path: str | None = _flag("Accepted and not needed: files are indexed, not converted.")
     sep_token: str | None = _flag(
         "Goes between query and passage if the tokenizer puts nothing there, and is saved with it. "

@@ -19,10 +19,16 @@ WHOLE_MODEL = re.compile(
     r"|(model\.safetensors|pytorch_model\.bin)\.index\.json"
 )
 ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)|adapter_config\.json")
+# Where a run that keeps general ability puts the fine-tune, the examples that the mix was chosen
+# by, and the report on the choice.
+FINE_TUNED = "fine-tuned"
+HELD_OUT = "held-out.jsonl"
+CHOICE_REPORT = "report"
 # What a training run leaves in its output folder, and another one may not take for its own.
 RUN_OUTPUTS = re.compile(
     rf"checkpoint-\d+|{WHOLE_MODEL.pattern}|{ADAPTERS.pattern}|training_args\.bin|chat_template\.jinja"
     rf"|{re.escape(HISTORY_FILE)}|{re.escape(PICTURE_FILE)}"
+    rf"|{FINE_TUNED}|{re.escape(HELD_OUT)}|{CHOICE_REPORT}|cocktail\.json"
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from reranker_ft.data.examples import ExampleFiles, data_files
+from reranker_ft.data.examples import Example, ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
 from reranker_ft.model.forward import keep_freed_memory
@@ -26,7 +27,13 @@ from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.train.groups import GroupDataset, KnownPositives
 from reranker_ft.train.history import PICTURE_FILE, HistoryCallback, draw_history
-from reranker_ft.train.output_folder import OutputCallback, check_output, keep_one_model
+from reranker_ft.train.keep import check_keep, choose_mix, hold_out, require_head
+from reranker_ft.train.output_folder import (
+    FINE_TUNED,
+    OutputCallback,
+    check_output,
+    keep_one_model,
+)
 from reranker_ft.train.resume import checkpoint_to_resume, require_fit
 from reranker_ft.train.start import load_for_training
 from reranker_ft.train.trainer import BestCheckpointCallback, CollapseCallback, RerankerTrainer
@@ -60,8 +67,11 @@ def run(
     for note in training_args.notes:
         logger.warning(note)
     set_seed(training_args.seed)
-    examples = _read(data_args, training_args)
+    check_keep(data_args.keep, data_args.keep_text)
+    examples, held_out = _split(_read(data_args, training_args), data_args, training_args)
     model, tokenizer = load_for_training(model_args, data_args.sep_token)
+    if held_out is not None:
+        require_head(model_args.model_name_or_path, model.config.architectures)
     if checkpoint and not training_args.is_sharded:
         require_fit(checkpoint, model, adapters=model_args.use_lora)
     trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
@@ -74,8 +84,27 @@ def run(
             trainer.evaluate()
         if trainer.is_world_process_zero():
             draw_history(output / PICTURE_FILE, trainer.state.log_history)
-        _save(trainer, model_args)
+        _save(trainer, model_args, output if held_out is None else output / FINE_TUNED)
+    if held_out is not None and trainer.is_world_process_zero():
+        choose_mix(
+            model_args.model_name_or_path, output, held_out, keep=data_args.keep,
+            keep_text=data_args.keep_text, instructions=data_args.instructions,
+            max_length=trainer.data_collator.encoder.max_length,
+            last_step=trainer.state.global_step, seed=training_args.seed,
+        )  # fmt: skip
     return trainer
+
+
+def _split(
+    examples: ExampleFiles, data_args: DataArguments, training_args: RerankerTrainingArguments
+) -> tuple[Sequence[Example], Sequence[Example] | None]:
+    """What is trained on, and what a mix is chosen by; ``None`` where none is to be chosen."""
+    if not (data_args.keep or data_args.keep_text):
+        return examples, None
+    if training_args.eval_data:
+        held_out = ExampleFiles(training_args.eval_data, negatives_required=True)
+        return examples, held_out[: training_args.max_eval_queries]
+    return hold_out(examples, training_args.drawing_seed)
 
 
 def _inputs(
@@ -83,7 +112,10 @@ def _inputs(
 ) -> list[str | Path]:
     """Return what the run reads, beside the model it starts from."""
     data = (data_args.train_data, training_args.eval_data, training_args.retain_data)
-    others = (model_args.tokenizer_name, model_args.config_name)
+    others = (
+        *(model_args.tokenizer_name, model_args.config_name),
+        *(data_args.keep, data_args.keep_text),
+    )
     return [*(path for paths in data for path in data_files(paths or ())), *filter(None, others)]
 
 
@@ -111,15 +143,14 @@ def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
         ) from error
 
 
-def _save(trainer: RerankerTrainer, args: ModelArguments) -> None:
-    """Write the trained model, which is then the only one in the output folder."""
+def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
+    """Write the trained model, which is then the only one in the folder."""
     adapters = args.use_lora and not args.save_merged_lora_model
     if args.use_lora and not adapters:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model()
+    trainer.save_model(str(output))
     if not trainer.is_world_process_zero():
         return
-    output = Path(trainer.args.output_dir)
     if args.use_lora:
         # Beside the adapters too, so that whoever adds them to the base knows the head.
         trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
@@ -140,7 +171,7 @@ def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) ->
 def _make_trainer(
     model: Any,
     tokenizer: Any,
-    examples: ExampleFiles,
+    examples: Sequence[Example],
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: RerankerTrainingArguments,

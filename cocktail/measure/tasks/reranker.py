@@ -88,11 +88,6 @@ class RerankerTask:
 
     keep = forward
 
-    def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
-        """(R,) averaged scores."""
-        averaged: Tensor = torch.tensordot(weights, kept, dims=1)
-        return averaged
-
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def problems(*models: Path, **options: Any) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ((0.5,), "1 weights for 2 models"),
+        ((0.5,), "1 weight for 2 models"),
         ((0.5, 0.3, 0.2), "3 weights for 2 models"),
         ((0.5, 0.502), "sum to 1.002"),
         ((0.2, 0.2), "sum to 0.4"),

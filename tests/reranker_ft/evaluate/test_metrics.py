@@ -117,6 +117,9 @@ def test_bootstrap_is_seeded_and_one_value_has_no_interval():
     assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
     assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
     assert bootstrap_mean(np.array([0.25])) == Estimate(0.25, -math.inf, math.inf)
+    assert bootstrap_mean(np.array([0.25]), bounds=(0, 1)) == Estimate(0.25, 0, 1)
+    few = bootstrap_mean(np.array([1.0, 1.0, 0.0]), bounds=(0, 1))
+    assert (few.low, few.high) == (0, 1)
     with pytest.raises(RerankerError, match="0 queries"):
         bootstrap_mean(np.array([]))
 

@@ -67,9 +67,7 @@ def test_flash_attention_is_taken_where_it_is_installed(monkeypatch, there):
 
 
 def test_a_flag_that_nearly_exists_gets_a_suggestion():
-    with pytest.raises(
-        ArgumentError, match=r"--train_grop_size .* did you mean --train_group_size"
-    ):
+    with pytest.raises(ArgumentError, match=r"did you mean --train_group_size"):
         parse([*NEEDED, "--train_grop_size", "3"])
-    with pytest.raises(ArgumentError, match="no such flag: --zzz .* see --help"):
+    with pytest.raises(ArgumentError, match=r"no such flag: --zzz .* see --help"):
         parse([*NEEDED, "--zzz"])
