@@ -422,7 +422,7 @@ def make_recipe(
         _as_named(base_model, names),
         plain(parameters or {}),
         tuple(plain(given) for given in model_parameters),
-        _as_named(tokenizer_source, (*names, *([str(base_model)] if base_model else []))),
+        _as_named(tokenizer_source, (*names, *filter(None, [_as_named(base_model, names)]))),
         seed,
         name,
         None if data is None else str(data),
