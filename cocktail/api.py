@@ -51,6 +51,7 @@ def mix_models(
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
     data: str | Path | None = None,
+    accept_config: Sequence[str] = (),
 ) -> PreTrainedModel:
     """Mix the weights of models of one architecture; by default theta = sum_i w_i theta_i.
 
@@ -78,6 +79,7 @@ def mix_models(
         parameters: of the method, such as ``{"density": 0.3}``.
         seed: of methods that draw at random.
         data: JSONL file of examples, for methods that weigh the models by them.
+        accept_config: keys of ``config.json`` in which the models may differ.
 
     Returns:
         The mixed model in eval mode, on the CPU.
@@ -92,7 +94,7 @@ def mix_models(
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
         pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,
-        parameters=parameters, seed=seed, data=data,
+        parameters=parameters, seed=seed, data=data, accept_config=accept_config,
     )  # fmt: skip
     output = None if output_path is None else output_folder(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)

@@ -179,6 +179,11 @@ def read_examples(
     Raises:
         ExampleError: they cannot be used.
     """
+    if not plan.kind.is_searched:
+        raise ExampleError(
+            f"{plan.donor.reference} is of the kind {plan.kind.name} - examples measure rerankers, "
+            "encoders, decoders and encoder-decoders - give the weights yourself, to `cocktail mix`"
+        )
     if plan.kind.ranks:
         return read_ranked(data, negatives=options.neg_number, seed=options.seed)
     return read_written(data)

@@ -19,9 +19,9 @@ from transformers import (
 from reranker_ft.data.examples import Example, ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
-from reranker_ft.model.bars import bars_on_terminals_only
-from reranker_ft.model.fast.heap import keep_freed_memory
+from reranker_ft.model.forward import keep_freed_memory
 from reranker_ft.model.pairs import PairEncoder
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, position_limit
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
@@ -46,10 +46,10 @@ def run(
     data_args: DataArguments,
     training_args: RerankerTrainingArguments,
 ) -> RerankerTrainer:
-    """Trains, evaluates and saves; returns the trainer, with the trained model in it.
+    """Train, evaluate and save; return the trainer, with the trained model in it.
 
     Raises:
-        ArgumentError: Arguments that cannot be meant, or an output folder that would be lost.
+        ArgumentError: Arguments that make no sense, or an output folder that would be lost.
         DataError: Lines of the data break the format.
         ModelError: The model does not load, or cannot be a reranker.
     """
@@ -69,7 +69,7 @@ def run(
     set_seed(training_args.seed)
     check_keep(data_args.keep, data_args.keep_text)
     examples, held_out = _split(_read(data_args, training_args), data_args, training_args)
-    model, tokenizer = load_for_training(model_args)
+    model, tokenizer = load_for_training(model_args, data_args.sep_token)
     if held_out is not None:
         require_head(model_args.model_name_or_path, model.config.architectures)
     if checkpoint and not training_args.is_sharded:
@@ -110,7 +110,7 @@ def _split(
 def _inputs(
     model_args: ModelArguments, data_args: DataArguments, training_args: RerankerTrainingArguments
 ) -> list[str | Path]:
-    """What the run reads, beside the model it starts from."""
+    """Return what the run reads, beside the model it starts from."""
     data = (data_args.train_data, training_args.eval_data, training_args.retain_data)
     others = (
         *(model_args.tokenizer_name, model_args.config_name),
@@ -120,7 +120,7 @@ def _inputs(
 
 
 def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
-    """Trains; what is refused before the first step is one line."""
+    """Train; what is refused before the first step is one line."""
     start = OutputCallback(overwrite=trainer.args.overwrite_output_dir and checkpoint is None)
     trainer.add_callback(start)
     try:
@@ -134,8 +134,8 @@ def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
         reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
         if checkpoint:
             raise ArgumentError(
-                f"cannot go on from {checkpoint} ({reason}) - a run goes on with the flags that it "
-                "began with - use those, another checkpoint, or start anew"
+                f"cannot go on from {checkpoint} ({reason}) - a resumed run needs the flags that "
+                "it began with - use those, another checkpoint, or start anew"
             ) from error
         raise ArgumentError(
             f"training cannot begin ({reason}) - flags name what is installed and have values that "
@@ -144,7 +144,7 @@ def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
 
 
 def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
-    """Writes the trained model, which is then the only one in the folder."""
+    """Write the trained model, which is then the only one in the folder."""
     adapters = args.use_lora and not args.save_merged_lora_model
     if args.use_lora and not adapters:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
@@ -195,8 +195,8 @@ def _make_trainer(
     queries = training_args.train_batch_size * training_args.world_size
     if data_args.in_batch_negatives and queries < 2:
         raise ArgumentError(
-            "in_batch_negatives is set and a batch holds 1 query - they come from the others - use "
-            "--per_device_train_batch_size 2 or more"
+            "in_batch_negatives is set and a batch holds 1 query - the negatives come from other "
+            "queries - use --per_device_train_batch_size 2 or more"
         )
     if training_args.dataloader_num_workers:
         # The tokenizer's own threads and forked workers do not go together.
@@ -239,10 +239,10 @@ def _callbacks(
 
 
 def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairEncoder:
-    """The encoder of the run's pairs; warns where the model has too few positions for them."""
-    max_length, limit = args.max_length, position_limit(model)
+    """Return the encoder of the run's pairs; warn if the model has too few positions."""
+    max_length, limit = args.pair_length, position_limit(model)
     if limit is not None and max_length > limit:
-        if args.max_len is not None or max_length != limit:
+        if args.max_length is not None or max_length != limit:
             logger.warning(
                 "Pairs of %d tokens were asked for and the model has %d positions: cut at %d.",
                 max_length,
@@ -267,8 +267,8 @@ def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairE
     return PairEncoder(
         tokenizer,
         max_length=max_length,
-        query_max_length=args.query_max_len,
-        passage_max_length=args.passage_max_len,
+        query_max_length=args.query_max_length,
+        passage_max_length=args.passage_max_length,
         pad_to_multiple_of=args.pad_to_multiple_of,
     )
 

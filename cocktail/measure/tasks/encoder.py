@@ -92,7 +92,7 @@ class EncoderTask:
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(Q, C) cosines with all passages of these examples, or of those that they are ``among``;
-        who is no candidate; the positives' columns (Q,)."""
+        passages that do not compete; the positives' columns (Q,)."""
         queries, columns, left_out, targets = self._layout(
             tuple(examples), tuple(examples if among is None else among)
         )

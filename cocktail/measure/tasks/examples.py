@@ -237,7 +237,7 @@ def surrogate_problem(name: str, *texts: str) -> str | None:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
         half = error.object[error.start].encode("unicode_escape").decode()
-        return f"{name!r} has the lone surrogate {half} - it is no character - correct the text"
+        return f"{name!r} has the lone surrogate {half} - it is not a character - correct the text"
     return None
 
 

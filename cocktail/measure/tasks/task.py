@@ -179,7 +179,7 @@ def softmax_slopes(
 
     Args:
         values: (Q, C) in fp64.
-        left_out: (Q, C) who is no candidate.
+        left_out: (Q, C) passages that do not compete.
         targets: (Q,) columns.
     """
     # numpy: torch wakes its threads for the smallest softmax, thousands of times in a search.
@@ -193,7 +193,8 @@ def softmax_slopes(
 
 
 def ndcg_at_10(scores: Tensor) -> Values:
-    """(Q,) NDCG@10 of rows (Q, G) with one relevant passage, in column 0; ``-inf`` is no passage.
+    """(Q,) NDCG@10 of rows (Q, G) with one relevant passage, in column 0; ``-inf`` marks a missing
+    passage.
 
     With one relevant passage the ideal gain is 1, and NDCG is 1 / log2(1 + rank) down to rank 10.
     A tie counts against the model, so that one which scores everything alike has no luck.

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from cocktail.checkpoint.model import MAIN
 from cocktail.checkpoint.resolve import resolve
-from cocktail.checkpoint.ties import _UNTIED_BY_DEFAULT, is_tied
 from cocktail.errors import PlanError
 from cocktail.plan.plan import Plan, build_plan
 from cocktail.recipe.recipe import make_recipe
@@ -149,11 +147,3 @@ def test_the_decoder_of_a_masked_model_is_a_copy_where_the_config_ties_it(
             plan(*models)
     else:
         assert names(plan(*models)) == set(masked(0))
-
-
-def test_classes_that_do_not_tie_are_those_of_transformers() -> None:
-    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    known = [name for name in sorted(_UNTIED_BY_DEFAULT) if name in mapping]
-    assert "llama" in known
-    assert not [name for name in known if mapping[name]().tie_word_embeddings]
-    assert is_tied({"model_type": "gpt2"}) is None

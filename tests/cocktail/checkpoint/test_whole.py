@@ -16,15 +16,11 @@ from typing import ClassVar
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from cocktail.checkpoint.model import MAIN
 from cocktail.checkpoint.resolve import resolve
 from cocktail.errors import CheckpointError
-from cocktail.pipeline import checked_plan, mix_to_folder
-from cocktail.recipe.recipe import make_recipe
-from cocktail.write.verify import verify
 from tests.cocktail.checkpoints import CONFIG, Save, weights
 
 
@@ -218,35 +214,6 @@ def test_hub_id_from_the_cache_without_a_connection(
         resolve("org/other")
 
 
-def test_the_card_of_a_mix_with_a_hub_model(
-    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tuned = save("tuned", weights(1))
-    (tuned / "README.md").write_text("---\nbase_model: org/name\n---\n")
-    card = b"---\nlicense: other\nlicense_name: own\nlanguage: [en]\ntags: [x]\n---\n# Base\n"
-    files = {path.name: path.read_bytes() for path in save("a", weights(0)).iterdir()}
-    commit = hub_cache(tmp_path / "hub", files | {"README.md": card})
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    recipe = make_recipe(["org/name@main", tuned], [0.5, 0.5])
-    mix_to_folder(checked_plan(recipe, tmp_path / "out"), tmp_path / "out", progress=False)
-    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
-    assert front == {
-        "base_model": ["org/name"],
-        "base_model_relation": "merge",
-        "license": "other",
-        "license_name": "own",
-        "language": ["en"],
-        "library_name": "transformers",
-        "pipeline_tag": "sentence-similarity",
-        "tags": ["merge", "lm-cocktail", "encoder"],
-    }
-    record = json.loads((tmp_path / "out" / "cocktail.json").read_text())
-    assert record["ingredients"][0]["commit"] == commit
-    assert record["ingredients"][0]["sha256"].keys() == files.keys() | {"README.md"}
-    assert [v.state for v in verify(tmp_path / "out", progress=False)] == ["same"] * 3
-
-
 class FakeHub(BaseHTTPRequestHandler):
     """As much of the Hub's interface as fetching one model takes, on this machine."""
 
@@ -324,7 +291,7 @@ def test_hub_id_without_a_connection(
 
 FETCH = """
 import json, sys
-from cocktail.checkpoint.whole import resolve
+from cocktail.checkpoint.resolve import resolve
 from cocktail.errors import CheckpointError
 from cocktail.checkpoint.hub import hub_digests
 found = resolve("org/name")

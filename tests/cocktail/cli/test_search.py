@@ -37,7 +37,7 @@ def run(*arguments: object) -> Result:
         (".", "overlap"),
         ("base/report", "overlap"),
         ("file/report", "cannot be made"),
-        ("x" * 300, "is no path here"),
+        ("x" * 300, "is not a path here"),
     ],
 )
 def test_a_folder_that_cannot_take_a_report_is_refused_before_the_search(

@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from cocktail.errors import OutputError, PlanError
+from cocktail.errors import OutputError
 from cocktail.pipeline import checked_plan, mix_to_folder
 from cocktail.recipe.recipe import make_recipe
-from cocktail.write.place import output_folder
 from cocktail.write.verify import verify
 from tests.cocktail.checkpoints import Save, load, weights
 
@@ -66,70 +65,6 @@ def test_config_says_what_was_written(pair: tuple[Path, Path], tmp_path: Path) -
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-def output_problem(pair: tuple[Path, Path], output: Path, *, overwrite: bool = False) -> str:
-    with pytest.raises(PlanError) as caught:
-        mix(pair, output, overwrite=overwrite)
-    (problem,) = caught.value.problems
-    return problem
-
-
-def test_outputs_that_touch_an_ingredient(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    a, b = pair
-    assert "is the ingredient" in output_problem(pair, a, overwrite=True).replace("contains", "is")
-    assert "lies in the ingredient" in output_problem(pair, b / "mixed")
-    (tmp_path / "link").symlink_to(a)
-    with pytest.raises(PlanError, match="is the ingredient"):
-        mix(pair, tmp_path / "link", overwrite=True)
-    with pytest.raises(PlanError, match="contains the ingredient"):
-        mix(pair, tmp_path, overwrite=True)
-    # A folder of links: replacing what they lead to would change the ingredient.
-    links = tmp_path / "links"
-    links.mkdir()
-    for path in a.iterdir():
-        (links / path.name).symlink_to(path)
-    found = output_problem((links, b), a, overwrite=True)
-    assert "is the ingredient" in found and "(model.safetensors links there)" in found
-
-
-def test_existing_outputs(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    assert "is a file" in output_problem(pair, tmp_path / "file", overwrite=True)
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "thesis.txt").write_text("mine")
-    assert "exists and is not empty" in output_problem(pair, tmp_path / "notes")
-    assert "holds files but no model" in output_problem(pair, tmp_path / "notes", overwrite=True)
-    assert (tmp_path / "notes" / "thesis.txt").read_text() == "mine"
-    (tmp_path / "empty").mkdir()
-    mix(pair, tmp_path / "empty")
-    assert load(tmp_path / "empty").keys() == weights(0).keys()
-
-
-@pytest.mark.parametrize(
-    ("files", "is_model"),
-    [
-        (["config.json", "thesis.tex"], False),
-        (["config.json", "data.bin"], False),
-        (["modules.json", "1_Pooling/config.json"], False),
-        (["model.safetensors"], False),
-        (["config.json", "model-00001-of-00002.safetensors"], True),
-        (["config.json", "pytorch_model.bin"], True),
-        (["config.json", "cocktail.json"], True),
-        (["modules.json", "0_Transformer/model.safetensors"], True),
-    ],
-)
-def test_only_a_model_is_overwritten(
-    pair: tuple[Path, Path], tmp_path: Path, files: list[str], is_model: bool
-) -> None:
-    for name in files:
-        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "out" / name).write_text("{}")
-    if is_model:
-        mix(pair, tmp_path / "out", overwrite=True)
-        return
-    assert "holds files but no model" in output_problem(pair, tmp_path / "out", overwrite=True)
-    assert set(content(tmp_path / "out")) == set(files)
-
-
 def test_what_appears_at_the_output_during_a_mix_is_kept_and_so_is_the_mix(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -160,42 +95,6 @@ def test_what_appears_at_the_last_moment_is_kept_too(
     with pytest.raises(OutputError, match=r"cannot be replaced .*the mix is done and was kept as"):
         mix(pair, tmp_path / "out")
     assert set(content(tmp_path / "out")) == {"thesis.txt"}
-
-
-@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_paths_that_the_system_does_not_take(
-    pair: tuple[Path, Path], tmp_path: Path, name: str
-) -> None:
-    assert "is no path here" in output_problem(pair, tmp_path / name)
-
-
-def test_ingredients_that_the_system_does_not_take(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="does not exist"):
-        mix((tmp_path / ("x" * 300), pair[0]), tmp_path / "out")
-
-
-def test_a_home_of_nobody(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    mix(pair, tmp_path / "out")
-    record = (tmp_path / "out/cocktail.json").read_text().replace(str(pair[0]), "~nosuchuser/x")
-    (tmp_path / "out/cocktail.json").write_text(record)
-    assert verify(tmp_path / "out", progress=False)[1].state == "unknown"
-    with pytest.raises(OutputError, match="'~nosuchuser/x' is no path here"):
-        output_folder("~nosuchuser/x")
-
-
-def test_too_little_disk(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    assert "16 MB while it is written" in output_problem(pair, tmp_path / "out")
-
-
-def test_outputs_that_cannot_be_made(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert "file is a file" in output_problem(pair, tmp_path / "file" / "deep" / "out")
-    with pytest.raises(PlanError, match="the output / contains the ingredient"):
-        mix(pair, Path("/"))
 
 
 def test_overwrite_replaces_the_whole_folder(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -273,22 +172,6 @@ def test_an_interrupt_leaves_no_litter(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_leftovers_are_cleared_unless_their_run_lives(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    import fcntl
-
-    dead, alive = (tmp_path / f".out.cocktail-tmp-{pid}" for pid in (999999991, 999999992))
-    for folder in (dead, alive):
-        folder.mkdir()
-        (folder / ".lock").touch()
-    with (alive / ".lock").open("r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        mix(pair, tmp_path / "out")
-    assert not dead.exists()
-    assert alive.exists()
-
-
 KILLED = """
 import sys
 from pathlib import Path
@@ -332,39 +215,3 @@ def test_killed_at_any_moment_the_output_is_whole(save: Save, tmp_path: Path) ->
     assert expected is not None
     mix((models[0], models[1]), output, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
-
-
-def test_verify_finds_a_changed_byte(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    mix(pair, tmp_path / "out")
-    assert [v.state for v in verify(tmp_path / "out", progress=False)] == ["same"] * 3
-    for folder, role in ((tmp_path / "out", 0), (pair[1], 2)):
-        file = folder / "model.safetensors"
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content)
-        assert verify(tmp_path / "out", progress=False)[role].state == "different"
-        content[-1] ^= 1
-        file.write_bytes(content)
-    pair[0].rename(tmp_path / "moved")
-    assert verify(tmp_path / "out", progress=False)[1].state == "unknown"
-
-
-def test_verify_passes_over_tensors_without_elements(save: Save, tmp_path: Path) -> None:
-    empty = {"encoder.extra": torch.zeros(0, 4), "encoder.none": torch.zeros(0)}
-    pair = save("a", weights(0) | empty), save("b", weights(1) | empty)
-    mix(pair, tmp_path / "out")
-    assert [v.state for v in verify(tmp_path / "out", progress=False)] == ["same"] * 3
-
-
-def test_verify_looks_for_no_folder_on_the_hub(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A relative path looks like a Hub id from elsewhere; another model of that name may exist."""
-    monkeypatch.chdir(tmp_path)
-    mix((Path("a"), Path("b")), tmp_path / "out")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr("cocktail.checkpoint.folder.fetch", lambda *_: pytest.fail("asked the Hub"))
-    verdicts = verify(tmp_path / "out", progress=False)
-    assert [verdict.state for verdict in verdicts] == ["same", "unknown", "unknown"]
-    assert "no folder a here" in verdicts[1].detail

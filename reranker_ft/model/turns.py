@@ -1,4 +1,4 @@
-"""Threads that share a model or a tokenizer take turns."""
+"""Let threads that share a model or a tokenizer take turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _locks: WeakKeyDictionary[Any, AbstractContextManager[Any]] = WeakKeyDictionary(
 
 
 def turn(shared: Any) -> AbstractContextManager[Any]:
-    """A context that one thread at a time enters for this object.
+    """Return a context that one thread at a time enters for this object.
 
     The lock is kept beside the object and not in it: models are copied and pickled, locks are not.
     """

@@ -1,18 +1,19 @@
-"""Progress bars of transformers: on a terminal only, as a log has no use for them."""
+"""Keep the progress bars of transformers off where there is no terminal to draw them on."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transformers.utils import logging
 
+from reranker_ft.progress import on_terminal
+
 
 @contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
-    """Switches transformers' bars off for the block where stderr is no terminal."""
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+    """Switch the bars of transformers off inside the block if stderr is not a terminal."""
+    if on_terminal() or not logging.is_progress_bar_enabled():
         yield
         return
     logging.disable_progress_bar()

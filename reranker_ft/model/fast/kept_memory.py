@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process."""
+"""Keep freed memory with the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed for the next allocation; does nothing where it is not.
+    """Tell glibc to keep what is freed for the next allocation; does nothing where it is not.
 
     Each step of a training takes and frees the same gigabyte. What glibc returned to the kernel in
     between, the kernel would clear and map again page by page, 15,000 of them in a step of MiniLM.
