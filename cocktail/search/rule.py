@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from cocktail.measure.tasks.task import Values
 from cocktail.search.intervals import bootstrap_interval, standard_error
@@ -36,54 +37,63 @@ class Choice:
 def choose_point(
     target: Values, general: Values | None, *, max_drop: float, seed: int = 0
 ) -> Choice:
-    """Take the point whose smoothed mean on the target is the lowest among those allowed.
+    """Take the point that is best on the target among those that keep the general values.
 
-    A point is allowed if its mean rise of the general values is at most ``max_drop`` and one
-    standard error of that rise. What is significantly worse than the base on the target is never
-    taken.
+    1. Means are smoothed over neighbours.
+    2. A point is allowed as long as no point up to it has a mean rise of the general values beyond
+       ``max_drop`` and one standard error of that rise.
+    3. Of these the best on the target is taken, unless it is no better than the base, or
+       significantly worse than the base or the fine-tune.
 
     Args:
-        target: (N, S) losses of N examples at S points, the base first, the fine-tune last.
+        target: (N, S) values of N examples at S points, of which less is better; the base first,
+            the fine-tune last.
         general: (M, S) values of which less is better.
         max_drop: in the unit of ``general``.
         seed: of the bootstrap.
     """
-    count = target.shape[1]
+    last = target.shape[1] - 1
     means = smoothed(target.mean(axis=0))
-    allowed = allowed_points(general, max_drop, count)
+    allowed = allowed_points(general, max_drop, last + 1)
     wanted = int(np.argmin(means))
     best = int(np.argmin(np.where(allowed, means, np.inf)))
-    if best and means[best] >= means[0]:
+    for other in (0, last) if allowed[last] else (0,):
+        if best != other and _worse(target[:, best] - target[:, other], seed):
+            best = other
+    if best and means[best] >= means[0] - ROUNDING:
         best = 0
-    if best and bootstrap_interval(target[:, best] - target[:, 0], seed=seed).above_zero:
-        best = 0
-    if best == 0:
-        return Choice(0, "limited" if wanted and not allowed[wanted] else "base", wanted)
-    if best < wanted and not allowed[wanted]:
-        return Choice(best, "limited", wanted)
-    return Choice(best, "fine-tune" if best == count - 1 else "mix", wanted)
+    if best == wanted or allowed[wanted]:
+        return Choice(best, "base" if best == 0 else "fine-tune" if best == last else "mix", wanted)
+    return Choice(best, "limited", wanted)
 
 
-def allowed_points(general: Values | None, max_drop: float, count: int) -> np.ndarray:
-    """(S,) which points lose at most ``max_drop`` in general, give or take a standard error."""
+def allowed_points(general: Values | None, max_drop: float, count: int) -> npt.NDArray[np.bool_]:
+    """(S,) the points up to the first that loses too much in general; the base always."""
     if general is None:
         return np.ones(count, dtype=bool)
     rises = general - general[:, :1]
-    found = [rise.mean() - standard_error(rise) <= max_drop + ROUNDING for rise in rises.T]
-    return np.array([True, *found[1:]])
+    errors = np.array([standard_error(rise) for rise in rises.T])
+    found = smoothed(rises.mean(axis=0)) - errors <= max_drop + ROUNDING
+    found[0] = True
+    return np.logical_and.accumulate(found)
+
+
+def _worse(differences: Values, seed: int) -> bool:
+    return bootstrap_interval(differences, seed=seed).above_zero
 
 
 def smoothed(values: Values) -> Values:
-    """Each value averaged with its neighbours, which count half; ends with the one they have."""
+    """Each value averaged with its neighbours, which count half; the base stays as it is."""
     padded = np.concatenate([values[:1], values, values[-1:]])
     result: Values = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    result[0] = values[0]
     return result
 
 
-def held_out_losses(
+def held_out_values(
     target: Values, general: Values | None, *, max_drop: float, seed: int
 ) -> Values:
-    """(N,) loss of each example at the point that the examples of the other folds would choose."""
+    """(N,) value of each example at the point that the examples of the other folds would choose."""
     found = np.empty(len(target))
     for start in range(min(FOLDS, len(target))):
         fold = np.arange(start, len(target), FOLDS)

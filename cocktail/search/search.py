@@ -20,7 +20,7 @@ from cocktail.search.lm_cocktail import softmax_weights
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions
 from cocktail.search.result import SearchResult
-from cocktail.search.rule import FEWEST, allowed_points, choose_point, held_out_losses
+from cocktail.search.rule import FEWEST, allowed_points, choose_point, held_out_values
 from cocktail.search.verdict import PLAIN, Verdict, asked_for, describe, off_the_curve, stopped
 
 BLIND = (
@@ -113,7 +113,7 @@ class Search:
             if max(point.weights) == 1 and point.weights[self.options.base] == 0
         ]
         weights = np.array([point.weights for point in tuned])
-        return bagged_best(self._losses(tuned), weights, seed=self.options.seed)
+        return bagged_best(self._target(tuned), weights, seed=self.options.seed)
 
     def _add(self, name: str, weights: Weights) -> None:
         """Measure a mix, unless that is done already."""
@@ -123,23 +123,24 @@ class Search:
     def _verdict(self, wanted: Weights | None) -> Verdict:
         measure, drop = self.gauge.measure, self.options.max_drop
         curve = [point for point in self.points if point.share is not None]
-        losses, general = self._losses(curve), self._general(curve)
+        target, general = self._target(curve), self._general(curve)
         if wanted is not None:
             allowed = allowed_points(general, drop, len(curve))
             shares = np.abs(np.array([point.weights for point in curve]) - wanted).max(axis=1)
             aim = int(shares.argmin())
             place = max(i for i in range(aim + 1) if allowed[i])
             return asked_for(curve[place], self.options.strategy, curve[aim], measure)
-        if len(losses) < FEWEST:
-            examples = "1 example" if len(losses) == 1 else f"{len(losses)} examples"
+        if len(target) < FEWEST:
+            examples = "1 example" if len(target) == 1 else f"{len(target)} examples"
             self.notes.append(f"{examples} cannot choose: the base is kept")
-            losses = losses[:, :1]
+            target = np.zeros_like(target)
         seed = self.options.seed
-        choice = choose_point(losses, general, max_drop=drop, seed=seed)
+        choice = choose_point(target, general, max_drop=drop, seed=seed)
         held_out = None
-        if len(losses) > FEWEST:
-            found = held_out_losses(losses, general, max_drop=drop, seed=seed)
-            held_out = bootstrap_interval(found - losses[:, 0], seed=seed)
+        if len(target) > FEWEST:
+            found = held_out_values(target, general, max_drop=drop, seed=seed)
+            sign = 1 if self.bench.task.metric is None else -1
+            held_out = bootstrap_interval(sign * (found - target[:, 0]), seed=seed)
         better = self._off_the_curve(curve[choice.place])
         if better is not None:
             return better
@@ -156,20 +157,26 @@ class Search:
         allowed = allowed_points(general, self.options.max_drop, len(others) + 1)[1:]
         found = []
         for point, within in zip(others, allowed, strict=True):
-            losses = self._losses([point, best])
-            gain = bootstrap_interval(losses[:, 0] - losses[:, 1], seed=self.options.seed)
-            if within and gain.below_zero:
+            values = self._target([point, best])
+            gain = bootstrap_interval(values[:, 1] - values[:, 0], seed=self.options.seed)
+            if within and gain.above_zero:
                 found.append((gain.mean, point, gain))
         if not found:
             return None
-        _, point, gain = min(found, key=lambda each: each[0])
+        _, point, gain = max(found, key=lambda each: each[0])
         return off_the_curve(point, gain, self.gauge.measure)
 
-    def _losses(self, points: Sequence[Point]) -> Values:
-        """(N, S) target losses, in an order of the examples that does not depend on the file's."""
+    def _target(self, points: Sequence[Point]) -> Values:
+        """(N, S) target values of which less is better: those of the metric, where there is one.
+
+        In an order of the examples that does not depend on the file's.
+        """
         order = list(self.bench.order)
-        losses: Values = np.stack([point.loss.values[order] for point in points], axis=1)
-        return losses
+        found = [
+            point.loss.values if point.metric is None else -point.metric.values for point in points
+        ]
+        values: Values = np.stack([each[order] for each in found], axis=1)
+        return values
 
     def _general(self, points: Sequence[Point]) -> Values | None:
         """(M, S) general values of which less is better."""

@@ -26,8 +26,9 @@ class Verdict:
             ``stopped`` after Ctrl-C.
         headline: one sentence that says what to do.
         reason: one sentence that says why, with figures.
-        held_out: difference of the loss from the base's, each example at the point that the others
-            would have chosen; ``None`` where there are too few, or nothing was chosen by the rule.
+        held_out: difference of the metric (or loss) from the base's, each example at the point
+            that the others would have chosen; ``None`` where there are too few, or nothing was
+            chosen by the rule.
     """
 
     chosen: str
@@ -63,10 +64,7 @@ def describe(
     reason = _figures(chosen, measure)
     if choice.outcome == "base":
         other = min(points[1:], key=lambda point: point.loss.mean.mean, default=chosen)
-        reason = (
-            f"the lowest target loss beside it is that of {_named(other, two)}, "
-            f"{other.loss.difference} from the base's"
-        )
+        reason = f"the next best is {_named(other, two)}: {_figures(other, None)}"
     elif choice.outcome == "limited":
         found = _figures(wanted, measure)
         reason = (
@@ -82,7 +80,7 @@ def off_the_curve(point: Point, better: Interval, measure: str | None) -> Verdic
         point.name,
         "ingredient",
         f"Take {point.name}.",
-        f"its target loss is {better} from that of the best point of the curve; "
+        f"it is {better} better on the target than the best point of the curve; "
         f"{_figures(point, measure)}",
     )
 
@@ -93,7 +91,8 @@ def asked_for(point: Point, strategy: str, wanted: Point, measure: str | None) -
     if point is not wanted:
         reason += f"; its own weights are beyond the limit ({_figures(wanted, measure)})"
     headline = f"Take {point.name}."
-    if point.loss.difference.above_zero:
+    worse = point.metric is not None and point.metric.difference.below_zero
+    if worse or point.loss.difference.above_zero:
         headline = f"{point.name}, as asked for, is worse than the base on these examples."
     return Verdict(point.name, "asked", headline, reason)
 
@@ -121,7 +120,12 @@ def _named(point: Point, two: bool) -> str:
 def _figures(point: Point, measure: str | None) -> str:
     if point.name == "base":
         return "it is what the others are compared with"
-    parts = [f"its target loss is {point.loss.difference} from the base's"]
+    parts = []
+    if point.metric is not None:
+        parts.append(f"its target NDCG@10 is {point.metric.difference} from the base's")
+    parts.append(f"its target loss {point.loss.difference}")
+    if point.metric is None:
+        parts[0] = f"its target loss is {point.loss.difference} from the base's"
     if measure is not None and point.general is not None:
         parts.append(f"the general {measure} {point.general.difference}")
     return ", ".join(parts) + f" ({CONFIDENCE:.0%} intervals)"

@@ -198,7 +198,6 @@ class PairEncoder:
         self.tokenizer = tokenizer
         self._settings = _settings_of(tokenizer)
         self.template = PairTemplate.of(tokenizer)
-        self.max_length = max_length
         room = max_length - len(self.template)
         if room < 2:
             raise ArgumentError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cocktail.search.rule import allowed_points, choose_point, held_out_losses
+from cocktail.search.rule import allowed_points, choose_point, held_out_values
 
 SHARES = np.linspace(0, 1, 11)
 
@@ -62,7 +62,7 @@ def test_what_is_chosen_is_never_significantly_worse_than_an_end(seed: int) -> N
         assert worse.mean() <= 2.1 * worse.std(ddof=1) / np.sqrt(len(worse))
 
 
-def test_held_out_losses_are_those_of_what_the_others_choose() -> None:
+def test_held_out_values_are_those_of_what_the_others_choose() -> None:
     target = curve(-0.6)
-    found = held_out_losses(target, None, max_drop=0.01, seed=0)
+    found = held_out_values(target, None, max_drop=0.01, seed=0)
     np.testing.assert_array_equal(found, target[:, 10])
