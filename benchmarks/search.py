@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from cocktail.search.strategies import softmax_of_losses
 from measure import table
 
 from cocktail.checkpoint.kinds import kind_named
@@ -31,7 +32,6 @@ from cocktail.search.objective import measure
 from cocktail.search.options import SearchOptions
 from cocktail.search.result import SearchResult
 from cocktail.search.run import search_weights
-from cocktail.search.strategies import softmax_of_losses
 from cocktail.search.verdict import paired_interval
 
 TEMPERATURES = (0.05, 0.2, 0.5, 1.0, 5.0)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from cocktail.measure.bench import Bench, search_plan
 from cocktail.measure.mixture import Weights, simplex_vertex
 from cocktail.measure.tasks.examples import ExampleData
+from cocktail.measure.unlabelled import TextData
 from cocktail.mix.stream import stream
 from cocktail.pipeline import check_threads, checked_plan, measured_plan, mix_to_folder
 from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan
 from cocktail.recipe.recipe import PoolingMode, make_recipe
+from cocktail.search.lm_cocktail import softmax_weights
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions, Strategy, base_index
 from cocktail.search.run import search_bench, searched
-from cocktail.search.search import softmax_weights
 from cocktail.system.heap import trim_heap
 from cocktail.system.progress import byte_progress
 from cocktail.write.place import output_folder
@@ -50,6 +51,7 @@ def mix_models(
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
     data: str | Path | None = None,
+    accept_config: Sequence[str] = (),
 ) -> PreTrainedModel:
     """Mix the weights of models of one architecture; by default theta = sum_i w_i theta_i.
 
@@ -77,6 +79,7 @@ def mix_models(
         parameters: of the method, such as ``{"density": 0.3}``.
         seed: of methods that draw at random.
         data: JSONL file of examples, for methods that weigh the models by them.
+        accept_config: keys of ``config.json`` in which the models may differ.
 
     Returns:
         The mixed model in eval mode, on the CPU.
@@ -91,7 +94,7 @@ def mix_models(
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
         pooling=pooling, normalize=normalize, merge_method=merge_method, base_model=base_model,
-        parameters=parameters, seed=seed, data=data,
+        parameters=parameters, seed=seed, data=data, accept_config=accept_config,
     )  # fmt: skip
     output = None if output_path is None else output_folder(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
@@ -140,6 +143,7 @@ def mix_models_with_data(
     strategy: Strategy = "lm-cocktail",
     pooling: PoolingMode | None = None,
     retain_data: ExampleData | None = None,
+    retain_text: TextData | None = None,
     base: str | Path | int | None = None,
     head: str = "error",
     trust_remote_code: bool = False,
@@ -160,8 +164,8 @@ def mix_models_with_data(
     ``cocktail.json`` with the model.
 
     Args:
-        example_data, temperature, batch_size, max_input_length, strategy, retain_data, base,
-            device, options: as in :func:`search_weights`.
+        example_data, temperature, batch_size, max_input_length, strategy, retain_data, retain_text,
+            base, device, options: as in :func:`search_weights`.
         neg_number: negatives to draw of each example; decoders and encoder-decoders have none.
         output_path: also write the mix there, an encoder's with ``pooling`` if it has none.
         dtype, max_shard_size, overwrite, sync: of the mix, as in :func:`cocktail.mix_models`.
@@ -187,11 +191,11 @@ def mix_models_with_data(
         max_input_length=max_input_length, neg_number=neg_number if plan.kind.ranks else None,
         pooling=pooling, base=base_index(base, names),
     )  # fmt: skip
-    asked.check(retains=retain_data is not None)
+    asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
     weights = _found_weights(
         search_plan(names, model_type, head=head, dtype=asked.compute_dtype), example_data,
         retain_data, asked, progress=progress, device=device, trust_remote_code=trust_remote_code,
-        threads=threads,
+        threads=threads, retain_text=retain_text,
     )  # fmt: skip
     logger.info("mixing weights: %s", dict(zip(names, weights, strict=True)))
     trim_heap()
@@ -213,7 +217,7 @@ def _found_weights(
 ) -> list[float]:
     """What the strategy gives; the model that it was measured in is let go of."""
     bench = search_bench(plan, data, retain_data, options, **resources)
-    if options.strategy == "lm-cocktail" and retain_data is None:
+    if options.strategy == "lm-cocktail" and bench.retain is None:
         return list(map(float, _softmax_alone(bench, options)))
     result = searched(bench, options, progress=progress)
     if result.interrupted:
@@ -229,4 +233,4 @@ def _softmax_alone(bench: Bench, options: SearchOptions) -> Weights:
     for vertex in vertices:
         objective.measure(vertex)  # refuses what is not finite
     rows = [objective.rows(vertex) for vertex in vertices]
-    return softmax_weights(bench, rows, options, bench.given_order)
+    return softmax_weights(bench, rows, options)

@@ -24,7 +24,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_number(value: Any) -> float:
-    """The value as a float: infinite where it is too large for one, NaN where it is no number."""
+    """The value as a float: infinite where it is too large, NaN where it is not a number."""
     try:
         # YAML 1.1 reads 1e-3 as text.
         return math.nan if isinstance(value, bool) else float(value)
@@ -43,7 +43,7 @@ def read_weights(weights: Any) -> tuple[float, ...]:
     """The weights that a caller gave, in any kind of sequence; none where none were given.
 
     Raises:
-        RecipeError: one is no number.
+        RecipeError: one is not a number.
     """
     given = plain(() if weights is None else weights)
     if not isinstance(given, list) or not all(map(is_number, given)):

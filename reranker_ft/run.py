@@ -1,21 +1,22 @@
-"""`torchrun -m reranker_ft.run`: the command line of training."""
+"""``torchrun -m reranker_ft.run``: the command line of training."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from pathlib import Path
 
-from reranker_ft.errors import ArgumentError, RerankerError
+from reranker_ft.errors import ArgumentError, RerankerError, say, system_refusal
 
 
 def _process_index() -> int:
-    """This process among all, as torchrun numbers them."""
+    """Return the number of this process, as torchrun counts them."""
     return int(os.environ.get("RANK", "0"))
 
 
 def _log_to_stderr() -> None:
-    """Shows our notes and warnings, of the first process; other libraries keep their own ways."""
+    """Show the package's notes and warnings, from the first process only."""
     package = logging.getLogger("reranker_ft")
     if not package.hasHandlers():
         package.setLevel(logging.INFO if _process_index() == 0 else logging.ERROR)
@@ -25,7 +26,7 @@ def _log_to_stderr() -> None:
 
 
 def _leave_group() -> None:
-    """Ends the threads that connect the processes: left alone, they now and then abort the exit."""
+    """End the threads that connect the processes: left alone, they sometimes abort the exit."""
     import torch.distributed as dist  # noqa: PLC0415
 
     if dist.is_available() and dist.is_initialized():
@@ -33,33 +34,46 @@ def _leave_group() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains as the flags say; returns the exit code.
+    """Train as the flags say, and return the exit code.
 
-    A RerankerError ends as one line on stderr, from the first process only: exit code 2 for
+    A ``RerankerError`` ends as one line on stderr, from the first process only: exit code 2 for
     arguments, 1 for data, models and what the system refuses (a full disk). So does Ctrl-C, with
     exit code 130.
     """
     _log_to_stderr()
+    output: str | None = None
     try:
-        # Seconds to import, in which Ctrl-C ends like later on.
+        # Seconds to import, in which Ctrl-C ends as it does later on.
         from reranker_ft.train.flags import parse  # noqa: PLC0415
         from reranker_ft.train.train import run  # noqa: PLC0415
 
-        run(*parse(argv))
+        arguments = parse(argv)
+        output = arguments[-1].output_dir
+        run(*arguments)
         _leave_group()
     except RerankerError as error:
-        if _process_index() == 0:
-            sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ArgumentError) else 1
+        return _refuse(str(error), 2 if isinstance(error, ArgumentError) else 1)
     except OSError as error:
-        if _process_index() == 0:
-            sys.stderr.write(f"error: {error}\n")
-        return 1
+        return _refuse(system_refusal(error), 1)
     except KeyboardInterrupt:
-        if _process_index() == 0:
-            sys.stderr.write("reranker-ft: interrupted\n")
-        return 130
+        return _refuse(f"interrupted{_way_on(output)}", 130)
     return 0
+
+
+def _refuse(line: str, code: int) -> int:
+    if _process_index() == 0:
+        say(line)
+    return code
+
+
+def _way_on(output: str | None) -> str:
+    """Say how an interrupted run goes on, where it has saved a checkpoint."""
+    if output is None or not any(Path(output).glob("checkpoint-*")):
+        return ""
+    return (
+        f" - {output} holds checkpoints - add --resume_from_checkpoint True to the same command to "
+        "go on from the last one"
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from cocktail.checkpoint.model import Checkpoint
+from cocktail.checkpoint.weight_files import (
+    ADAPTER_CONFIG,
+    INDEX,
+    TRAINER_FILES,
+    TRAINER_FOLDERS,
+    is_trainers,
+)
 from cocktail.errors import listed
 
 _AT_TOP = (
@@ -19,18 +26,14 @@ _TOKENIZER = (
 )  # fmt: skip
 _IN_MODULES = ("*.json", "*.txt", "*.jinja", "*.py", "*.model", "*.spm", "*.codes")
 # Shards that are not written, and what tells how that model was made, not how the mix was.
-_NOT_COPIED = (
-    "*.index.json", "trainer_state.json", "adapter_config.json", "cocktail.json", "optimizer.json",
-    "all_results.json", "train_results.json", "eval_results.json", "requirements.txt",
-    "history.json", "search.json",
-)  # fmt: skip
+_NOT_COPIED = (f"*{INDEX}", ADAPTER_CONFIG, "cocktail.json", "requirements.txt", *TRAINER_FILES)
 
 
-def companion_files(donor: Checkpoint, tokenizer: Checkpoint | None = None) -> dict[str, Path]:
+def companion_files(donor: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
     """Config, tokenizer, chat template, custom code, licence and module settings.
 
     Args:
-        tokenizer: who gives the files of the tokenizer, if not the donor.
+        tokenizer: the folder that gives the files of the tokenizer, if not the donor's.
 
     Returns:
         Where each file lies, by its path in the output, sorted. The model card is not among them:
@@ -40,7 +43,7 @@ def companion_files(donor: Checkpoint, tokenizer: Checkpoint | None = None) -> d
     if tokenizer is not None:
         place = donor.main_folder.relative_to(donor.folder)
         found = {name: path for name, path in found.items() if not is_tokenizers(path)}
-        for path in tokenizer.main_folder.iterdir():
+        for path in tokenizer.iterdir():
             if _is_wanted(path, _TOKENIZER):
                 found[(place / path.name).as_posix()] = path
     return dict(sorted(found.items()))
@@ -87,10 +90,16 @@ def left_behind(checkpoint: Checkpoint) -> list[str]:
             if path.name not in taken
             and path.name not in used
             and not path.name.startswith(hidden)
-            and not path.name.endswith(".index.json")
+            and not path.name.endswith(INDEX)
+            and not _is_of_training(path)
         }
     )
     return [f"not part of the mix, left behind: {listed(others, 8)}"] if others else []
+
+
+def _is_of_training(path: Path) -> bool:
+    patterns = TRAINER_FOLDERS if path.is_dir() else TRAINER_FILES
+    return is_trainers(path.name) or any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def _is_wanted(path: Path, patterns: tuple[str, ...]) -> bool:

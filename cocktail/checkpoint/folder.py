@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cocktail.checkpoint.hub import fetch, parse_identifier
 from cocktail.errors import CheckpointError
-
-if TYPE_CHECKING:
-    pass
 
 
 def locate(text: str) -> tuple[Path, str | None]:
@@ -64,6 +61,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: is not a JSON object - repair the file")
     return value
+
+
+def has_config(folder: Path) -> bool:
+    """Whether a folder's first module is a transformer, which has a ``config.json``.
+
+    Static embeddings of sentence-transformers have none.
+    """
+    path = folder / "modules.json"
+    if not path.is_file() or (folder / module_folders(folder)[0] / "config.json").is_file():
+        return True
+    first = json.loads(path.read_text(encoding="utf-8"))[0]
+    return not str(first.get("type", "")).endswith("StaticEmbedding")
 
 
 def module_folders(folder: Path) -> list[str]:

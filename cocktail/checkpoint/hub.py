@@ -6,6 +6,7 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
+from cocktail.checkpoint.weight_files import ADAPTER_CONFIG, ADAPTER_FILES, SHARDS, SIDE_TENSORS
 from cocktail.errors import CheckpointError
 
 COMPANIONS = (
@@ -13,11 +14,7 @@ COMPANIONS = (
     "LICENSE*", "NOTICE*",
 )  # fmt: skip
 NESTED_COMPANIONS = ("*/config.json", "*/*.jinja", "*/*.py")
-SIDE_TENSORS = ("sparse_linear.pt", "colbert_linear.pt")
 _IDENTIFIER = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
-_SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-_PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -80,12 +77,12 @@ def needed_files(files: list[str]) -> list[str]:
         names = [file for file in files if Path(file).parent == folder]
         # The transformer of an older sentence-transformers model has its tokenizer beside it.
         wanted.update(name for name in names if _is_companion(Path(name).name))
-        for pattern in (_SAFETENSORS, _PICKLED):
+        for pattern in SHARDS:
             weights = [file for file in names if pattern.fullmatch(Path(file).name)]
             if weights:
                 wanted.update(weights)
                 break
-    if "adapter_config.json" in files:
+    if ADAPTER_CONFIG in files:
         wanted.update([file for file in ADAPTER_FILES if file in files][:1])
     return sorted(wanted)
 

@@ -14,8 +14,10 @@ class Kind:
     """One value of ``model_type``.
 
     Attributes:
-        name: ``reranker``, ``encoder``, ``decoder`` or ``encoder-decoder``.
-        auto_class: the transformers class that loads it.
+        name: ``reranker``, ``encoder``, ``decoder``, ``encoder-decoder``, ``vision-language``,
+            ``token-classification``, ``question-answering`` or ``other``.
+        auto_class: the transformers class that loads it; empty for ``other``, which the class that
+            its config names loads.
         architectures: how the class names in ``config.json`` end.
         heads: how the names of the head's tensors may begin; without one the model would start
             from random weights. Empty where there is none to check.
@@ -34,6 +36,11 @@ class Kind:
     def ranks(self) -> bool:
         """Whether its examples are queries with passages; else they are texts to write."""
         return self.name in ("reranker", "encoder")
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether models of this kind can be measured on examples."""
+        return self.name in _SEARCHED
 
 
 KINDS: Mapping[str, Kind] = {
@@ -69,8 +76,32 @@ KINDS: Mapping[str, Kind] = {
             "text-generation",
             ties_embeddings=True,
         ),
+        Kind(
+            "vision-language",
+            "AutoModelForImageTextToText",
+            ("ForConditionalGeneration",),
+            ("lm_head",),
+            "image-text-to-text",
+            ties_embeddings=True,
+        ),
+        Kind(
+            "token-classification",
+            "AutoModelForTokenClassification",
+            ("ForTokenClassification",),
+            ("classifier", "score"),
+            "token-classification",
+        ),
+        Kind(
+            "question-answering",
+            "AutoModelForQuestionAnswering",
+            ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
+            ("qa_outputs",),
+            "question-answering",
+        ),
+        Kind("other", "", ("",), (), "other"),
     )
 }
+_SEARCHED = ("reranker", "encoder", "decoder", "encoder-decoder")
 
 
 def kind_named(name: str) -> Kind:
@@ -94,20 +125,30 @@ def detect_kind(config: Mapping[str, Any], *, has_modules: bool) -> Kind | None:
             of any transformer.
 
     Returns:
-        ``None`` where the config names no architecture that is known here.
+        ``None`` where the config names no architecture.
     """
     name = architecture(config)
     if name.endswith(KINDS["reranker"].architectures):
         return KINDS["reranker"]
     if has_modules:
         return KINDS["encoder"]
-    # The encoder's come last: GPT2LMHeadModel and MarianMTModel end in Model too.
-    for kind in sorted(KINDS.values(), key=lambda kind: kind.name == "encoder"):
+    if not name:
+        return None
+    if name.endswith("ForConditionalGeneration"):
+        sees = "vision_config" in config
+        return KINDS[
+            "vision-language" if sees else _WRITING[bool(config.get("is_encoder_decoder"))]
+        ]
+    # The encoder's come late: GPT2LMHeadModel and MarianMTModel end in Model too.
+    known = [kind for kind in KINDS.values() if kind.name not in ("encoder", "vision-language")]
+    for kind in (*known[:-1], KINDS["encoder"]):
         if name.endswith(kind.architectures):
-            # Models that see images are called ForConditionalGeneration too.
-            is_seq2seq = kind.name == "encoder-decoder"
-            return None if is_seq2seq and not config.get("is_encoder_decoder") else kind
-    return None
+            return kind
+    return KINDS["other"]
+
+
+# What a class that is called ForConditionalGeneration is, by its config's is_encoder_decoder.
+_WRITING = {True: "encoder-decoder", False: "other"}
 
 
 def kind_problem(kind: Kind, config: Mapping[str, Any], reference: str) -> str | None:

@@ -64,6 +64,7 @@ class Checkpoint:
         config: its ``config.json``.
         parts: the model under ``MAIN``, others under their path.
         adaption: for an adapter on its base, whose tensors carry the adapter's changes.
+        notes: what was decided when it was opened, one line each.
     """
 
     reference: str
@@ -72,6 +73,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     parts: Mapping[str, Part]
     adaption: Adaption | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def pinned(self) -> str:

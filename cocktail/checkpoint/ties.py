@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from cocktail.checkpoint.architecture import default_ties
+
 INPUT_EMBEDDINGS = (
     "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
     "embed_in.weight",
@@ -35,37 +37,21 @@ _SHARED_COPY = re.compile(r"(.+\.)?(encoder|decoder)\.embed_tokens\.weight")
 _ALWAYS_SHARED = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
 
-# Text models whose classes tie only where the config says so; the others tie by themselves.
-_UNTIED_BY_DEFAULT = frozenset(
-    {
-        "afmoe", "apertus", "arcee", "bamba", "bitnet", "codegen", "cwm", "dbrx", "deepseek_v2",
-        "deepseek_v3", "deepseek_v32", "diffllama", "dots1", "exaone4", "exaone_moe", "falcon_h1",
-        "flex_olmo", "fsmt", "glm", "glm4", "glm4_moe", "gpt_neox", "gpt_oss", "gptj", "granite",
-        "granitemoe", "granitemoehybrid", "granitemoeshared", "helium", "hunyuan_v1_dense",
-        "hunyuan_v1_moe", "internlm3", "jamba", "llama", "llama4_text", "mamba2", "minimax",
-        "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "nemotron", "nemotron_h",
-        "olmo", "olmo2", "olmo3", "olmoe", "persimmon", "phi", "phi3", "phimoe", "qwen2",
-        "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss", "stablelm",
-    }
-)  # fmt: skip
-
-
 def is_tied(config: Mapping[str, Any]) -> bool | None:
     """Whether the output embedding is the input embedding.
 
     Returns:
-        ``None`` if the config is silent, and its class is none that is known not to tie by itself.
+        ``None`` if the config is silent and its class is not known.
     """
     value = config.get("tie_word_embeddings")
-    if value is None:
-        return False if config.get("model_type") in _UNTIED_BY_DEFAULT else None
-    return bool(value)
+    return default_ties(config) if value is None else bool(value)
 
 
 def is_copy(name: str, other: str, config: Mapping[str, Any]) -> bool:
     """Whether a model with this config keeps one tensor under both names, ``other`` its own.
 
-    A loader fills ``name`` from ``other`` where only that is stored.
+    A loader fills ``name`` from ``other`` where only that is stored. This goes by names, for
+    classes that cannot be asked; see :class:`cocktail.checkpoint.architecture.Architecture`.
     """
     if name == other:
         return False

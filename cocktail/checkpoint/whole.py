@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cocktail.checkpoint.folder import module_folders, read_json
-from cocktail.checkpoint.hub import SIDE_TENSORS
+from cocktail.checkpoint.architecture import Architecture, architecture_of
+from cocktail.checkpoint.folder import has_config, module_folders, read_json
 from cocktail.checkpoint.model import MAIN, Checkpoint, Part
 from cocktail.checkpoint.ties import is_copy
+from cocktail.checkpoint.weight_files import (
+    INDEX,
+    OTHER_FORMATS,
+    SIDE_TENSORS,
+    TENSOR_SUFFIXES,
+    UNREAD_SUFFIXES,
+    WHOLE,
+    is_trainers,
+)
+from cocktail.checkpoint.wrappers import unwrapped
 from cocktail.errors import CheckpointError, listed
 from cocktail.tensors.headers import read_header
 from cocktail.tensors.info import TensorInfo
 from cocktail.tensors.pickled import read_pickled
-
-if TYPE_CHECKING:
-    pass
-
-
-# What a trainer leaves beside the weights; none of it belongs to the model.
-_TRAINER_STATE = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler", "trainer_")
-_OTHER_FORMATS = ("consolidated", "tf_model", "flax_model", "rust_model", "pytorch_model", "model")
 
 
 def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
@@ -38,11 +40,39 @@ def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
     parts = {MAIN: _weights(folder, modules[0])}
     if not parts[MAIN].tensors:
         raise CheckpointError(_no_weights(folder / modules[0]))
-    config = read_json(folder / modules[0] / "config.json")
+    config = {}
+    if has_config(folder):
+        config = read_json(folder / modules[0] / "config.json")
+    parts[MAIN], notes = _without_wrapper(parts[MAIN], config, text)
+    _require_data(parts[MAIN], folder / modules[0])
     parts[MAIN] = _settle_aliases(parts[MAIN], config)
     parts.update(module_parts(folder, modules))
     parts.update(_side_tensors(folder))
-    return Checkpoint(text, folder, commit, config, parts)
+    return Checkpoint(text, folder, commit, config, parts, notes=notes)
+
+
+def _without_wrapper(
+    part: Part, config: Mapping[str, Any], reference: str
+) -> tuple[Part, tuple[str, ...]]:
+    names, wrapper = unwrapped([*part.tensors, *part.aliases], config)
+    if not wrapper:
+        return part, ()
+    tensors = {names[name]: info for name, info in part.tensors.items()}
+    aliases = {names[alias]: names[name] for alias, name in part.aliases.items()}
+    note = f"{reference} was saved inside a wrapper: {wrapper} was taken off its tensors' names"
+    return replace(part, tensors=tensors, aliases=aliases), (note,)
+
+
+def _require_data(part: Part, folder: Path) -> None:
+    """Refuse the placeholders that ZeRO-3 leaves of tensors that other processes hold."""
+    empty = [name for name, info in part.tensors.items() if info.numel == 0]
+    if empty:
+        raise CheckpointError(
+            f"{folder}: {len(empty)} of {len(part.tensors)} tensors are empty "
+            f"({listed(empty, 3)}) - training under ZeRO-3 saves these where weights are not "
+            "gathered - run the zero_to_fp32.py that lies beside such a checkpoint, or train with "
+            "stage3_gather_16bit_weights_on_model_save"
+        )
 
 
 def module_parts(folder: Path, modules: list[str]) -> dict[str, Part]:
@@ -56,6 +86,9 @@ def _settle_aliases(part: Part, config: Mapping[str, Any]) -> Part:
 
     A loader looks for the others, whatever memory they were saved from.
     """
+    if not part.aliases:
+        return part
+    architecture = architecture_of(config)
     groups = {name: [name] for name in part.tensors}
     for alias, name in part.aliases.items():
         groups[name].append(alias)
@@ -63,7 +96,7 @@ def _settle_aliases(part: Part, config: Mapping[str, Any]) -> Part:
     aliases: dict[str, str] = {}
     for first, names in groups.items():
         for name in names:
-            own = next((other for other in names if is_copy(name, other, config)), None)
+            own = next((o for o in names if _is_filled_from(name, o, config, architecture)), None)
             if own is not None:
                 aliases[name] = own
             else:
@@ -72,11 +105,19 @@ def _settle_aliases(part: Part, config: Mapping[str, Any]) -> Part:
     return replace(part, tensors=tensors, aliases=aliases)
 
 
+def _is_filled_from(
+    name: str, other: str, config: Mapping[str, Any], architecture: Architecture | None
+) -> bool:
+    if architecture is None:
+        return is_copy(name, other, config)
+    return architecture.is_copy(architecture.common(name), architecture.common(other))
+
+
 def _weights(folder: Path, relative: str) -> Part:
     """Find the weights in one folder, in the order of preference that transformers has."""
     place = folder / relative
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = place / f"{single}.index.json"
+    for single in WHOLE:
+        index = place / f"{single}{INDEX}"
         if (place / single).is_file():
             tensors, aliases = read_tensor_file(place / single)
         elif index.is_file():
@@ -149,8 +190,10 @@ def _side_tensors(folder: Path) -> dict[str, Part]:
         if path.name in SIDE_TENSORS:
             tensors, aliases = read_tensor_file(path)
             parts[path.name] = _settle_aliases(Part("", path.name, tensors, aliases), {})
-        elif path.suffix in (".pt", ".pth", ".bin", ".safetensors") and not path.name.startswith(
-            (*_TRAINER_STATE, *_OTHER_FORMATS)
+        elif (
+            path.suffix in TENSOR_SUFFIXES
+            and not is_trainers(path.name)
+            and not path.name.startswith(OTHER_FORMATS)
         ):
             raise CheckpointError(
                 f"{path}: is a tensor file whose place in the model is not known - mixed are the "
@@ -166,7 +209,7 @@ def _no_weights(folder: Path) -> str:
             f"{folder}: does not exist, and modules.json has the model there - the folder is "
             "incomplete - copy or download it again"
         )
-    others = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".gguf", ".h5", ".msgpack")]
+    others = [p.name for p in sorted(folder.iterdir()) if p.suffix in UNREAD_SUFFIXES]
     found = f"only {listed(others)}" if others else "no weights"
     return (
         f"{folder}: has {found} - read are model.safetensors, its shards with an index, and "

@@ -57,7 +57,7 @@ def _parse_weights(
         return [float(number) for number in value.split(",") if number.strip()]
     except ValueError:
         raise click.BadParameter(
-            f"{value!r} is no list of numbers - write them with spaces or commas: 0.5 0.5"
+            f"{value!r} is not a list of numbers - write them with spaces or commas: 0.5 0.5"
         ) from None
 
 
@@ -70,12 +70,12 @@ def _parse_parameters(
     for value in values:
         name, equals, text = value.partition("=")
         if not (name and equals):
-            raise click.BadParameter(f"{value!r} is no NAME=VALUE - write it like density=0.5")
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE - write it like density=0.5")
         try:
             parameters[name] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise click.BadParameter(
-                f"{text!r:.60} is no value - write it like density=0.5"
+                f"{text!r:.60} is not a value - write it like density=0.5"
             ) from None
     return parameters or None
 
@@ -103,7 +103,7 @@ def _parse_parameters(
 @click.option(
     "--model-type",
     metavar="KIND",
-    help="reranker, encoder, decoder or encoder-decoder; read from the config if left out.",
+    help="reranker, encoder, decoder, encoder-decoder, ...; read from the config if left out.",
 )
 @click.option("--dtype", help="float32, bfloat16 or float16; as the models are if left out.")
 @click.option("--max-shard-size", metavar="SIZE", help="Largest file, such as 500MB.  [5GB]")
@@ -117,6 +117,12 @@ def _parse_parameters(
     "--pooling",
     type=click.Choice(["cls", "mean", "max", "lasttoken"]),
     help="Make a sentence-transformers folder with this pooling where the first model is none.",
+)
+@click.option(
+    "--accept-config",
+    multiple=True,
+    metavar="KEY",
+    help="A key of config.json in which the models may differ; may be given several times.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
 @click.option("--no-sync", is_flag=True, help="Do not wait for the disk before the rename.")
@@ -190,7 +196,7 @@ def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dic
         documents, models = read_recipes(Path(models[0])), ()
     keys = ("models", "weights", "output", "max_shard_size", "dtype")
     settings = {**dict.fromkeys(keys), **documents[-1]}
-    settings |= {key: value for key, value in given.items() if value is not None}
+    settings |= {key: value for key, value in given.items() if value not in (None, ())}
     if models:
         settings |= {"models": list(models), "model_parameters": ()}
     require_models(settings)

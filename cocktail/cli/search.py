@@ -45,6 +45,8 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--data", metavar="FILE", help="Examples of the target, JSONL.  [required]")
 @click.option("--retain", metavar="FILE", help="Examples of what must not be lost; see --max-drop.")
+@click.option("--retain-text", metavar="FILE",
+              help="The same without labels: passages, one a line, or JSONL.")  # fmt: skip
 @click.option("--base", metavar="MODEL", help="Which MODEL is the base.  [the first]")
 @_search_options
 @click.option(
@@ -58,13 +60,16 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
 @click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
-@click.option("--report", metavar="DIR", help="Write report.md, search.json and pictures there.")
+@click.option(
+    "--report", metavar="DIR", help="Write report.html, report.md, search.json and pictures there."
+)
 @quiet_option
 @json_option
 def search(
     models: tuple[str, ...],
     data: str | None,
     retain: str | None,
+    retain_text: str | None,
     output: str | None,
     overwrite: bool,
     report: str | None,
@@ -74,7 +79,8 @@ def search(
 ) -> None:
     """Find mixing weights for MODEL... from a few examples.
 
-    Every figure is measured on the mixed model. Where no MODEL is named, what is left out is read
+    The base comes first. The mixes from it to the fine-tune are measured on the examples, and on
+    what is to be retained; one of them is chosen. Where no MODEL is named, what is left out is read
     from cocktail.yaml in the current folder. Ctrl-C reports the best found so far.
 
     \b
@@ -82,6 +88,7 @@ def search(
       cocktail search ./base ./fine-tuned --data examples.jsonl --output ./mixed
       cocktail search --data examples.jsonl    # models from cocktail.yaml
       cocktail search ./base ./tuned --data target.jsonl --retain general.jsonl --report ./report
+      cocktail search ./base ./tuned --data target.jsonl --retain-text general.txt -o ./mixed
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
     from cocktail.measure.processes import Processes
@@ -105,6 +112,7 @@ def search(
             settings.pop("model_type"),
             data,
             retain_data=retain,
+            retain_text=retain_text,
             progress=shows_bar(quiet),
             processes=processes,
             **settings,
@@ -134,8 +142,16 @@ def _write_mix(
     if not result.interrupted:
         mix_to_folder(planned(), output, progress=shows_bar(quiet))
     if not (quiet or as_json):
-        done = "not written: interrupted" if result.interrupted else "mixed model"
-        click.echo(f"{output}: {done}")
+        click.echo(f"{output}: {_what_is_written(result)}")
+
+
+def _what_is_written(result: SearchResult) -> str:
+    if result.interrupted:
+        return "not written: interrupted"
+    if max(result.weights) < 1:
+        return "mixed model"
+    copied = result.models[result.weights.index(1.0)]
+    return f"a copy of {copied}" + ("" if result.gained else ", since nothing was gained")
 
 
 def _write_report(result: SearchResult, report: str, *, quiet: bool) -> None:

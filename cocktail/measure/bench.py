@@ -19,12 +19,12 @@ from cocktail.measure.processes import Processes
 from cocktail.measure.tasks.decoder import DecoderTask
 from cocktail.measure.tasks.encoder import EncoderTask, choose_pooling
 from cocktail.measure.tasks.examples import (
+    Example,
     ExampleData,
     ExampleError,
     RankedExample,
     WrittenExample,
     content_order,
-    dealt,
     read_ranked,
     read_written,
 )
@@ -32,6 +32,7 @@ from cocktail.measure.tasks.reranker import RerankerTask, position_limit
 from cocktail.measure.tasks.seq2seq import EncoderDecoderTask
 from cocktail.measure.tasks.task import Task
 from cocktail.measure.trimmed_vocabulary import trim_vocabulary
+from cocktail.measure.unlabelled import TextData, ranked_from, read_general, written_from
 from cocktail.plan.plan import Plan, build_plan
 from cocktail.recipe.recipe import make_recipe
 from cocktail.system.threads import default_threads
@@ -45,16 +46,19 @@ class Bench:
         task: the target's examples, in an order that depends on their content alone.
         order: where each of them stood in the data: example ``order[i]`` of the data is the
             task's example ``i``.
-        retain: the same of the retain examples.
-        dealt: for texts to write, the task's outputs, each after another example's input: what they
-            cost a model that is told nothing about them.
+        examples: the task's, in its order.
+        retain: what must not be lost, with labels or without.
+        retain_examples: the same of these.
+        labelled: whether they have labels; else the base is the teacher.
     """
 
     mixture: Mixture
     task: Task
     order: Sequence[int]
+    examples: Sequence[Example]
     retain: Task | None
-    dealt: Task | None = None
+    retain_examples: Sequence[Example] = ()
+    labelled: bool = True
 
     @property
     def given_order(self) -> list[int]:
@@ -102,19 +106,19 @@ def prepare(
     retain: ExampleData | None,
     options: MeasureOptions,
     *,
+    retain_text: TextData | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
     threads: int | None = None,
     processes: Processes | None = None,
     for_search: bool = True,
-    deals: bool = False,
 ) -> Bench:
     """Read and tokenise the examples, and build the model that all mixes are measured in.
 
     Args:
+        retain_text: unlabelled text in place of ``retain``.
         for_search: a search compares losses, and needs no more words than the examples have;
             else the vocabulary stays whole, and what the examples must have is up to the caller.
-        deals: also make the task of outputs after other examples' inputs, for texts to write.
 
     Raises:
         RecipeError: an option means nothing to this kind of model.
@@ -124,10 +128,11 @@ def prepare(
     """
     _check_options(plan.kind, options)
     target_examples = read_examples(plan, target, options)
-    retain_examples = [] if retain is None else read_examples(plan, retain, options)
+    retain_examples = _retained(plan, retain, retain_text, options)
     if for_search:
         _check_rivals(plan.kind, target_examples, target)
-        _check_rivals(plan.kind, retain_examples, retain)
+        if retain is not None:
+            _check_rivals(plan.kind, retain_examples, retain)
     pooling = None
     if plan.kind.name == "encoder":
         parts = {tensor.part: None for tensor in plan.tensors} | {MAIN: None}
@@ -140,17 +145,30 @@ def prepare(
     ordered = [target_examples[i] for i in order]
     task = make_task(ordered)
     mixture.unit_tokens = sum(b.tokens for b in task.batches(mixture.forward_tokens))
-    retain_task = None
-    if retain_examples:
-        kept = content_order(retain_examples, options.seed)
-        retain_task = make_task([retain_examples[i] for i in kept])
-    written = [example for example in ordered if isinstance(example, WrittenExample)]
-    dealt_task = None
-    if written and deals:
-        dealt_task = make_task(dealt(written))
+    kept = [retain_examples[i] for i in content_order(retain_examples, options.seed)]
+    retain_task = make_task(kept) if kept else None
     if plan.kind.ranks and for_search:
         trim_vocabulary(mixture, [task] if retain_task is None else [task, retain_task])
-    return Bench(mixture, task, order, retain_task, dealt_task)
+    return Bench(mixture, task, order, ordered, retain_task, kept, retain is not None)
+
+
+def _retained(
+    plan: Plan, labelled: ExampleData | None, text: TextData | None, options: MeasureOptions
+) -> Sequence[Example]:
+    """What must not be lost, in the order given; nothing where nothing is."""
+    if labelled is not None and text is not None:
+        raise RecipeError(
+            "both labelled and unlabelled retain examples are given - one of them bounds the "
+            "drop - give one (--retain or --retain-text)"
+        )
+    if labelled is not None:
+        return read_examples(plan, labelled, options)
+    if text is None:
+        return []
+    read = read_general(text)
+    if plan.kind.ranks:
+        return ranked_from(read, options.seed)
+    return written_from(read, options.seed, reads=plan.kind.name == "encoder-decoder")
 
 
 def read_examples(
@@ -161,6 +179,11 @@ def read_examples(
     Raises:
         ExampleError: they cannot be used.
     """
+    if not plan.kind.is_searched:
+        raise ExampleError(
+            f"{plan.donor.reference} is of the kind {plan.kind.name} - examples measure rerankers, "
+            "encoders, decoders and encoder-decoders - give the weights yourself, to `cocktail mix`"
+        )
     if plan.kind.ranks:
         return read_ranked(data, negatives=options.neg_number, seed=options.seed)
     return read_written(data)

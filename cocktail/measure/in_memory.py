@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cocktail.checkpoint.kinds import architecture
 from cocktail.checkpoint.model import MAIN
 from cocktail.errors import PlanError, listed
 from cocktail.plan.mixed_tensor import MixedTensor
@@ -55,12 +56,15 @@ class ModelInMemory:
 
         if self._skeleton is None:
             folder = self.plan.donor.main_folder
-            auto = getattr(transformers, self.plan.kind.auto_class)
+            auto = self._loader(transformers)
             options = {"trust_remote_code": trust_remote_code}
             try:
                 config = transformers.AutoConfig.from_pretrained(folder, **options)
                 with torch.device("meta"):
-                    self._skeleton = auto.from_config(config, **options)
+                    is_auto = auto.__name__ == self.plan.kind.auto_class
+                    self._skeleton = (
+                        auto.from_config(config, **options) if is_auto else auto(config)
+                    )
             except (ValueError, OSError, KeyError, ImportError) as error:
                 raise PlanError([self._unbuildable(folder, error, trust_remote_code)]) from None
         return self._skeleton
@@ -101,6 +105,27 @@ class ModelInMemory:
             )
         built: PreTrainedModel = model.eval()
         return built
+
+    def _loader(self, transformers: Any) -> Any:
+        """The Auto class of the kind, or the class that the config names: where a kind has no Auto
+        class, and for encoder-decoders, of which those that hear have an Auto class of their own.
+
+        Raises:
+            PlanError: transformers has no such class.
+        """
+        kind, name = self.plan.kind, architecture(self.plan.donor.config)
+        found = getattr(transformers, name or "-", None)
+        if kind.auto_class and (found is None or kind.name != "encoder-decoder"):
+            found = getattr(transformers, kind.auto_class)
+        if found is None:
+            raise PlanError(
+                [
+                    f"{self.plan.donor.reference} is a {name or 'model without architectures'}, "
+                    "which transformers does not have - the mixed model is returned as that class "
+                    "- write it with `cocktail mix`, and load it by its own code"
+                ]
+            )
+        return found
 
     def _unbuildable(self, folder: Path, error: Exception, trusted: bool) -> str:
         if "auto_map" in self.plan.donor.config and not trusted:

@@ -25,7 +25,7 @@ class Processes:
         local_rank: among the processes of this machine.
 
     Raises:
-        RecipeError: what is announced is no group that can be joined.
+        RecipeError: the group that is announced cannot be joined.
     """
 
     def __init__(self) -> None:

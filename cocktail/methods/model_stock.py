@@ -21,7 +21,7 @@ def model_stock(
     filter_wise: bool,
     **_: Any,
 ) -> torch.Tensor:
-    """Moves from the base towards the average, the less the more the fine-tunes disagree.
+    """Moves from the base toward the average; the more the fine-tunes disagree, the less.
 
     theta = theta_base + t mean_i delta_i, t = K c / (1 + (K - 1) c), c the mean cosine between two
     deltas; t is zero where that denominator is. With ``filter_wise`` every vector along the last

@@ -39,7 +39,7 @@ def ramplus_tl(
     epsilon: float,
     **_: Any,
 ) -> torch.Tensor:
-    """Does as ram, and amplifies what one model alone changed, the more the more it shares.
+    """Works as ram, and amplifies what one model alone changed; the more it shares, the more.
 
     What model i alone changed is multiplied by 1 + r min(alpha, shared_i / alone_i), the numbers of
     elements of this tensor that it changed with others and alone. https://arxiv.org/abs/2601.13572

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 
 from cocktail.errors import RecipeError
-from cocktail.methods.method import Method, Option
+from cocktail.methods.method import LINES, WEIGHT, Method, Option
 
 _LAMBDA = Option("lambda", 1.0, "Scales what is added to the base.")
 _INT8_MASK = Option("int8_mask", False, "Of mergekit, to save memory; changes nothing here.")
@@ -242,6 +243,13 @@ _ALL = (
 METHODS = {method.name: method for method in _ALL}
 
 
+@cache
+def option_names() -> frozenset[str]:
+    """The names of all methods' parameters: a recipe may hold some that its method does not use."""
+    own = (option.name for method in _ALL for option in (*method.options, WEIGHT, *LINES))
+    return frozenset((*own, "scale"))  # of mergekit's passthrough
+
+
 def method_named(name: str) -> Method:
     """Look a method up.
 
@@ -252,4 +260,4 @@ def method_named(name: str) -> Method:
         return METHODS[name]
     near = get_close_matches(str(name), METHODS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
-    raise RecipeError(f"{name!r} is no merge method - {hint} - see `cocktail methods`")
+    raise RecipeError(f"{name!r} is not a merge method - {hint} - see `cocktail methods`")

@@ -3,7 +3,7 @@
 A tensor's digest is that of the digests of its segments of 2^24 elements, in order, so that
 segments can be hashed by different threads. A set of tensors has the digest of its lines
 ``name digest``, sorted by name, so that it does not depend on how they are spread over files.
-They find damage and tell versions apart; they are no defence against forgery.
+They find damage and tell versions apart; they do not protect against forgery.
 """
 
 from __future__ import annotations

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from cocktail.checkpoint.hub import SIDE_TENSORS
+from cocktail.checkpoint.architecture import Architecture
+from cocktail.checkpoint.kinds import detect_kind
 from cocktail.checkpoint.model import MAIN, Checkpoint, Part, tensor_key
-from cocktail.checkpoint.ties import INPUT_EMBEDDINGS, is_copy
+from cocktail.checkpoint.ties import INPUT_EMBEDDINGS
+from cocktail.checkpoint.weight_files import SIDE_TENSORS
 from cocktail.errors import listed
 from cocktail.numbers import shares
+from cocktail.plan.names import Names, common_names
 from cocktail.plan.vocabularies import Run, Vocabularies
 from cocktail.recipe.recipe import Recipe
 from cocktail.tensors.dtypes import FLOATING
@@ -20,10 +23,7 @@ from cocktail.tensors.reading import equal_tensors
 
 T = TypeVar("T")
 
-# Buffers that older versions of transformers saved and every version computes.
-_COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias)$")
 _IN_LAYER = re.compile(r"(^|\.)\d+\.")
-_CAUSAL_MASK = re.compile(r"\.attn(\.attention)?\.bias$")
 _BY_TOKEN = re.compile(
     r"embed|wte|(^|\.)shared\.|lm_head|vocab_projector|predictions\.(decoder|bias)"
 )
@@ -47,11 +47,13 @@ class Alignment:
         sources: by part and name, in the order of the first ingredient's files.
         runs: of tensors whose rows are aligned by token, which rows of the sources make which.
         donor: index of the ingredient that gives config and tokenizer.
+        architecture: the class of its config, where it had to be asked.
     """
 
     sources: dict[tuple[str, str], tuple[Source, ...]] = field(default_factory=dict)
     runs: dict[tuple[str, str], list[Run]] = field(default_factory=dict)
     donor: int = 0
+    architecture: Architecture | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -75,17 +77,15 @@ def align_parts(
         parts = [
             checkpoint.parts.get(path) or Part(path, None, {}, {}) for checkpoint in ingredients
         ]
-        originals = [dict(part.tensors) for part in parts]
-        tables = originals
-        prefix = ""
+        tables: Sequence[Mapping[str, TensorInfo]] = [part.tensors for part in parts]
+        names = None
         if path == MAIN:
-            prefix, tables = _align_prefixes(tables, ingredients, result)
-            _drop_copies(tables, ingredients, result)
-        _Matcher(path, tables, ingredients, recipe, vocabularies, result).match()
-        if prefix and not any(name.startswith(prefix) for name in originals[result.donor]):
-            # The donor's config describes the model without a head, whose names have no prefix.
-            result.sources = _without_prefix(result.sources, prefix)
-            result.runs = _without_prefix(result.runs, prefix)
+            names = common_names(ingredients)
+            tables = names.tables
+            result.notes += names.notes
+        _Matcher(path, tables, ingredients, recipe, vocabularies, result, names).match()
+        if names is not None:
+            _name_for_donor(result, names, ingredients)
     if vocabularies.grew:
         _require_one_donor(result, vocabularies.largest, [c.reference for c in ingredients])
     return result
@@ -106,87 +106,65 @@ def _require_one_donor(result: Alignment, largest: int, names: Sequence[str]) ->
     )
 
 
-def _without_prefix(found: Mapping[tuple[str, str], T], prefix: str) -> dict[tuple[str, str], T]:
-    return {
-        (part, name.removeprefix(prefix) if part == MAIN else name): value
-        for (part, name), value in found.items()
-    }
-
-
-def _align_prefixes(
-    tables: list[dict[str, TensorInfo]], ingredients: Sequence[Checkpoint], result: Alignment
-) -> tuple[str, list[dict[str, TensorInfo]]]:
-    """Give all ingredients the names of the one with a head (``bert.encoder...``), if any.
-
-    The same transformer is saved with its class's prefix under a task head and without it alone.
-    """
-    prefixes = [_base_prefix(table) for table in tables]
-    wanted = next((prefix for prefix in prefixes if prefix), "")
-    aligned = []
-    for table, prefix, checkpoint in zip(tables, prefixes, ingredients, strict=True):
-        renamed = {wanted + name: info for name, info in table.items()}
-        if prefix or not wanted or not any(renamed.keys() & other.keys() for other in tables):
-            aligned.append(table)
-            continue
-        result.notes.append(f"tensors of {checkpoint.reference} matched with the prefix {wanted!r}")
-        aligned.append(renamed)
-    return wanted, aligned
-
-
-def _base_prefix(table: Mapping[str, TensorInfo]) -> str:
-    """The first component of names such as ``bert.encoder.layer.0...``, with its dot.
-
-    The transformer's own modules (``encoder``, ``layers``) come first where there is no prefix,
-    and stand directly before a layer's number.
-    """
-    counts: dict[str, int] = {}
-    for name in table:
-        components = name.split(".")
-        numbered = [i for i, component in enumerate(components) if component.isdigit()]
-        if numbered and numbered[0] >= 2:
-            counts[components[0]] = counts.get(components[0], 0) + 1
-    # Without a prefix `encoder.layer.0` counts too; there, `embeddings` is a sibling.
-    for first in counts:
-        if any(
-            name.startswith(f"{first}.embed") or name.startswith(f"{first}.wte") for name in table
-        ):
-            return f"{first}."
-    return ""
-
-
-def _drop_copies(
-    tables: list[dict[str, TensorInfo]], ingredients: Sequence[Checkpoint], result: Alignment
-) -> None:
-    """Leave out what all tie to another tensor of theirs: where only some store it, and where all
-    do, for a method would make two different tensors of the two copies."""
-
-    def is_stored_copy(table: Mapping[str, TensorInfo], name: str, other: str) -> bool:
-        info, source = table[name], table[other]
-        return (
-            all(is_copy(name, other, checkpoint.config) for checkpoint in ingredients)
-            and (info.shape, info.dtype) == (source.shape, source.dtype)
-            and equal_tensors(info, source)
+def _name_for_donor(result: Alignment, names: Names, ingredients: Sequence[Checkpoint]) -> None:
+    """Call the main tensors what the class of the donor's config calls them."""
+    _prefer_tied_head(result, names, ingredients)
+    main = [name for part, name in result.sources if part == MAIN]
+    has_head = bool(names.known_classes) and not all(map(names.is_body, main))
+    new = {name: names.output(name, result.donor, has_head=has_head) for name in main}
+    result.architecture = names.classes[result.donor] if names.classes else None
+    spare = [name for name in main if _is_spare(name, new[name], names, result.architecture)]
+    for name in spare:
+        del result.sources[MAIN, name]
+        result.runs.pop((MAIN, name), None)
+    if spare and result.architecture is not None:
+        result.notes.append(
+            f"{listed(spare)}: {result.architecture.name}, the class of the mix, has none; left out"
         )
+    result.sources = _renamed(result.sources, new)
+    result.runs = _renamed(result.runs, new)
 
-    everywhere = [name for name in tables[0] if all(name in table for table in tables)]
-    outside = [name for name in everywhere if not _IN_LAYER.search(name)]
-    for name in outside:
-        own = next((n for n in outside if all(is_stored_copy(t, name, n) for t in tables)), None)
-        if own is not None:
-            result.notes.append(f"{name} is a copy of {own}, to which it is tied; left out")
-            everywhere.remove(name)
-    for table in tables:
-        for name in set(outside).difference(everywhere):
-            del table[name]
-    for checkpoint, table in zip(ingredients, tables, strict=True):
-        for name in [name for name in table if not all(name in other for other in tables)]:
-            own = next((n for n in everywhere if is_stored_copy(table, name, n)), None)
-            if own is not None:
-                result.notes.append(
-                    f"{name} of {checkpoint.reference} is a copy of {own}, to which it is tied; "
-                    "left out"
-                )
-                del table[name]
+
+def _prefer_tied_head(result: Alignment, names: Names, ingredients: Sequence[Checkpoint]) -> None:
+    """Take the config of a language model before that of the same transformer without its head.
+
+    Where the head is tied to the embedding no tensor tells the two apart.
+    """
+    own = names.classes[result.donor] if names.classes else None
+    if own is None or own.has_prefix or result.problems:
+        return
+    for i, (asked, checkpoint) in enumerate(zip(names.classes, ingredients, strict=True)):
+        kind = detect_kind(checkpoint.config, has_modules=False)
+        if (
+            asked is not None
+            and asked.has_prefix
+            and kind is not None
+            and kind.ties_embeddings
+            and not asked.unfilled(names.stored[i].values())
+        ):
+            result.donor = i
+            result.notes.append(
+                f"config and tokenizer are those of {checkpoint.reference}, a {asked.name}: its "
+                "head is tied to the embedding, which all have"
+            )
+            return
+
+
+def _is_spare(name: str, new: str, names: Names, asked: Architecture | None) -> bool:
+    """Whether only some ingredients have a tensor, in a class that is not that of the mix."""
+    if asked is None or asked.place(new) is not None:
+        return False
+    if all(name in table for table in names.tables):
+        return False
+    return any(c.place(name) is not None for c in names.known_classes)
+
+
+def _renamed(
+    found: Mapping[tuple[str, str], T], new: Mapping[str, str]
+) -> dict[tuple[str, str], T]:
+    return {
+        (part, new[name] if part == MAIN else name): value for (part, name), value in found.items()
+    }
 
 
 class _Matcher:
@@ -200,6 +178,7 @@ class _Matcher:
         recipe: Recipe,
         vocabularies: Vocabularies,
         result: Alignment,
+        names: Names | None,
     ) -> None:
         self.path = path
         self.tables = tables
@@ -207,6 +186,8 @@ class _Matcher:
         self.recipe = recipe
         self.vocabularies = vocabularies
         self.result = result
+        self.names = names if names is not None and names.known_classes else None
+        self.head_owners: dict[str, int] = {}
 
     def match(self) -> None:
         names = list(dict.fromkeys(name for table in self.tables for name in table))
@@ -298,37 +279,92 @@ class _Matcher:
         """Decide about tensors that some ingredients lack; returns those to keep, and of whom."""
         groups: dict[str, list[str]] = {}
         missing: list[str] = []
-        dropped: list[str] = []
+        left_over: list[str] = []
+        kept: dict[str, list[int]] = {}
         for name in partial:
             stem = self._head_stem(name)
-            if self._is_computed(name):
-                dropped.append(name)
+            if self.names is not None and self.names.is_left_over(name):
+                left_over.append(name)
             elif stem is None:
                 missing.append(name)
+            elif self.names is not None and self.names.is_buffer(name):
+                if self._is_donors(name):
+                    kept[name] = self._owners([name])
+                else:
+                    left_over.append(name)
             else:
                 groups.setdefault(stem, []).append(name)
-        if dropped:
+        for stem in [stem for stem, names in groups.items() if self._is_transformer(names)]:
+            missing += groups.pop(stem)
+        if left_over:
             self.result.notes.append(
-                f"{listed(dropped)}: computed by the model and stored by some only; left out"
+                f"{listed(left_over, 3)}: no weights of the model's class, and stored by some "
+                "only; left out"
             )
-        for i in range(len(self.tables)):
-            lacking = [tensor_key(self.path, n) for n in missing if n not in self.tables[i]]
-            if lacking:
-                self.result.problems.append(
-                    f"{self._reference(i)} lacks {len(lacking)} tensors that others have "
-                    f"({listed(lacking)}) - ingredients must have the same tensors - mix "
-                    "checkpoints of one base"
-                )
-        kept: dict[str, list[int]] = {}
+        self._refuse_missing(missing)
         for stem, names in groups.items():
             owners = self._settle_head(stem, names)
             if owners:
                 kept |= dict.fromkeys(names, owners)
+        self._give_config()
         if self.path == MAIN and self.recipe.head == "drop":
-            self._leave_donor_of(
-                [n for stem, names in groups.items() if "." not in stem for n in names]
-            )
+            self._leave_donor_of([n for names in groups.values() for n in names])
         return kept
+
+    def _owners(self, names: Sequence[str]) -> list[int]:
+        return [i for i, table in enumerate(self.tables) if any(n in table for n in names)]
+
+    def _is_donors(self, name: str) -> bool:
+        """Whether the class of the donor's config has such a tensor."""
+        asked = None if self.names is None else self.names.classes[self.result.donor]
+        return asked is not None and asked.place(name) is not None
+
+    def _is_transformer(self, names: Sequence[str]) -> bool:
+        """Whether names make up a whole transformer, which is not a head."""
+        return any(map(_IN_LAYER.search, names)) and any(
+            2 * len(names) > len(self.tables[i]) for i in self._owners(names)
+        )
+
+    def _refuse_missing(self, missing: Sequence[str]) -> None:
+        for i, table in enumerate(self.tables):
+            lacking = [tensor_key(self.path, n) for n in missing if n not in table]
+            if not lacking:
+                continue
+            if self.names is not None and self._differ_in_layout(i):
+                self.result.problems.append(
+                    f"{self._reference(i)} lacks {listed(lacking, 2)}, and has the same weights "
+                    "under other names - one version of transformers stores a layer's experts one "
+                    "by one and another all together - load both with one version, and save them "
+                    "again with save_pretrained()"
+                )
+                continue
+            self.result.problems.append(
+                f"{self._reference(i)} lacks {len(lacking)} tensors that others have "
+                f"({listed(lacking)}) - ingredients must have the same tensors - mix "
+                "checkpoints of one base"
+            )
+
+    def _differ_in_layout(self, i: int) -> bool:
+        """Whether a loader makes the same tensors of the class from what two ingredients store."""
+        names = self.names
+        asked = None if names is None else names.classes[i]
+        if names is None or asked is None:
+            return False
+        placed = [{asked.place(stored) for stored in own.values()} for own in names.stored]
+        return all(own == placed[i] for own in placed)
+
+    def _give_config(self) -> None:
+        """Let the config come from the model whose head is taken; a pooler is no head of a task."""
+        heads = {stem: i for stem, i in self.head_owners.items() if stem != "pooler"}
+        owners = dict.fromkeys((heads or self.head_owners).values())
+        if len(owners) > 1:
+            found = [f"{stem!r} of {self._reference(i)}" for stem, i in heads.items()]
+            self.result.problems.append(
+                f"the mix would take the heads {listed(found)} - a config names one class, with "
+                "the head of one task - leave them out (--head drop), or one of the models"
+            )
+        elif owners and self.result.donor not in owners:
+            self.result.donor = next(iter(owners))
 
     def _leave_donor_of(self, dropped: Sequence[str]) -> None:
         """A config that names a class with a head would give it a random one."""
@@ -339,12 +375,6 @@ class _Matcher:
                 f"without the head, config and tokenizer are those of {self._reference(without[0])}"
             )
 
-    def _is_computed(self, name: str) -> bool:
-        infos = [table[name] for table in self.tables if name in table]
-        return bool(_COMPUTED.search(name)) or (
-            bool(_CAUSAL_MASK.search(name)) and all(info.dtype in ("BOOL", "U8") for info in infos)
-        )
-
     def _head_stem(self, name: str) -> str | None:
         """The module above ``name`` that an ingredient lacks as a whole, if it is a head.
 
@@ -353,19 +383,16 @@ class _Matcher:
         """
         if self.path != MAIN:
             return self.path
+        stem = name.partition(".")[0]
         lacking = [table for table in self.tables if name not in table]
-        components = name.split(".")
-        for depth in (1, 2):
-            stem = ".".join(components[:depth])
-            if depth == 2 and components[1] != "pooler":
-                return None
-            if not any(key == stem or key.startswith(f"{stem}.") for t in lacking for key in t):
-                return stem
-        return None
+        if any(key == stem or key.startswith(f"{stem}.") for t in lacking for key in t):
+            return None
+        is_body = self.names is not None and stem != "pooler" and self.names.is_body(name)
+        return None if is_body else stem
 
     def _settle_head(self, stem: str, names: list[str]) -> list[int]:
         """The ingredients that a head is taken from; none where it is left out or refused."""
-        owners = [i for i, table in enumerate(self.tables) if any(n in table for n in names)]
+        owners = self._owners(names)
         who = listed([self._reference(i) for i in owners])
         what = f"the head {stem!r} ({len(names)} tensors)"
         rule = self.recipe.head
@@ -389,7 +416,11 @@ class _Matcher:
         elif rule == "mix" or (rule == "copy" and len(owners) == 1):
             how = "averaged over" if len(owners) > 1 else "copied whole from"
             self.result.notes.append(f"{what} {how} {who}")
-            if self.path == MAIN or (is_module and self.result.donor not in owners):
+            if self.path == MAIN and self.result.donor not in owners:
+                self.head_owners[stem] = owners[0]
+            elif self.path == MAIN:
+                self.head_owners[stem] = self.result.donor
+            elif is_module and self.result.donor not in owners:
                 self.result.donor = owners[0]
             return owners
         elif rule == "copy":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cocktail.checkpoint.model import Checkpoint
@@ -30,6 +32,18 @@ _HARMLESS = frozenset(
         "transformers.js_config", "typical_p", "unk_token_id", "unsloth_fixed", "use_cache",
     }
 )  # fmt: skip
+# What only training reads: dropout, masking of the input, losses, how weights start.
+_OF_TRAINING = re.compile(
+    r"dropout|drop_|_pdrop$|layerdrop|^mask_(time|feature)_|spec_augment|label_smoothing|jitter|"
+    r"(^|_)loss(_|$)|^init_|^initializer_|_init$|_init_std$|version$"
+)
+# What an output may be longer or shorter by; tensors of positions have shapes of their own.
+_OF_LENGTH = frozenset(
+    {"max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "model_max_length",
+     "seq_length", "max_seq_len", "max_target_positions", "max_source_positions"}
+)  # fmt: skip
+# Read only where the switch beside them is on.
+_SWITCHED = {"sliding_window": "use_sliding_window", "max_window_layers": "use_sliding_window"}
 _DEFAULT_ROPE = {"rope_type": "default"}
 _WHERE_ABSENT: Mapping[str, Any] = {
     "position_embedding_type": "absolute",
@@ -38,23 +52,60 @@ _WHERE_ABSENT: Mapping[str, Any] = {
 }
 
 
-def config_problems(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say in what the configs differ that decides what the weights compute.
+@dataclass(frozen=True)
+class ConfigDifferences:
+    """In what the configs of ingredients differ.
+
+    Attributes:
+        problems: what decides what the weights compute, one line each.
+        notes: what does not, and what was accepted; the mix takes the donor's value.
+    """
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def compare_configs(
+    names: Sequence[str],
+    configs: Sequence[Mapping[str, Any]],
+    accepted: Sequence[str] = (),
+    donor: int = 0,
+) -> ConfigDifferences:
+    """Compare the configs with the first.
 
     Args:
         names: what the messages call the ingredients.
         configs: their ``config.json``, in the same order.
-
-    Returns:
-        One line for each key and each ingredient that differs from the first.
+        accepted: keys that may differ, ``text_config.hidden_act`` for one that lies deeper.
+        donor: whose config the mix takes.
     """
     first = _comparable(configs[0])
-    return [
-        f"{key} is {ours!r} in {names[0]} and {theirs!r} in {name} - ingredients must have "
-        "the same architecture - mix checkpoints that were fine-tuned from one base"
-        for name, config in zip(names[1:], configs[1:], strict=True)
-        for key, ours, theirs in _differences(first, _comparable(config))
-    ]
+    problems, notes = [], []
+    for name, config in zip(names[1:], configs[1:], strict=True):
+        for key, ours, theirs in _differences(first, _comparable(config)):
+            found = f"{key} is {ours!r} in {names[0]} and {theirs!r} in {name}"
+            if key in accepted or key.rpartition(".")[2] in accepted:
+                notes.append(f"{found}, which was accepted; the mix takes that of {names[donor]}")
+            elif _is_note(key, configs[0], config):
+                notes.append(f"{found}; the mix takes that of {names[donor]}")
+            else:
+                problems.append(
+                    f"{found} - ingredients must have the same architecture - mix checkpoints that "
+                    "were fine-tuned from one base, or take the value of "
+                    f"{names[donor]} with --accept-config {key} (accept_config)"
+                )
+    return ConfigDifferences(tuple(problems), tuple(notes))
+
+
+def _is_note(path: str, *configs: Mapping[str, Any]) -> bool:
+    """Whether a difference changes nothing about what a weight means."""
+    *above, key = path.split(".")
+    if key in _OF_LENGTH:
+        return True
+    switch = _SWITCHED.get(key)
+    for part in above:
+        configs = tuple(c.get(part) or {} for c in configs)
+    return switch is not None and all(config.get(switch) is False for config in configs)
 
 
 def _differences(
@@ -78,10 +129,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     result = {
         key: _comparable(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if key not in _HARMLESS
-        and "dropout" not in key
-        and "drop_" not in key
-        and not key.endswith("version")
+        if key not in _HARMLESS and not _OF_TRAINING.search(key)
     }
     _spell_rope(result)
     labels = _labels(config)

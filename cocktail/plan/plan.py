@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cocktail.checkpoint.architecture import architecture_of, layer_count, looks_loadable
+from cocktail.checkpoint.card import licence_note, licences
 from cocktail.checkpoint.companions import companion_files, left_behind
-from cocktail.checkpoint.kinds import Kind, detect_kind, kind_named, kind_problem
+from cocktail.checkpoint.kinds import KINDS, Kind, detect_kind, kind_named, kind_problem
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.resolve import resolve
 from cocktail.checkpoint.ties import is_quantised, is_tied
-from cocktail.errors import CheckpointError, PlanError, RecipeError
+from cocktail.errors import CheckpointError, PlanError, RecipeError, listed
 from cocktail.plan.align import Alignment, align_parts
-from cocktail.plan.configs import config_problems, pooling_problems
+from cocktail.plan.configs import compare_configs, pooling_problems
 from cocktail.plan.mixed_tensor import Merge, MixedTensor, OutputFile
+from cocktail.plan.tokenizer import choose_tokenizer
 from cocktail.plan.vocabularies import Vocabularies, compare_vocabularies
 from cocktail.recipe.recipe import Recipe
 from cocktail.recipe.schedule import layer_depths, unmatched_filters
@@ -39,6 +42,7 @@ class Plan:
         donor: the ingredient that config, tokenizer and other companions come from.
         files: the weights to write.
         companions: files to copy, by their path in the output.
+        texts: files to write, by their path in the output; they take the place of copies.
         notes: what was decided that a user may want to know, one line each.
         data_sha256: of the examples, once the models have been measured on them.
         overwrite: whether a model that stands at the output may be replaced.
@@ -53,6 +57,7 @@ class Plan:
     notes: tuple[str, ...]
     data_sha256: str | None = None
     overwrite: bool = False
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> list[MixedTensor]:
@@ -171,31 +176,42 @@ def build_plan(
             problems.append(str(error))
     if len(ingredients) < max(2, len(recipe.ingredients)):
         raise PlanError(list(dict.fromkeys(problems)))
-    vocabularies = _vocabularies(ingredients)
+    vocabularies = _vocabularies(ingredients, recipe)
     aligned = align_parts(ingredients, recipe, vocabularies)
     donor = ingredients[aligned.donor]
     kind = _kind(recipe.model_type, donor, problems)
     problems += _agreement_problems(ingredients, kind, vocabularies)
-    if vocabularies.grew and recipe.tokenizer_source not in (None, donor.reference):
-        problems.append(
-            f"tokenizer_source is {recipe.tokenizer_source} and {donor.reference} has more tokens "
-            "- the mix takes the tokenizer that holds all - leave tokenizer_source out"
-        )
+    # Where rows are aligned by token, each may have as many as it likes.
+    free = ("vocab_size",) if vocabularies.grew else ()
+    differences = compare_configs(
+        [checkpoint.reference for checkpoint in ingredients],
+        [_without(checkpoint.config, free) for checkpoint in ingredients],
+        recipe.accept_config,
+        aligned.donor,
+    )
+    problems += differences.problems
+    tokenizer = choose_tokenizer(recipe, ingredients, donor, vocabularies)
+    problems += tokenizer.problems + _layer_problems(recipe, ingredients)
     problems += pooling_problems(ingredients, recipe.pooling)
-    problems += aligned.problems or _head_problems(kind, aligned, donor)
+    problems += aligned.problems or _load_problems(kind, aligned, donor, recipe)
     if problems or kind is None:
         raise PlanError(list(dict.fromkeys(problems)))
     files = _lay_out(ingredients, aligned, recipe, shard_bytes)
     adaptions = [c.adaption for c in ingredients if c.adaption is not None]
     notes = (
+        *(note for checkpoint in ingredients for note in checkpoint.notes),
         *aligned.notes,
+        *differences.notes,
+        *tokenizer.notes,
+        *recipe.notes(),
         *(note for adaption in adaptions for note in adaption.notes),
         *left_behind(donor),
+        *_licence_notes(ingredients),
     )
-    source = recipe.tokenizer_source
-    tokenizer = None if source is None else ingredients[recipe.ingredients.index(source)]
-    companions = companion_files(donor, tokenizer)
-    return Plan(recipe, kind, tuple(ingredients), donor, files, companions, notes)
+    companions = companion_files(donor, tokenizer.folder)
+    return Plan(
+        recipe, kind, tuple(ingredients), donor, files, companions, notes, texts=tokenizer.texts
+    )
 
 
 def parse_size(size: int | str) -> int:
@@ -229,19 +245,33 @@ def _detect(donor: Checkpoint) -> Kind:
     if kind is None:
         raise PlanError(
             [
-                f"{donor.reference}: its config names the architecture "
-                f"{donor.config.get('architectures')!r}, which tells no kind - give one with "
-                "--model-type (model_type=)"
+                f"{donor.reference}: its config names no architectures, which would tell what kind "
+                f"of model it is - one of {', '.join(KINDS)} - give one with --model-type "
+                "(model_type=)"
             ]
         )
     return kind
 
 
-def _vocabularies(ingredients: Sequence[Checkpoint]) -> Vocabularies:
+def _vocabularies(ingredients: Sequence[Checkpoint], recipe: Recipe) -> Vocabularies:
+    source = recipe.tokenizer_source
+    chosen = recipe.ingredients.index(source) if source in recipe.ingredients else None
     try:
-        return compare_vocabularies(ingredients)
+        return compare_vocabularies(ingredients, chosen)
     except CheckpointError as error:
         return Vocabularies(problems=[str(error)])
+
+
+def _layer_problems(recipe: Recipe, ingredients: Sequence[Checkpoint]) -> list[str]:
+    """Say which model has another number of layers than the recipe counts."""
+    if recipe.layers is None:
+        return []
+    return [
+        f"{checkpoint.reference} has {count} layers and the recipe's slices cover {recipe.layers} "
+        "- whole models are merged - let the slices cover all layers, or use models"
+        for checkpoint in ingredients
+        if (count := layer_count(checkpoint.config)) not in (None, recipe.layers)
+    ]
 
 
 def _agreement_problems(
@@ -255,10 +285,9 @@ def _agreement_problems(
         for name, config in zip(names, configs, strict=True)
         if is_quantised(config)
     ]
-    # Where rows are aligned by token, each may have as many as it likes.
-    free = ("vocab_size",) if vocabularies.grew else ()
-    problems += config_problems(names, [_without(config, free) for config in configs])
-    ties = [is_tied(config) for config in configs]
+    ties = [config.get("tie_word_embeddings") for config in configs]
+    if any(tie is not None for tie in ties):
+        ties = [is_tied(config) for config in configs]
     if True in ties and False in ties and kind is not None and kind.ties_embeddings:
         problems.append(
             f"{names[ties.index(True)]} ties its output embedding to the input, "
@@ -272,21 +301,61 @@ def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
 
 
-def _head_problems(kind: Kind | None, aligned: Alignment, donor: Checkpoint) -> list[str]:
-    """A model of this kind without its head would start with a random one."""
-    if kind is None or not kind.heads:
-        return []
-    if kind.ties_embeddings and is_tied(donor.config) is not False:
-        return []
+def _licence_notes(ingredients: Sequence[Checkpoint]) -> list[str]:
+    found = {k: v for checkpoint in ingredients for k, v in licences(checkpoint).items()}
+    note = licence_note(found)
+    return [] if note is None else [note]
+
+
+def _load_problems(
+    kind: Kind | None, aligned: Alignment, donor: Checkpoint, recipe: Recipe
+) -> list[str]:
+    """Say what a loader would draw at random, because the mix does not have it."""
     names = [name for part, name in aligned.sources if part == MAIN]
-    if any(name.split(".")[0] in kind.heads for name in names):
+    if not names:
+        return ["the ingredients have no tensor in common - mix checkpoints of one base"]
+    has_head = kind is None or _has_head(kind, names, donor)
+    asked = aligned.architecture
+    if asked is None and not (has_head and looks_loadable(names, donor.config)):
+        asked = architecture_of(donor.config)
+    if asked is None:
+        return [] if has_head or kind is None else [_no_head(kind, kind.heads)]
+    if recipe.head == "drop":
         return []
+    unfilled = [name for name in asked.unfilled(names) if "pooler." not in name]
+    heads = [name for name in unfilled if asked.has_prefix and not name.startswith(asked.prefix)]
+    if not has_head and kind is not None and (heads or not asked.has_prefix) and unfilled:
+        return [_no_head(kind, heads or unfilled)]
+    unknown = [name for name in names if asked.place(name) is None and not asked.is_ignored(name)]
+    if unfilled and unknown:
+        return [
+            f"{asked.name}, the class that the config names, has no place for {len(unknown)} of "
+            f"{len(names)} tensors ({listed(unknown, 3)}) and would draw {len(unfilled)} others at "
+            f"random ({listed(unfilled, 3)}) - a mix is written only if its class loads it - save "
+            "the models with save_pretrained()"
+        ]
+    if unfilled:
+        aligned.notes.append(
+            f"no ingredient has {listed(unfilled, 3)}; loading the mix draws "
+            f"{'it' if len(unfilled) == 1 else 'them'} at random, as it does for the ingredients"
+        )
+    return []
+
+
+def _has_head(kind: Kind, names: Sequence[str], donor: Checkpoint) -> bool:
+    """Whether the names show the head that this kind needs, or its class makes one."""
+    if not kind.heads or any(name.split(".")[0] in kind.heads for name in names):
+        return True
     if "auto_map" in donor.config:
-        return []  # custom code may call its head anything
-    return [
-        f"no ingredient has a head for {kind.name} models ({', '.join(kind.heads)}) - the "
-        "mix would get a random one - fine-tune first, or name the right model_type"
-    ]
+        return True  # custom code may call its head anything
+    return kind.ties_embeddings and is_tied(donor.config) is not False
+
+
+def _no_head(kind: Kind, heads: Sequence[str]) -> str:
+    return (
+        f"no ingredient has a head for {kind.name} models ({listed(heads, 4)}) - the mix would get "
+        "a random one - fine-tune first, or name the right model_type"
+    )
 
 
 def _lay_out(
@@ -367,9 +436,9 @@ def _merged(tensor: MixedTensor, recipe: Recipe, depths: Mapping[str, float]) ->
 def _cut(tensors: Sequence[MixedTensor], shard_bytes: int) -> list[list[MixedTensor]]:
     """Fill shards in order; a tensor larger than a shard gets one of its own."""
     shards: list[list[MixedTensor]] = []
-    filled = shard_bytes
+    filled = 0
     for tensor in tensors:
-        if filled + tensor.nbytes > shard_bytes:
+        if not shards or filled + tensor.nbytes > shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(tensor)

@@ -40,7 +40,7 @@ class Vocabularies:
     """What the tokenizers of K ingredients have to do with each other.
 
     Attributes:
-        largest: the ingredient whose tokenizer holds all tokens.
+        largest: the ingredient whose tokenizer holds all tokens, or was chosen.
         tokens: by ingredient, its ids by token, where they are not all alike.
         problems: one line for each contradiction.
     """
@@ -82,8 +82,14 @@ class Vocabularies:
         return found
 
 
-def compare_vocabularies(checkpoints: Sequence[Checkpoint]) -> Vocabularies:
+def compare_vocabularies(
+    checkpoints: Sequence[Checkpoint], chosen: int | None = None
+) -> Vocabularies:
     """Find out which tokens the ingredients share, and which ids these have.
+
+    Args:
+        chosen: the ingredient whose tokenizer the mix takes; by default the one with most tokens,
+            which must then hold those of all.
 
     An ingredient without tokenizer files is taken to have the tokenizer of the first that has one.
 
@@ -107,8 +113,8 @@ def compare_vocabularies(checkpoints: Sequence[Checkpoint]) -> Vocabularies:
             problems += _unread_problems(first, checkpoints[i])
     if problems or not all(ids) or all(table == ids[0] for table in ids):
         return Vocabularies(problems=problems)
-    largest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    problems = _contradictions(checkpoints, ids, largest)
+    largest = max(range(len(ids)), key=lambda i: len(ids[i])) if chosen is None else chosen
+    problems = _contradictions(checkpoints, ids, largest, may_lose=chosen is not None)
     return Vocabularies(largest, tuple(ids), problems)
 
 
@@ -137,9 +143,14 @@ def _unread_problems(first: Checkpoint, other: Checkpoint) -> list[str]:
 
 
 def _contradictions(
-    checkpoints: Sequence[Checkpoint], ids: Sequence[Mapping[str, int]], largest: int
+    checkpoints: Sequence[Checkpoint],
+    ids: Sequence[Mapping[str, int]],
+    largest: int,
+    *,
+    may_lose: bool,
 ) -> list[str]:
-    """Tokens that all ingredients know must have one id; the largest must know all tokens."""
+    """Tokens that all ingredients know must have one id; the largest must know all tokens, unless
+    some may be lost."""
     problems = []
     common = set(ids[0]).intersection(*ids[1:])
     ours = checkpoints[largest].reference
@@ -156,7 +167,7 @@ def _contradictions(
                 "token - mix checkpoints of one tokenizer"
             )
         unknown = [repr(token) for token in ids[i] if token not in ids[largest]]
-        if unknown:
+        if unknown and not may_lose:
             problems.append(
                 f"{checkpoint.reference} has {len(unknown)} tokens that {ours} lacks "
                 f"({listed(unknown, 3)}) - the mix takes a tokenizer that holds all tokens - add "

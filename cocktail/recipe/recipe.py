@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -12,9 +13,10 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from cocktail.checkpoint.folder import local_folder
 from cocktail.errors import RecipeError, listed
 from cocktail.methods.method import LINES, WEIGHT, Method, Option
-from cocktail.methods.registry import method_named
+from cocktail.methods.registry import method_named, option_names
 from cocktail.numbers import cancel, exact_sum, plain, read_weights
 from cocktail.recipe.schedule import checked_setting, known_options, lines_depth, value_at
 from cocktail.tensors.dtypes import parse_dtype, torch_name
@@ -43,7 +45,11 @@ class Recipe:
         base_model: what the others were fine-tuned from; may stand among the models.
         parameters: of the method, for all models; each a scalar, a gradient or a list of filters.
         model_parameters: of each of the models; they go before ``parameters``.
-        tokenizer_source: the ingredient that the tokenizer's files come from, if not the donor.
+        tokenizer_source: where the tokenizer's files come from, if not from the donor: an
+            ingredient, another folder or Hub id, or ``union`` for the one that holds all tokens.
+        chat_template: text of a template for the mix, or ``auto`` for the one that most have.
+        accept_config: keys of ``config.json`` that may differ; the donor's value is taken.
+        layers: how many layers each model must have, where the recipe counts them.
         seed: of methods that draw at random.
         data: JSONL file of the examples that a method with a statistic measures the models on.
         name: what a later recipe calls the result by.
@@ -64,6 +70,9 @@ class Recipe:
     seed: int = 0
     name: str | None = None
     data: str | None = None
+    chat_template: str | None = None
+    accept_config: tuple[str, ...] = ()
+    layers: int | None = None
     steps: tuple[Recipe, ...] = ()
 
     @cached_property
@@ -131,10 +140,10 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value not in get_args(allowed):
                 found.append(f"{name} is {value!r} - it is one of {', '.join(get_args(allowed))}")
-        if self.tokenizer_source not in (None, *self.ingredients):
+        if self.chat_template not in (None, "auto") and "{" not in str(self.chat_template):
             found.append(
-                f"tokenizer_source is {self.tokenizer_source!r} - it is one of the models - name "
-                f"one of {listed(self.ingredients)}, or base"
+                f"chat_template is {self.chat_template!r:.60} - it is auto, or the text of a Jinja "
+                "template - paste the template, or leave it out"
             )
         try:
             found += self._data_problems(self.method)
@@ -166,7 +175,9 @@ class Recipe:
                 f"{method.name} has no base - it works on what fine-tuning changed - name the "
                 "model that the others were fine-tuned from (--base, base_model)"
             ]
-        if method.base == "ingredient" and self.base_model not in (None, *self.models):
+        needs_weight = method.weighted or method.statistic is not None
+        is_foreign = self.base_model not in (None, *self.models)
+        if method.base == "ingredient" and needs_weight and is_foreign:
             return [
                 f"the base {self.base_model} is not among the models - {method.name} has no other "
                 "use for it - name it among them"
@@ -202,7 +213,8 @@ class Recipe:
             takes = "each model takes one weight, in the same order"
             if count < len(self.models):
                 takes = f"the base {self.base_model} takes none, each other model one, in order"
-            return [f"{len(self.weights)} weights for {count} models - {takes} - make them agree"]
+            counted = f"{len(self.weights)} weight{'s' * (len(self.weights) != 1)}"
+            return [f"{counted} for {count} models - {takes} - make them agree"]
         total = exact_sum(self.weights)
         if self.is_weighted_sum and not abs(total - 1) <= WEIGHT_TOLERANCE:
             return [
@@ -227,9 +239,10 @@ class Recipe:
         """
         known = {option.name: option for option in self.options()}
         for parameters in (self.parameters, *self.model_parameters):
-            known_options(known, parameters, self.merge_method)
-            for name, setting in parameters.items():
-                checked_setting(known[name], setting)
+            own = [name for name in parameters if name not in self._unused(known)]
+            known_options(known, own, self.merge_method)
+            for name in own:
+                checked_setting(known[name], parameters[name])
         if self.weights and any(
             "weight" in parameters for parameters in (self.parameters, *self.model_parameters)
         ):
@@ -237,6 +250,20 @@ class Recipe:
                 "weights are given twice, as weights and as parameters - one of them counts - "
                 "leave the others out"
             )
+
+    def _unused(self, known: Iterable[str]) -> list[str]:
+        """The parameters given that other methods have, and this one does not."""
+        given = dict.fromkeys(
+            name for parameters in (self.parameters, *self.model_parameters) for name in parameters
+        )
+        return [name for name in given if name in option_names() and name not in known]
+
+    def notes(self) -> list[str]:
+        """What of the recipe has no effect, one line each."""
+        unused = self._unused([option.name for option in self.options()])
+        if not unused:
+            return []
+        return [f"{self.merge_method} does not use {listed(unused)}; passed over"]
 
     def for_tensor(
         self, name: str, depths: Mapping[str, float]
@@ -305,6 +332,8 @@ class Recipe:
         values = {key: value for key, value in values.items() if value != defaults[key]}
         values.pop("steps", None)
         values["models"] = list(self.models)
+        if self.accept_config:
+            values["accept_config"] = list(self.accept_config)
         parameters = values.pop("model_parameters", ())
         if any(parameters):
             values["models"] = [
@@ -351,6 +380,9 @@ def make_recipe(
     seed: int = 0,
     name: str | None = None,
     data: str | Path | None = None,
+    chat_template: str | None = None,
+    accept_config: Sequence[str] = (),
+    layers: int | None = None,
 ) -> Recipe:
     """Build a recipe from what a user passed.
 
@@ -362,7 +394,7 @@ def make_recipe(
         raise RecipeError(f"models are {models!r} - they are a list of folders or Hub ids")
     for key, text in (
         ("model_type", model_type), ("merge_method", merge_method), ("name", name),
-        ("tokenizer_source", tokenizer_source),
+        ("tokenizer_source", tokenizer_source), ("chat_template", chat_template),
     ):  # fmt: skip
         if text is not None and not isinstance(text, str):
             raise RecipeError(f"{key} is {text!r} - it is text - correct it")
@@ -374,20 +406,50 @@ def make_recipe(
     seed = plain(seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise RecipeError(f"seed is {seed!r} - it is a whole number - correct it")
+    if isinstance(accept_config, str) or not all(isinstance(key, str) for key in accept_config):
+        raise RecipeError(
+            f"accept_config is {accept_config!r} - it is a list of keys of config.json - correct it"
+        )
+    names = tuple(str(model) for model in models)
     recipe = Recipe(
-        tuple(str(model) for model in models),
+        names,
         read_weights(weights),
         model_type,
         parse_dtype(dtype),
         head,  # type: ignore[arg-type]  # checked by problems(), with all others
         pooling,  # type: ignore[arg-type]
         merge_method,
-        None if base_model is None else str(base_model),
+        _as_named(base_model, names),
         plain(parameters or {}),
         tuple(plain(given) for given in model_parameters),
-        tokenizer_source,
+        _as_named(tokenizer_source, (*names, *filter(None, [_as_named(base_model, names)]))),
         seed,
         name,
         None if data is None else str(data),
+        chat_template,
+        tuple(accept_config),
+        layers,
     )
-    return recipe.normalized() if normalize else recipe
+    return _normalized(recipe) if normalize else recipe
+
+
+def _normalized(recipe: Recipe) -> Recipe:
+    """Divide weights by their sum, or let the method do so where they are parameters."""
+    if recipe.weights:
+        return recipe.normalized()
+    if not any(option.name == "normalize" for option in recipe.options()):
+        return recipe
+    return replace(recipe, parameters={"normalize": True, **recipe.parameters})
+
+
+def _as_named(reference: str | Path | None, names: Sequence[str]) -> str | None:
+    """The name among ``names`` of the same folder, however it is spelt: ``base`` for ``./base``."""
+    if reference is None or str(reference) in names:
+        return None if reference is None else str(reference)
+    folder = local_folder(str(reference))
+    if folder is not None:
+        for name in names:
+            other = local_folder(name)
+            if other is not None and os.path.realpath(other) == os.path.realpath(folder):
+                return name
+    return str(reference)

@@ -12,6 +12,7 @@ import yaml
 
 from cocktail.errors import RecipeError, listed
 from cocktail.numbers import is_number, plain_number
+from cocktail.recipe.slices import whole_slices
 
 RECIPE_FILE = "cocktail.yaml"
 
@@ -29,17 +30,19 @@ _KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "merge_method": (str, "a name, see `cocktail methods`"),
     "base_model": (str, "a folder or a Hub id"),
     "parameters": (dict, "a map of the method's parameters"),
-    "tokenizer_source": (str, "base, or one of the models"),
+    "tokenizer_source": (str, "base, union, one of the models, or another folder or Hub id"),
+    "tokenizer": (dict, "a map with source"),
+    "chat_template": (str, "auto, or the text of a Jinja template"),
+    "slices": (list, "a list of maps with sources"),
+    "accept_config": (list, "a list of keys of config.json"),
+    "layers": (int, "a whole number"),
     "seed": (int, "a whole number"),
     "data": (str, "a JSONL file of examples"),
     "name": (str, "a name that later documents call the result by"),
 }
 # mergekit's, for which a weighted average of whole models has no meaning or no need.
 _UNSUPPORTED = {
-    "slices": "layers of different models stacked on each other",
     "modules": "parts of a model merged by different recipes",
-    "tokenizer": "a tokenizer put together token by token",
-    "chat_template": "another chat template",
     "gate_mode": "a mixture of experts",
     "experts": "a mixture of experts",
 }
@@ -84,7 +87,39 @@ def read_recipes(path: Path) -> list[dict[str, Any]]:
         raise RecipeError(
             f"{path}: holds no recipe - the record of a mix has one - name a cocktail.json"
         ) from None
-    return [_recipe(path, document) for document in documents or [None] if document != {}] or [{}]
+    recipes = [_recipe(path, document) for document in documents or [None] if document != {}]
+    return in_order(path, recipes) or [{}]
+
+
+def in_order(path: Path, recipes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put every recipe after those whose results it uses, whatever the order of the documents.
+
+    The one that no other uses comes last.
+
+    Raises:
+        RecipeError: some use each other's results in a circle.
+    """
+    names = {recipe["name"]: i for i, recipe in enumerate(recipes) if recipe.get("name")}
+    if len(names) < len([recipe for recipe in recipes if recipe.get("name")]):
+        return recipes  # the pipeline says which name stands twice
+    uses = [
+        {names[m] for m in (*recipe.get("models", ()), recipe.get("base_model")) if m in names}
+        for recipe in recipes
+    ]
+    used = set().union(*uses)
+    ordered: list[int] = []
+    waiting = sorted(range(len(recipes)), key=lambda i: (i not in used, i))
+    while waiting:
+        ready = next((i for i in waiting if uses[i] <= set(ordered)), None)
+        if ready is None:
+            shown = [str(recipes[i].get("name")) for i in waiting]
+            raise RecipeError(
+                f"{path}: the recipes {listed(shown)} use each other's results in a circle - one "
+                "must come first - correct their models"
+            )
+        ordered.append(ready)
+        waiting.remove(ready)
+    return [recipes[i] for i in ordered]
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,7 +137,18 @@ class _Loader(yaml.SafeLoader):
 
 
 def _documents(text: str) -> Iterator[Any]:
-    return yaml.load_all(text, Loader=_Loader)
+    for document in yaml.load_all(text, Loader=_Loader):
+        _require_finite(document, [])
+        yield document
+
+
+def _require_finite(value: Any, above: list[int]) -> None:
+    """Refuse a value that an alias puts into itself, which nothing could walk to its end."""
+    if id(value) in above:
+        raise ValueError("an alias stands inside its own anchor - the value would have no end")
+    if isinstance(value, dict | list):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            _require_finite(item, [*above, id(value)])
 
 
 def _recorded(text: str) -> list[Any]:
@@ -125,6 +171,10 @@ def _recipe(path: Path, values: Any) -> dict[str, Any]:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise RecipeError(f"{path}: {key} is {value!r} - it must be {meaning}")
     recipe = dict(values)
+    if "slices" in recipe:
+        recipe |= whole_slices(path, recipe)
+    if "tokenizer" in recipe:
+        recipe["tokenizer_source"] = _tokenizer(path, recipe)
     if "weights" in recipe:
         recipe["weights"] = [_number(path, weight) for weight in recipe["weights"]]
     if "models" in recipe:
@@ -137,7 +187,33 @@ def _recipe(path: Path, values: Any) -> dict[str, Any]:
         recipe["dtype"] = recipe.pop("out_dtype")
     if recipe.get("tokenizer_source") == "base":
         recipe["tokenizer_source"] = recipe.get("base_model")
+    for key in ("slices", "tokenizer"):
+        recipe.pop(key, None)
     return recipe
+
+
+def _tokenizer(path: Path, recipe: Mapping[str, Any]) -> str:
+    """The source in mergekit's map ``tokenizer``."""
+    value = recipe["tokenizer"]
+    if recipe.get("tokenizer_source") is not None:
+        raise RecipeError(
+            f"{path}: has tokenizer and tokenizer_source - both name the tokenizer - leave one out"
+        )
+    for key in ("tokens", "pad_to_multiple_of"):
+        if value.get(key):
+            raise RecipeError(
+                f"{path}: tokenizer has {key} - rows of the embedding are aligned by token, or "
+                "taken as they are; none is made up or moved - leave it out, or use mergekit for it"
+            )
+    for key in value:
+        _check_key(path, key, {"source": None, "tokens": None, "pad_to_multiple_of": None})
+    source = value.get("source", "union")
+    if not isinstance(source, str):
+        raise RecipeError(
+            f"{path}: tokenizer's source is {source!r} - it is base, union, a model or a folder - "
+            "correct it"
+        )
+    return source
 
 
 def _check_key(path: Path, key: object, known: Mapping[str, Any]) -> None:

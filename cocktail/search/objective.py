@@ -13,19 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import exp, log
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from cocktail.errors import CocktailError, NonFiniteError
-from cocktail.measure.mixture import BACKWARD_COST, Mixture, Weights
-from cocktail.measure.tasks.task import Task, ndcg_at_10
+from cocktail.errors import NonFiniteError
+from cocktail.measure.mixture import Mixture, Weights
+from cocktail.measure.tasks.task import Task, Values, ndcg_at_10
 
 SCALE_SPREAD = log(4)
 """Prior on log s: a factor of 4 either way costs half a nat, once, whatever the examples."""
@@ -33,7 +31,6 @@ _LARGEST_LOG_SCALE = 12.0
 _ALIKE = 0.05
 """Standard deviation of an example's scores from which on the scale has one best value."""
 
-Values = npt.NDArray[np.float64]
 Block = tuple[Tensor, Sequence[int]]
 """Rows of a model and the examples that are measured with them."""
 
@@ -52,10 +49,6 @@ class Objective(Protocol):
 
     def value_and_gradient(self, weights: Weights) -> tuple[float, Weights]:
         """The loss and its K partial derivatives."""
-
-
-class BudgetSpentError(CocktailError):
-    """The next evaluation would cost more than the budget has left."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +92,8 @@ def measure(task: Task, blocks: Sequence[Block], among: Sequence[int] | None = N
     return Measurement(losses, scale, penalty, np.concatenate(metrics) if metrics else None)
 
 
-def _fit_scale(task: Task, scores: Sequence[Any], near: float | None = None) -> tuple[float, float]:
-    """The scale that minimises the mean loss plus the prior, and what the prior adds.
-
-    Args:
-        near: where log s probably is; by default near 0, unless the scores are all but alike.
-    """
+def _fit_scale(task: Task, scores: Sequence[Any]) -> tuple[float, float]:
+    """The scale that minimises the mean loss plus the prior, and what the prior adds."""
     if not task.scale_free:
         return 1.0, 0.0
     precision = 1 / SCALE_SPREAD**2
@@ -124,11 +113,10 @@ def _fit_scale(task: Task, scores: Sequence[Any], near: float | None = None) -> 
         losses = sum(task.losses(each, at).sum().item() for each in scores)
         return losses + precision * log_scale**2 / 2
 
-    if near is None:
-        variance = sum(task.scale_slopes(each, 0.0)[1] for each in scores) / count
-        # Near s = 1 scores that are all but alike say nothing, and the prior has a valley there.
-        alike = variance < _ALIKE**2
-        near = min(np.arange(0, _LARGEST_LOG_SCALE, 0.5).tolist(), key=value) if alike else 0.0
+    variance = sum(task.scale_slopes(each, 0.0)[1] for each in scores) / count
+    # Near s = 1 scores that are all but alike say nothing, and the prior has a valley there.
+    alike = variance < _ALIKE**2
+    near = min(np.arange(0, _LARGEST_LOG_SCALE, 0.5).tolist(), key=value) if alike else 0.0
     best = _root(slopes, near)
     if best is None:
         return 1.0, 0.0  # not finite, as the losses at any scale will show
@@ -163,72 +151,11 @@ def row_gradient(task: Task, rows: Tensor, examples: Sequence[int], scale: float
     return gradient
 
 
-Pairs = Sequence[tuple[int, int]]
-
-
-class EnsembleObjective:
-    """The loss of averaged outputs of models that were run already: no forward.
-
-    From the K ingredients alone it is convex where the outputs are logits. With the half-and-half
-    mixes of pairs it follows how outputs bend between ingredients, as a quadratic that is exact at
-    all of these points: Scheffe, "Experiments with mixtures" (1958), section 3.
-
-    Args:
-        kept: (K + P, R, ...) what ``task.keep`` returned for each ingredient, then for each pair,
-            in fp64.
-        pairs: P pairs of ingredients.
-        examples: that count.
-    """
-
-    def __init__(
-        self, task: Task, kept: Tensor, examples: Sequence[int], pairs: Pairs = ()
-    ) -> None:
-        self.size = len(kept) - len(pairs)
-        self._task = task
-        self._kept = kept
-        self._examples = examples
-        self._pairs = torch.tensor(pairs).reshape(-1, 2)
-        self._log_scale: float | None = None
-
-    def rows(self, weights: Weights) -> Tensor:
-        leaf = torch.from_numpy(np.array(weights))
-        return self._task.blend(self._kept, self._shares(leaf))
-
-    def value(self, weights: Weights) -> float:
-        return measure(self._task, [(self.rows(weights), self._examples)]).objective
-
-    def value_and_gradient(self, weights: Weights) -> tuple[float, Weights]:
-        leaf = torch.from_numpy(np.array(weights)).requires_grad_()
-        rows = self._task.blend(self._kept, self._shares(leaf))
-        scores = self._task.scores(rows, self._examples)
-        # The scale moves little from one point of a descent to the next.
-        scale, penalty = _fit_scale(self._task, [_detach(scores)], self._log_scale)
-        self._log_scale = log(scale)
-        at = torch.tensor(scale, dtype=torch.float64)
-        loss = self._task.losses(scores, at).mean()
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.item() + penalty, gradient.numpy()
-
-    def _shares(self, weights: Tensor) -> Tensor:
-        """(K + P,) shares of the kept outputs: w_i (2 w_i - 1) and 4 w_i w_j, or w_i alone."""
-        if not len(self._pairs):
-            return weights
-        first, second = weights[self._pairs[:, 0]], weights[self._pairs[:, 1]]
-        return torch.cat([weights * (2 * weights - 1), 4 * first * second])
-
-
-def _detach(scores: Any) -> Any:
-    if isinstance(scores, tuple):
-        return tuple(part.detach() for part in scores)
-    return scores.detach()
-
-
 class MixObjective:
     """The loss of the mixed model itself.
 
     Args:
         examples: that count; all of the task's by default.
-        budget: forward equivalents after which the next evaluation is refused.
         observe: called with the weights and the loss of every evaluation.
     """
 
@@ -238,49 +165,22 @@ class MixObjective:
         task: Task,
         examples: Sequence[int] | None = None,
         *,
-        budget: float = float("inf"),
         observe: Callable[[Weights, float], None] | None = None,
     ) -> None:
         self.size = len(mixture.plan.ingredients)
         self.mixture = mixture
         self.task = task
         self.examples = range(len(task.places)) if examples is None else examples
-        self.budget = budget
         self._observe = observe
         self._subset = None if examples is None else examples
         self._rows: dict[bytes, Tensor] = {}
 
-    @cached_property
-    def forward_cost(self) -> float:
-        """Forward equivalents of one value."""
-        batches = self.task.batches(self.mixture.forward_tokens, self._subset)
-        return sum(batch.tokens for batch in batches) / self.mixture.unit_tokens
-
-    @property
-    def gradient_cost(self) -> float:
-        """Forward equivalents of one value with its gradient."""
-        passes = (2 if self.task.scale_free else 1) + BACKWARD_COST
-        return passes * self.forward_cost
-
     def rows(self, weights: Weights) -> Tensor:
-        """The mixed model's rows; each set of weights is run once.
-
-        Raises:
-            BudgetSpentError: there is no budget left for it.
-        """
+        """The mixed model's rows; each set of weights is run once."""
         key = weights.tobytes()
         if key not in self._rows:
-            self._spend(self.forward_cost)
             self._rows[key] = self.mixture.rows(self.task, weights, self._subset)
         return self._rows[key]
-
-    def has_run(self, weights: Weights) -> bool:
-        """Whether the rows at these weights are known."""
-        return weights.tobytes() in self._rows
-
-    def share_rows(self, other: MixObjective) -> None:
-        """Know what another objective over the same examples has run."""
-        self._rows = other._rows
 
     def remember(self, weights: Weights, rows: Tensor) -> None:
         """Take rows that were computed elsewhere."""
@@ -291,7 +191,6 @@ class MixObjective:
 
         Raises:
             NonFiniteError: a loss is NaN or infinite; names the example.
-            BudgetSpentError: there is no budget left for it.
         """
         found = measure(self.task, [(self.rows(weights), self.examples)])
         self._require_finite(found.losses, weights)
@@ -306,24 +205,14 @@ class MixObjective:
         if self.task.scale_free:
             found = self.measure(weights)
             upstream = row_gradient(self.task, self.rows(weights), self.examples, found.scale)
-            self._spend(self.gradient_cost - self.forward_cost)
             _, slopes = self.mixture.gradient(self.task, weights, upstream, self._subset)
             return found.objective, slopes
         # The loss is linear in the rows, so that its gradient is known before they are.
         zero = torch.zeros(self.task.rows)
         upstream = row_gradient(self.task, zero, self.examples, 1.0)
-        self._spend(self.gradient_cost)
         rows, slopes = self.mixture.gradient(self.task, weights, upstream, self._subset)
         self.remember(weights, rows)
         return self.measure(weights).objective, slopes
-
-    def _spend(self, forwards: float) -> None:
-        spent = self.mixture.cost.forwards
-        if spent + forwards > self.budget + 1e-9:
-            raise BudgetSpentError(
-                f"{spent:.1f} of {self.budget:g} forward equivalents are spent - the next step "
-                f"takes {forwards:.1f} - raise the budget (--budget, budget=)"
-            )
 
     def _require_finite(self, losses: Values, weights: Weights) -> None:
         broken = np.flatnonzero(~np.isfinite(losses))
@@ -337,30 +226,3 @@ class MixObjective:
             f"{who} has the loss {losses[broken[0]]} on {place} - a loss must be finite - look at "
             "that example, and at the model with `cocktail inspect`"
         )
-
-
-class Regularised:
-    """An objective plus ``strength`` times KL(w || prior).
-
-    The prior is what is likely before any mix is looked at; the fewer and noisier the examples are,
-    the stronger it should be, which cross-validation decides.
-    """
-
-    def __init__(self, objective: Objective, strength: float, prior: Weights) -> None:
-        self.size = objective.size
-        self._objective = objective
-        self._strength = strength
-        self._prior = prior
-
-    def value(self, weights: Weights) -> float:
-        return self._objective.value(weights) + self._strength * self._divergence(weights)
-
-    def value_and_gradient(self, weights: Weights) -> tuple[float, Weights]:
-        value, gradient = self._objective.value_and_gradient(weights)
-        ratio = np.maximum(weights, 1e-9) / self._prior
-        slope = self._strength * (np.log(ratio) + 1)
-        return value + self._strength * self._divergence(weights), gradient + slope
-
-    def _divergence(self, weights: Weights) -> float:
-        held = weights > 0
-        return float(np.sum(weights[held] * np.log(weights[held] / self._prior[held])))

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 from cocktail.errors import RecipeError
 from cocktail.measure.options import MeasureOptions, check_whole, is_number, option
 
-Strategy = Literal["auto", "lm-cocktail", "ensemble", "gradient"]
+Strategy = Literal["auto", "lm-cocktail", "gradient"]
 RetainMeasure = Literal["loss", "metric"]
-DEFAULT_BUDGET = 60.0
+DEFAULT_DROP = 0.01
 LOWEST_TEMPERATURE = 1e-9
 """Losses are means of fp32: their differences have fewer digits than that."""
 
@@ -23,34 +23,37 @@ class SearchOptions(MeasureOptions):
     """How to search, and how to measure.
 
     Attributes:
-        strategy: see ``docs/search.md``.
+        strategy: ``auto`` takes a point of the curve; the others are taken as asked for.
         temperature: of the softmax rule.
         batch_size: consecutive examples that the softmax rule averages at a time, as LM_Cocktail
             does; nothing else depends on it, and forwards are cut by tokens.
-        max_drop: how much worse than the base the mix may be on the retain examples.
-        retain_by: what is compared there, the loss or the ranking metric.
+        max_drop: how much worse than the base the mix may be on the retain examples, beyond one
+            standard error of the difference.
+        retain_by: what is compared there, where it has labels: the ranking metric, or the loss; by
+            default the metric where there is one.
         base: index of the base among the ingredients.
-        budget: forward equivalents (passes over the target's examples; a backward is two); the
-            frontier comes on top.
     """
 
     strategy: Strategy = option(
-        "auto", "How weights are proposed; auto also decides whether to keep the prior."
+        "auto", "auto takes a point of the curve; the others are taken as asked for."
     )
     temperature: float = option(5.0, "Of LM-Cocktail's rule softmax(-loss / T).")
     batch_size: int = option(2, "Examples that this rule averages at a time.")
     max_drop: float = option(
-        0.0, "How much worse than the base the mix may be on the retain examples."
+        DEFAULT_DROP,
+        "How much worse than the base the mix may be on what is retained, beyond a standard error.",
     )
-    retain_by: RetainMeasure = option("loss", "What --max-drop counts: the loss, or NDCG@10.")
+    retain_by: RetainMeasure | None = option(
+        None, "What --max-drop counts with labels.  [NDCG@10 of rankings, else the loss]"
+    )
     base: int = 0
-    budget: float = option(DEFAULT_BUDGET, "Passes over the examples; a backward counts as two.")
 
-    def check(self, *, retains: bool = False) -> None:
+    def check(self, *, labelled: bool = False, unlabelled: bool = False) -> None:
         """Refuse what has no meaning.
 
         Args:
-            retains: there are retain examples.
+            labelled: there are retain examples.
+            unlabelled: there is text to retain.
 
         Raises:
             RecipeError: with the first thing that is wrong.
@@ -59,27 +62,33 @@ class SearchOptions(MeasureOptions):
             raise RecipeError(
                 f"strategy is {self.strategy!r} - it is one of {', '.join(get_args(Strategy))}"
             )
-        if self.retain_by not in get_args(RetainMeasure):
+        if self.retain_by not in (None, *get_args(RetainMeasure)):
             raise RecipeError(f"retain_by is {self.retain_by!r} - it is loss or metric")
         self.check_measuring()
         check_whole("batch_size", self.batch_size, 1)
-        for name in ("temperature", "budget"):
-            value = getattr(self, name)
-            if not (is_number(value) and value > 0):
-                raise RecipeError(f"{name} is {value!r} - it is a number above 0 - give another")
+        if not (is_number(self.temperature) and self.temperature > 0):
+            raise RecipeError(
+                f"temperature is {self.temperature!r} - it is a number above 0 - give another"
+            )
         if self.temperature < LOWEST_TEMPERATURE:
             raise RecipeError(
                 f"temperature is {self.temperature} - below {LOWEST_TEMPERATURE} digits of the "
                 "losses decide that are noise - give a higher one"
             )
-        if not (is_number(self.max_drop) and math.isfinite(self.max_drop)):
+        if not (is_number(self.max_drop) and 0 <= self.max_drop < math.inf):
             raise RecipeError(
-                f"max_drop is {self.max_drop!r} - it is a finite number - give another"
+                f"max_drop is {self.max_drop!r} - it is a finite number of 0 or more - give another"
             )
-        if not retains and (self.max_drop != 0 or self.retain_by != "loss"):
+        if self.retain_by is not None and not labelled:
             raise RecipeError(
-                f"max_drop is {self.max_drop} by {self.retain_by} and there are no retain examples "
-                "- they are what a drop is measured on - add them (--retain, retain_data=)"
+                f"retain_by is {self.retain_by} and there are no labelled retain examples - it "
+                "says which of their measures counts - add them (--retain, retain_data=)"
+            )
+        if self.max_drop != DEFAULT_DROP and not (labelled or unlabelled):
+            raise RecipeError(
+                f"max_drop is {self.max_drop} and nothing is to be retained - a drop is measured "
+                "on general examples - add some (--retain, retain_data=), or text without labels "
+                "(--retain-text, retain_text=)"
             )
 
 

@@ -9,21 +9,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cocktail.errors import OutputError
-from cocktail.search.objective import Measurement
-from cocktail.search.result import Frontier, SearchResult
-from cocktail.search.verdict import CONFIDENCE, Interval
+from cocktail.search.intervals import CONFIDENCE
+from cocktail.search.result import SearchResult
+from cocktail.search.tables import point_rows
 from cocktail.system.temporary import folder_prefix, temporary_parts
 
-REPORT_FILES = ("search.json", "report.md", "weights.png", "frontier.png")
+REPORT_FILES = ("search.json", "report.md", "report.html", "curve.png")
 _PARTS = "report"  # of whose name the temporary folder inside has some
 
 
 def summary(result: SearchResult) -> str:
-    """What the terminal shows: ingredients, candidates, verdict, frontier, weights, cost."""
-    lines = [_columns(single_rows(result)), "", _columns(candidate_rows(result))]
-    if result.frontier is not None:
-        lines += ["", _columns(frontier_rows(result.frontier)), frontier_sentence(result.frontier)]
-    lines += ["", *(f"note: {note}" for note in result.notes), f"{result.verdict.reason}."]
+    """What the terminal shows: the choice and its reason, notes, the curve, weights, cost."""
+    verdict = result.verdict
+    lines = [verdict.headline, f"{verdict.reason}."]
+    if verdict.held_out is not None:
+        lines.append(held_out_sentence(result))
+    lines += [f"note: {note}" for note in result.notes]
+    lines += ["", _columns(point_rows(result)), ""]
     lines += [
         f"{weight:8.4f}  {model}"
         for weight, model in zip(result.weights, result.models, strict=True)
@@ -32,68 +34,11 @@ def summary(result: SearchResult) -> str:
     return "\n".join(lines)
 
 
-def single_rows(result: SearchResult) -> list[list[str]]:
-    """A header and one row for each ingredient by itself."""
-    rows = [["model", "in-sample loss", *([result.metric] if result.metric else [])]]
-    for i, single in enumerate(result.singles):
-        name = single.name + (" (base)" if i == result.base else "")
-        row = [name, f"{single.measured.loss:.4f}"]
-        rows.append(row + ([_metric(single.measured)] if result.metric else []))
-    return rows
-
-
-def candidate_rows(result: SearchResult) -> list[list[str]]:
-    """A header and one row for each candidate."""
-    head = ["candidate", "weights", "in-sample loss", "held-out", "optimism"]
-    if result.metric is not None:
-        head += [result.metric, "held-out"]
-    rows = [head]
-    for candidate in result.candidates:
-        mark = " *" if candidate.name == result.verdict.chosen else ""
-        row = [
-            candidate.name + mark,
-            _weights(candidate.weights),
-            f"{candidate.measured.loss:.4f}",
-            "-" if candidate.held_out is None else f"{candidate.held_out.loss:.4f}",
-            # + 0 makes a zero of what rounds to minus zero.
-            "-" if candidate.optimism is None else f"{round(candidate.optimism, 4) + 0:+.4f}",
-        ]
-        if result.metric is not None:
-            row += [_metric(candidate.measured), _metric(candidate.held_out)]
-        rows.append(row)
-    return rows
-
-
-def frontier_rows(frontier: Frontier) -> list[list[str]]:
-    """A header and one row for each point, by its value on the target."""
-    near = frontier.neighbours
-    rows = [["", "mix", "weights", f"target {frontier.measure}", f"retain {frontier.measure}"]]
-    order = sorted(range(len(frontier.points)), key=lambda i: frontier.points[i].target.mean)
-    for i in order:
-        point = frontier.points[i]
-        mark = "*" if i == frontier.chosen else "~" if i in near else ""
-        rows.append(
-            [
-                mark,
-                point.name,
-                _weights(point.weights),
-                _interval(point.target),
-                _interval(point.retain),
-            ]
-        )
-    return rows
-
-
-def frontier_sentence(frontier: Frontier) -> str:
-    """Whether the limit is kept."""
-    if frontier.missed_by > 0:
-        return (
-            f"No mix keeps the retain {frontier.measure} within {frontier.limit:.4f}; the nearest "
-            f"misses by {frontier.missed_by:.4f}."
-        )
+def held_out_sentence(result: SearchResult) -> str:
+    """What the rule is worth on examples that it did not see."""
     return (
-        f"Limit of the retain {frontier.measure}: {frontier.limit:.4f}; * is the chosen point, "
-        "~ its neighbours."
+        f"Held out, the rule's {result.metric or 'loss'} is {result.verdict.held_out} from the "
+        "base's: each example at the point that the other folds choose."
     )
 
 
@@ -147,7 +92,7 @@ def _folder_problem(folder: Path, models: Sequence[str], output: Path | None) ->
 
 
 def write_report(result: SearchResult, folder: Path) -> list[str]:
-    """Write ``search.json``, ``report.md`` and the pictures; without matplotlib the report says so.
+    """Write ``search.json`` and ``report.md``, with plotly the page, with matplotlib the picture.
 
     Each file is there as a whole, or as it was before; those of an earlier report go.
 
@@ -171,76 +116,73 @@ def write_report(result: SearchResult, folder: Path) -> list[str]:
 
 
 def _write_files(result: SearchResult, folder: Path) -> list[str]:
-    pictures: list[str] = []
+    written: list[str] = []
     if find_spec("matplotlib") is not None:
-        from cocktail.search.pictures import draw_frontier, draw_weights  # noqa: PLC0415 - optional
+        from cocktail.search.pictures import draw_curve  # noqa: PLC0415 - optional
 
-        draw_weights(result, folder / "weights.png")
-        pictures.append("weights.png")
-        if result.frontier is not None:
-            draw_frontier(result, folder / "frontier.png")
-            pictures.append("frontier.png")
-    text = json.dumps(result.to_dict(), indent=2) + "\n"
+        draw_curve(result, folder / "curve.png")
+        written.append("curve.png")
+    if find_spec("plotly") is not None:
+        from cocktail.search.page import write_page  # noqa: PLC0415 - optional
+
+        write_page(result, folder / "report.html")
+        written.append("report.html")
+    text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
     (folder / "search.json").write_text(text, encoding="utf-8")
-    text = _markdown(result, pictures)
-    if not pictures:
-        text += "\nWithout pictures: matplotlib draws them (`pip install matplotlib`).\n"
+    text = _markdown(result, "curve.png" in written)
+    if len(written) < 2:
+        text += (
+            "\nWithout the picture or the page: matplotlib and plotly draw them "
+            "(`pip install matplotlib plotly`).\n"
+        )
     (folder / "report.md").write_text(text, encoding="utf-8")
-    return ["search.json", "report.md", *pictures]
+    return ["search.json", "report.md", *written]
 
 
-def _markdown(result: SearchResult, pictures: Sequence[str]) -> str:
+def _markdown(result: SearchResult, picture: bool) -> str:
+    verdict = result.verdict
     parts = [
         "# Mixing weights",
         "\n".join(
             f"- `{model}`: **{weight:.4f}**"
             for weight, model in zip(result.weights, result.models, strict=True)
         ),
-        f"Chosen: **{result.verdict.chosen}**. {result.verdict.reason}.",
-        "## Candidates",
-        "Every figure was measured on the mixed model. Held-out: each example at weights that were "
-        "found without it.",
-        _table(candidate_rows(result)),
+        f"**{verdict.headline}** {verdict.reason[:1].upper()}{verdict.reason[1:]}.",
     ]
-    if "weights.png" in pictures:
-        parts.append("![Weights and losses of the candidates](weights.png)")
-    parts += ["## Ingredients", _table(single_rows(result))]
-    if result.frontier is not None:
-        parts += [
-            "## Target against retain",
-            f"Means, with the {CONFIDENCE:.0%} bootstrap intervals of their paired differences "
-            "from the base. " + frontier_sentence(result.frontier),
-            _table(frontier_rows(result.frontier)),
-        ]
-    if "frontier.png" in pictures:
-        parts.append("![Target against retain](frontier.png)")
-    if result.notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in result.notes)]
+    if verdict.held_out is not None:
+        parts.append(held_out_sentence(result))
+    parts += ["\n".join(f"- {note}" for note in result.notes)] if result.notes else []
+    parts += [
+        "## The curve",
+        f"Every figure was measured on the mixed model; {CONFIDENCE:.0%} bootstrap intervals over "
+        "the examples, differences from the base in pairs. * is what was chosen.",
+    ]
+    if picture:
+        parts.append("![Target and general along the mixes](curve.png)")
+    parts.append(_table(point_rows(result)))
+    if result.changes:
+        parts += ["## Rankings that changed most", _table(_change_rows(result))]
     parts += ["## Loss of every example", _table(_example_rows(result)), "## Cost"]
     parts.append(f"The search {cost_sentence(result)}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _example_rows(result: SearchResult) -> list[list[str]]:
-    rows = [["example", *(candidate.name for candidate in result.candidates)]]
-    for i, place in enumerate(result.places):
-        losses = [f"{candidate.measured.losses[i]:.4f}" for candidate in result.candidates]
-        rows.append([place, *losses])
+def _change_rows(result: SearchResult) -> list[list[str]]:
+    rows = [["side", "example", "query", "rank before", "rank after"]]
+    for change in result.changes:
+        first = next((move for move in change.moves if move.relevant), None)
+        first = first or min(change.moves, key=lambda move: move.before)
+        query = " ".join(change.query.split()).replace("|", "\\|")
+        rows.append([change.side, change.place, query, str(first.before), str(first.after)])
     return rows
 
 
-def _weights(weights: Sequence[float]) -> str:
-    return " ".join(f"{weight:.3f}" for weight in weights)
-
-
-def _metric(measured: Measurement | None) -> str:
-    if measured is None or measured.metrics is None:
-        return "-"
-    return f"{measured.metrics.mean():.4f}"
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+def _example_rows(result: SearchResult) -> list[list[str]]:
+    shown = [result.point("base"), *(p for p in (result.chosen,) if p.name != "base")]
+    rows = [["example", *(point.name for point in shown)]]
+    for i, place in enumerate(result.places):
+        rows.append([place, *(f"{point.loss.values[i]:.4f}" for point in shown)])
+    return rows
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

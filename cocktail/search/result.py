@@ -2,66 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from cocktail.search.objective import Measurement, Values
-from cocktail.search.verdict import Candidate, Interval, Verdict
-
-ROUNDING = 1e-9
-"""By which a value may be over a limit and still be within."""
-
-
-@dataclass(frozen=True)
-class FrontierPoint:
-    """A mix measured on both sets.
-
-    Attributes:
-        name: of a candidate or an ingredient, or the share of the way from the base.
-        target, retain: the mean on each set, with the interval of its difference from the base's,
-            taken in pairs and put around the base's mean.
-        role: ``base``, ``ingredient``, ``step`` (on the way) or ``candidate``.
-    """
-
-    name: str
-    weights: tuple[float, ...]
-    target: Interval
-    retain: Interval
-    role: str
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """Target against retain.
-
-    Attributes:
-        measure: ``loss`` (less is better) or the metric's name (more is better).
-        limit: what ``retain`` may not be worse than.
-        points: all that were measured.
-        chosen: index of the point that was taken.
-        missed_by: how far the nearest mix is from satisfying the limit; 0 where one does.
-    """
-
-    measure: str
-    limit: float
-    points: tuple[FrontierPoint, ...]
-    chosen: int
-    missed_by: float
-
-    def allows(self, point: FrontierPoint) -> bool:
-        """Whether the point is within the limit."""
-        sign = 1.0 if self.measure == "loss" else -1.0
-        return sign * (point.retain.mean - self.limit) <= ROUNDING
-
-    @property
-    def neighbours(self) -> tuple[int, ...]:
-        """The points before and after the chosen one, by their value on the retain set."""
-        order = sorted(range(len(self.points)), key=lambda i: self.points[i].retain.mean)
-        place = order.index(self.chosen)
-        return tuple(order[i] for i in (place - 1, place + 1) if 0 <= i < len(order))
+from cocktail.search.changes import Change
+from cocktail.search.curve import Point
+from cocktail.search.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -71,37 +17,41 @@ class SearchResult:
     Attributes:
         models: K references in the order given.
         model_type: ``reranker``, ``encoder``, ``decoder`` or ``encoder-decoder``.
-        weights: K numbers that sum to 1, in the same order.
         base: index of the base.
         strategy: that was asked for.
         seed: of what is drawn.
-        metric: name of the ranking metric, ``None`` where the loss is all there is.
+        metric: name of the target's ranking metric, ``None`` where the loss is all there is.
+        general_measure: ``ndcg@10`` or ``loss`` of labelled retain examples, ``agreement`` with the
+            base or ``divergence`` from it on text without labels; ``None`` without either.
+        more_is_better: of that measure.
+        max_drop: that was allowed of it.
         verdict: what was chosen and why.
-        candidates: all that were measured on the mixed model; their values are in the order of
-            the examples given.
-        singles: each ingredient by itself, in-sample.
-        places: where each example came from.
-        frontier: with retain examples.
+        points: all that were measured on the mixed model: those of the curve by their share of the
+            way from the base, then those beside it.
+        places, general_places: where each example came from.
+        changes: the queries whose ranking changed most from the base to the choice.
         forwards: cost in passes over the examples; a backward counts as two.
         mixes: how often the model was mixed anew.
         seconds: wall time.
         interrupted: stopped by Ctrl-C; the weights are the best found until then.
         compute_dtype: of the model that was measured.
-        notes: what the budget cut off, and what else was left out.
+        notes: what the search cannot know, and how to tell it.
     """
 
     models: tuple[str, ...]
     model_type: str
-    weights: tuple[float, ...]
     base: int
     strategy: str
     seed: int
     metric: str | None
+    general_measure: str | None
+    more_is_better: bool
+    max_drop: float
     verdict: Verdict
-    candidates: tuple[Candidate, ...]
-    singles: tuple[Candidate, ...]
+    points: tuple[Point, ...]
     places: tuple[str, ...]
-    frontier: Frontier | None
+    general_places: tuple[str, ...]
+    changes: tuple[Change, ...]
     forwards: float
     mixes: int
     seconds: float
@@ -109,19 +59,35 @@ class SearchResult:
     compute_dtype: str
     notes: tuple[str, ...] = ()
 
-    def candidate(self, name: str) -> Candidate:
-        """The candidate of this name; a KeyError where there is none."""
-        for candidate in self.candidates:
-            if candidate.name == name:
-                return candidate
+    def point(self, name: str) -> Point:
+        """The point of this name; a KeyError where there is none."""
+        for point in self.points:
+            if point.name == name:
+                return point
         raise KeyError(name)
 
     @property
-    def chosen(self) -> Candidate:
-        return self.candidate(self.verdict.chosen)
+    def chosen(self) -> Point:
+        return self.point(self.verdict.chosen)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """K numbers that sum to 1, in the order of the models."""
+        return self.chosen.weights
+
+    @property
+    def curve(self) -> tuple[Point, ...]:
+        """The points on the way from the base, in their order."""
+        return tuple(point for point in self.points if point.share is not None)
+
+    @property
+    def gained(self) -> bool:
+        """Whether it is anything but the base."""
+        return self.weights[self.base] < 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        held_out = self.verdict.held_out
         return {
             "models": list(self.models),
             "model_type": self.model_type,
@@ -131,15 +97,22 @@ class SearchResult:
             "seed": self.seed,
             "compute_dtype": self.compute_dtype,
             "chosen": self.verdict.chosen,
-            "leader": self.verdict.leader,
-            "abstained": self.verdict.abstained,
+            "outcome": self.verdict.outcome,
+            "headline": self.verdict.headline,
             "reason": self.verdict.reason,
-            "difference": _interval(self.verdict.difference),
+            "held_out_difference": None if held_out is None else held_out.to_dict(),
+            "max_drop": self.max_drop,
+            "measures": {
+                "loss": "loss",
+                "metric": self.metric,
+                "general": self.general_measure,
+                "general_more_is_better": self.more_is_better,
+            },
             "interrupted": self.interrupted,
             "examples": list(self.places),
-            "ingredients": [_candidate(single, self.metric) for single in self.singles],
-            "candidates": [_candidate(candidate, self.metric) for candidate in self.candidates],
-            "frontier": None if self.frontier is None else _frontier(self.frontier),
+            "general_examples": list(self.general_places),
+            "points": [point.to_dict() for point in self.points],
+            "changes": [change.to_dict() for change in self.changes],
             "cost": {
                 "forward_equivalents": round(self.forwards, 3),
                 "mixes": self.mixes,
@@ -147,69 +120,3 @@ class SearchResult:
             },
             "notes": list(self.notes),
         }
-
-
-def reordered(measurement: Measurement, places: Sequence[int]) -> Measurement:
-    """The same values with example ``i`` moved to position ``places[i]``."""
-
-    def move(values: Values) -> Values:
-        moved = np.empty_like(values)
-        moved[list(places)] = values
-        return moved
-
-    metrics = None if measurement.metrics is None else move(measurement.metrics)
-    return Measurement(move(measurement.losses), measurement.scale, measurement.penalty, metrics)
-
-
-def _candidate(candidate: Candidate, metric: str | None) -> dict[str, Any]:
-    return {
-        "name": candidate.name,
-        "weights": list(candidate.weights),
-        "in_sample": _measurement(candidate.measured, metric),
-        "held_out": None
-        if candidate.held_out is None
-        else _measurement(candidate.held_out, metric),
-        "optimism": candidate.optimism,
-    }
-
-
-def _measurement(measured: Measurement, metric: str | None) -> dict[str, Any]:
-    value: dict[str, Any] = {
-        "loss": measured.loss,
-        "losses": measured.losses.tolist(),
-        "scale": measured.scale,
-    }
-    if metric is not None and measured.metrics is not None:
-        value |= {
-            metric: float(measured.metrics.mean()),
-            f"{metric}_each": measured.metrics.tolist(),
-        }
-    return value
-
-
-def _interval(interval: Interval | None) -> dict[str, float | None] | None:
-    if interval is None:
-        return None
-    # JSON has no infinity, which is where the ends are that a single example gives.
-    low, high = (end if np.isfinite(end) else None for end in (interval.low, interval.high))
-    return {"mean": interval.mean, "low": low, "high": high}
-
-
-def _frontier(frontier: Frontier) -> dict[str, Any]:
-    return {
-        "measure": frontier.measure,
-        "limit": frontier.limit,
-        "missed_by": frontier.missed_by,
-        "chosen": frontier.chosen,
-        "neighbours": list(frontier.neighbours),
-        "points": [
-            {
-                "name": point.name,
-                "role": point.role,
-                "weights": list(point.weights),
-                "target": _interval(point.target),
-                "retain": _interval(point.retain),
-            }
-            for point in frontier.points
-        ],
-    }

@@ -15,6 +15,7 @@ from cocktail.measure.bench import Bench, prepare, search_plan
 from cocktail.measure.mixture import Mixture, Weights
 from cocktail.measure.processes import Processes
 from cocktail.measure.tasks.examples import ExampleData
+from cocktail.measure.unlabelled import TextData
 from cocktail.plan.plan import Plan
 from cocktail.search.options import SearchOptions, base_index
 from cocktail.search.result import SearchResult
@@ -27,6 +28,7 @@ def search_weights(
     example_data: ExampleData,
     *,
     retain_data: ExampleData | None = None,
+    retain_text: TextData | None = None,
     base: str | Path | int | None = None,
     head: str = "error",
     trust_remote_code: bool = False,
@@ -36,7 +38,7 @@ def search_weights(
     processes: Processes | None = None,
     **options: Any,
 ) -> SearchResult:
-    """Find mixing weights from a few examples, measured on the mixed model and cross-validated.
+    """Find mixing weights from a few examples: measure the mixes from the base on, and take one.
 
     One model is in memory at a time; the ingredients are streamed into it.
 
@@ -46,7 +48,10 @@ def search_weights(
             it from the config.
         example_data: a JSONL file or a list of dictionaries: ``{"query", "pos", "neg"}`` for
             rerankers and encoders, ``{"input", "output"}`` for the others.
-        retain_data: examples of what must not be lost; traces the frontier.
+        retain_data: examples of what must not be lost.
+        retain_text: the same without labels: passages and questions of the general kind, in a file
+            (one passage a line, or JSONL with ``text`` or ``query``) or a list; the base is the
+            teacher.
         base: which ingredient is the base, by reference or index; the first by default.
         head: for a head that only one ingredient has, as in :func:`cocktail.mix_models`.
         trust_remote_code: run code that comes with the first model, to build it.
@@ -55,10 +60,10 @@ def search_weights(
         progress: show evaluations and the best loss so far on stderr.
         processes: of a group that is joined already; ``torchrun``'s own by default.
         options: the fields of :class:`SearchOptions`, such as ``strategy="gradient"`` and
-            ``max_drop=0.01``.
+            ``max_drop=0.02``.
 
     Returns:
-        Weights in the order given, the candidates, the verdict, the frontier and the cost.
+        Weights in the order given, the curve, the verdict and the cost.
 
     Raises:
         CocktailError: the ingredients do not mix, the examples cannot be used, or a loss is not
@@ -66,11 +71,11 @@ def search_weights(
     """
     names = tuple(map(str, model_names_or_paths))
     asked = SearchOptions(**options, base=base_index(base, names))
-    asked.check(retains=retain_data is not None)
+    asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
     plan = search_plan(names, model_type, head=head, dtype=asked.compute_dtype)
     bench = search_bench(
-        plan, example_data, retain_data, asked, trust_remote_code=trust_remote_code,
-        device=device, threads=threads, processes=processes,
+        plan, example_data, retain_data, asked, retain_text=retain_text,
+        trust_remote_code=trust_remote_code, device=device, threads=threads, processes=processes,
     )  # fmt: skip
     return searched(bench, asked, progress=progress)
 
@@ -92,7 +97,7 @@ def search_bench(
             f"retain_by is metric for a {plan.kind.name} - it has a loss alone, NDCG is of "
             "rankings - use loss (--retain-by loss)"
         )
-    return prepare(plan, data, retain_data, options, deals=options.strategy == "auto", **resources)
+    return prepare(plan, data, retain_data, options, **resources)
 
 
 def searched(bench: Bench, options: SearchOptions, *, progress: bool) -> SearchResult:

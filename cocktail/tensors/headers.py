@@ -31,7 +31,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         The tensors by name, in the order of their data, and the file's own metadata.
 
     Raises:
-        CheckpointError: the file is truncated, is no safetensors file, or its offsets overlap,
+        CheckpointError: the file is truncated, is not a safetensors file, or its offsets overlap,
             leave a gap, leave the file, or do not match dtype and shape.
     """
     try:
@@ -129,7 +129,7 @@ def _is_size(value: object) -> bool:
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
     if not is_text(name):
-        raise _broken(path, f"the name of tensor {name!r} is no text")
+        raise _broken(path, f"the name of tensor {name!r} is not text")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _broken(path, f"tensor {name!r} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -108,7 +108,7 @@ def _plain(path: Path, name: object, value: object) -> torch.Tensor:
         )
     if not is_text(name):
         raise CheckpointError(
-            f"{path}: the name of tensor {name!r} is no text - files hold names in UTF-8 - rename "
+            f"{path}: the name of tensor {name!r} is not text - files hold names in UTF-8 - rename "
             "it, and save again"
         )
     return value.detach()

@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
+from cocktail.checkpoint.card import front_matter, licence_note, licences
 from cocktail.plan.plan import Plan
 from cocktail.version import __version__
-from cocktail.write.provenance import _front_matter, _hub_name
+from cocktail.write.provenance import _hub_name
 
 _INHERITED = ("license", "license_name", "license_link", "language")
 _HOW = {
@@ -24,8 +25,14 @@ def model_card(plan: Plan) -> str:
     if bases:
         front["base_model"] = list(dict.fromkeys(bases))
         front["base_model_relation"] = "merge"
-    inherited = _front_matter(plan.donor.folder / "README.md")
+    inherited = front_matter(plan.donor.folder)
     front |= {key: inherited[key] for key in _INHERITED if key in inherited}
+    found = {k: v for checkpoint in plan.ingredients for k, v in licences(checkpoint).items()}
+    note = licence_note(found)
+    if note is not None or (found and "license" not in front):
+        names = list(dict.fromkeys(name for names in found.values() for name in names))
+        front = {key: value for key, value in front.items() if not key.startswith("license")}
+        front["license"] = names if len(names) > 1 else names[0]
     is_sentence = plan.recipe.pooling or (plan.donor.folder / "modules.json").is_file()
     front["library_name"] = "sentence-transformers" if is_sentence else "transformers"
     front["pipeline_tag"] = plan.kind.pipeline_tag
@@ -41,13 +48,13 @@ def model_card(plan: Plan) -> str:
 # {plan.kind.name} mixed from {len(plan.ingredients)} models
 
 {_HOW.get(method.name, f"Merged by [{method.title}]({method.paper}).")} Config and tokenizer come
-from {plan.donor.reference}.
+from {plan.donor.reference}.{f" {note[0].upper()}{note[1:]}." if note else ""}
 
 | model | weight |
 |---|---|
 {rows}
 
-Made by [cocktail-mix](https://pypi.org/project/cocktail-mix/) {__version__}; to make it again,
+Made by cocktail-mix {__version__}; to make it again,
 save this as `recipe.yaml` and run `cocktail mix recipe.yaml --output DIR`:
 
 ```yaml

@@ -8,24 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cocktail.checkpoint.model import Checkpoint
+from cocktail.checkpoint.weight_files import WRITTEN_PATTERNS
 from cocktail.errors import OutputError
 from cocktail.write.provenance import PROVENANCE_FILE
 
 _SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
-_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def output_folder(path: str | Path) -> Path:
     """The path that a user named, with the home folder in place of ``~``.
 
     Raises:
-        OutputError: it is no path.
+        OutputError: it is not a path.
     """
     try:
         return Path(path).expanduser()
     except (RuntimeError, TypeError) as error:
         raise OutputError(
-            f"the output {str(path)!r} is no path here ({error}) - choose another output"
+            f"the output {str(path)!r} is not a path here ({error}) - choose another output"
         ) from None
 
 
@@ -38,7 +38,9 @@ def output_problems(
     """
     unusable = _unusable(output)
     if unusable is not None:
-        return [f"the output {str(output)!r} is no path here ({unusable}) - choose another output"]
+        return [
+            f"the output {str(output)!r} is not a path here ({unusable}) - choose another output"
+        ]
     problems = []
     place = Path(os.path.realpath(output))
     for name, folder in ingredients.items():
@@ -84,7 +86,7 @@ def standing_problem(output: Path, *, overwrite: bool) -> str | None:
     if _holds_model(output):
         return None
     return (
-        f"the output {output} holds files but no model - only a model is overwritten - choose "
+        f"the output {output} holds files but not a model - only a model is overwritten - choose "
         "another output, or empty the folder yourself"
     )
 
@@ -92,9 +94,9 @@ def standing_problem(output: Path, *, overwrite: bool) -> str | None:
 def _holds_model(folder: Path) -> bool:
     """Whether a config has weights beside it, in a module's folder, or a mix's record."""
     if (folder / "config.json").is_file():
-        marks: tuple[str, ...] = (*_WEIGHTS, PROVENANCE_FILE)
+        marks: tuple[str, ...] = (*WRITTEN_PATTERNS, PROVENANCE_FILE)
     elif (folder / "modules.json").is_file():
-        marks = (*(f"*/{name}" for name in _WEIGHTS), PROVENANCE_FILE)
+        marks = (*(f"*/{name}" for name in WRITTEN_PATTERNS), PROVENANCE_FILE)
     else:
         return False
     return any(any(folder.glob(mark)) for mark in marks)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cocktail.checkpoint.card import front_matter
 from cocktail.checkpoint.folder import read_json
 from cocktail.checkpoint.hub import hub_digests, parse_identifier
 from cocktail.checkpoint.model import Checkpoint, tensor_key
@@ -21,9 +19,6 @@ from cocktail.tensors.dtypes import torch_name
 from cocktail.version import __version__
 
 PROVENANCE_FILE = "cocktail.json"
-
-
-_FRONT_MATTER = re.compile(r"\A---\n(?P<yaml>.*?)\n---\n", re.DOTALL)
 
 
 def provenance(plan: Plan, digests: Digests) -> dict[str, Any]:
@@ -99,15 +94,6 @@ def _hub_name(checkpoint: Checkpoint) -> str | None:
     if checkpoint.commit is not None:
         identifier = parse_identifier(checkpoint.reference)
         return identifier[0] if identifier else None
-    base = _front_matter(checkpoint.folder / "README.md").get("base_model")
+    base = front_matter(checkpoint.folder).get("base_model")
     name = base[0] if isinstance(base, list) and base else base
     return name if isinstance(name, str) and parse_identifier(name) else None
-
-
-def _front_matter(card: Path) -> dict[str, Any]:
-    try:
-        match = _FRONT_MATTER.match(card.read_text(encoding="utf-8"))
-        value = yaml.safe_load(match["yaml"]) if match else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -140,6 +140,8 @@ class StagedModel:
             target = self.folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+        for relative, text in self.plan.texts.items():
+            self.write_text(relative, text)
         for file in self.plan.files:
             if not file.is_safetensors:
                 self._write_side(file)
@@ -148,7 +150,7 @@ class StagedModel:
             if index is not None:
                 self.write_json(f"{folder}/model.safetensors.index.json", index)
         config = written_config(self.plan)
-        if config != self.plan.donor.config:
+        if config and config != self.plan.donor.config:
             relative_main = self.plan.donor.main_folder.relative_to(self.plan.donor.folder)
             self.write_json(f"{relative_main.as_posix()}/config.json", config)
 
@@ -245,6 +247,8 @@ def disk_bytes(plan: Plan) -> int:
 def written_config(plan: Plan) -> dict[str, Any]:
     """The donor's config with the type that is written, and without a head that is not."""
     config = dict(plan.donor.config)
+    if not config:
+        return config  # static embeddings have none
     if _lost_module(plan):
         # Named as before, a loader would give it a random one.
         names = [_PRETRAINED.sub("Model", str(name)) for name in config.get("architectures") or ()]

@@ -40,7 +40,7 @@ def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:
         zero and was never read, is ``unknown``.
 
     Raises:
-        CheckpointError: the folder is no mix, or its own weights cannot be read.
+        CheckpointError: the folder is not a mix, or its own weights cannot be read.
     """
     folder = Path(folder)
     record = read_provenance(folder)

@@ -1,4 +1,4 @@
-"""Results as text for the terminal."""
+"""Turn results into text for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # Text needs none of what makes the results.
 
 
 def describe_check(report: CheckReport) -> str:
-    """Counts one a line, then what is worth a look, then the broken lines."""
+    """List the counts, then what deserves a look, then the broken lines."""
     counts = {
         "files": report.files,
         "lines": report.lines,
@@ -36,47 +36,94 @@ def describe_check(report: CheckReport) -> str:
         ]
         by = " (the model's positions)" if tokens.max_length == tokens.positions else ""
         lines.append(
-            f"max_len {tokens.max_length}{by} cuts {tokens.cut_pairs:,} of {tokens.pairs:,} pairs, "
-            f"{tokens.lost_tokens:.1%} of the tokens"
+            f"max_length {tokens.max_length}{by} cuts {tokens.cut_pairs:,} of {tokens.pairs:,} "
+            f"pairs, {tokens.lost_tokens:.1%} of the tokens"
         )
-    needed = report.train_group_size - 1
-    remarks = {
-        "lines repeat an earlier line": report.duplicate_lines,
-        "lines repeat an earlier query": report.duplicate_queries,
-        "passages stand twice in one list": report.repeated_passages,
-        "lines have a passage among the positives and the negatives": (
-            report.positives_among_negatives
-        ),
-        f"lines have fewer than {needed} negatives, which training repeats": (
-            report.too_few_negatives
-        ),
-        "lines have no negative; training takes them with --train_group_size 1 and "
-        "--in_batch_negatives": report.without_negatives if needed else 0,
-        "lines break the format": report.problems,
-    }
-    found = [f"{count:,} {remark}" for remark, count in remarks.items() if count]
-    lines += ["", *(found or ["nothing to remark"])]
+    lines += ["", *(_issues(report) or ["no issues found"])]
     lines += [f"  {problem}" for problem in report.shown_problems]
     return "\n".join(lines)
 
 
+def _issues(report: CheckReport) -> list[str]:
+    """Return a line for each kind of issue, with the first lines of the data that have it."""
+    needed = report.train_group_size - 1
+    counts = {
+        "duplicate_lines": _counted(
+            report.duplicate_lines, "line repeats an earlier line", "lines repeat an earlier line"
+        ),
+        "duplicate_queries": _counted(
+            report.duplicate_queries,
+            "line repeats the query of an earlier line",
+            "lines repeat the query of an earlier line",
+        ),
+        "repeated_passages": _counted(
+            report.repeated_passages,
+            "passage is twice in the same list",
+            "passages are twice in the same list",
+        ),
+        "positives_among_negatives": _counted(
+            report.positives_among_negatives,
+            "line has a passage in both pos and neg",
+            "lines have a passage in both pos and neg",
+        ),
+        "blank_negatives": _counted(
+            report.blank_negatives, "negative has no text", "negatives have no text"
+        ),
+        "too_few_negatives": _counted(
+            report.too_few_negatives,
+            f"line has fewer than {needed} negatives: training repeats those it has",
+            f"lines have fewer than {needed} negatives: training repeats those they have",
+        ),
+        "without_negatives": _counted(
+            report.without_negatives if needed else 0,
+            "line has no negatives: training takes it only with --train_group_size 1 and "
+            "--in_batch_negatives",
+            "lines have no negatives: training takes them only with --train_group_size 1 and "
+            "--in_batch_negatives",
+        ),
+    }
+    issues = []
+    for name, text in counts.items():
+        if text:
+            places = report.first_lines[name]
+            more = ", ..." if getattr(report, name) > len(places) else ""
+            issues.append(f"{text} ({', '.join(places)}{more})")
+    if report.problems:
+        issues.append(_counted(report.problems, "line breaks the format", "lines break the format"))
+    elif not report.examples:
+        issues.append("no examples: training needs at least one line with query, pos and neg")
+    return issues
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    """Return the count with its noun and verb in the right number; nothing for 0."""
+    return "" if not count else f"{count:,} {one if count == 1 else several}"
+
+
 def describe_mining(report: MiningReport, output: str) -> str:
-    """What was mined, in a few lines."""
+    """Say in a few lines what was mined."""
+    queries = _counted(report.queries, "query", "queries") or "0 queries"
     lines = [
-        f"{report.queries:,} queries, {report.pool:,} distinct passages in the pool: {output}",
+        f"{queries}, {report.pool:,} distinct passages in the pool: {output}",
         f"{report.mined:,} negatives from the range of ranks, {report.filled:,} random ones",
+        _counted(
+            report.guarded,
+            "candidate refused as a likely positive",
+            "candidates refused as likely positives",
+        ),
+        _counted(
+            report.short,
+            "query has fewer negatives than asked for",
+            "queries have fewer negatives than asked for",
+        ),
     ]
-    if report.guarded:
-        lines.append(f"{report.guarded:,} candidates refused as likely positives")
-    if report.short:
-        lines.append(f"{report.short:,} queries have fewer negatives than asked for")
-    return "\n".join(lines)
+    return "\n".join(filter(None, lines))
 
 
 def describe_comparison(results: Sequence[Result]) -> str:
-    """The results as text: a block a data set, two lines a row, the interval below the value.
+    """Lay out a block per data set, two lines per model: values, and their intervals below.
 
-    A `*` marks a difference whose interval leaves out 0.
+    A ``*`` marks a difference whose interval excludes 0.
     """
     width = max(16, *(len(result.model) for result in results)) + 2
     lines: list[str] = []
@@ -96,7 +143,7 @@ def describe_comparison(results: Sequence[Result]) -> str:
 def _estimates(
     label: str, estimates: Mapping[str, Estimate], width: int, *, signed: bool
 ) -> list[str]:
-    """Two lines: the means, and their intervals below."""
+    """Return two lines: the means, and their intervals below."""
 
     def mean(estimate: Estimate) -> str:
         clear = signed and not estimate.low <= 0 <= estimate.high

@@ -1,90 +1,36 @@
-"""The command line `reranker-ft`: each command parses, calls one function, prints.
+"""The ``reranker-ft`` command: each body parses, calls one function and prints.
 
-`reranker-ft mine` stands in `mine_command.py`.
+``reranker-ft mine`` stands in ``reranker_ft.cli.mine``.
 """
 
 from __future__ import annotations
 
 import io
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import click
 
+from reranker_ft.cli.group import OneLineErrors
 from reranker_ft.cli.mine import mine
-from reranker_ft.cli.options import json_option, overwrite_option, report, reranker_options
-from reranker_ft.errors import RerankerError
-
-# What an optional dependency's absence means to someone who runs a command.
-EXTRAS = {
-    "accelerate": "train",
-    "bm25s": "train",
-    "peft": "train",
-    "pytrec_eval": "train",
-    "matplotlib": "plot",
-}
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: it ends a command as Ctrl-C does, so that no half-written output stays."""
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated, unless the caller has other plans for it."""
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class OneLineErrors(click.Group):
-    """Ends on what the package refuses with one line on stderr and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _sigterm_raises():
-                return super().invoke(ctx)
-        except RerankerError as error:
-            raise click.ClickException(str(error)) from error
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").split(".")[0])
-            if extra is None:
-                raise
-            raise click.ClickException(
-                f"{error.name} is not installed - this command needs it - "
-                f"pip install 'cocktail-mix[{extra}]'"
-            ) from error
-        except BrokenPipeError:
-            raise  # the reader of our output has seen enough: click ends without a word
-        except OSError as error:
-            raise click.ClickException(str(error)) from error
-        except Terminated:
-            click.echo("reranker-ft: terminated", err=True)
-            ctx.exit(128 + signal.SIGTERM)
-        except KeyboardInterrupt:
-            click.echo("reranker-ft: interrupted", err=True)
-            ctx.exit(130)
+from reranker_ft.cli.options import (
+    COUNT,
+    json_option,
+    kebab,
+    length_options,
+    overwrite_option,
+    report,
+    reranker_options,
+)
+from reranker_ft.progress import on_terminal
 
 
 @click.group(
     cls=OneLineErrors,
     context_settings={
         "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda name: name.replace("-", "_"),
+        "token_normalize_func": kebab,
         "max_content_width": 100,
     },
 )
@@ -117,8 +63,7 @@ main.add_command(mine)
 def train(context: click.Context, arguments: Sequence[str]) -> None:
     """Fine-tune a reranker on queries with positives and negatives.
 
-    Takes the flags of `python -m reranker_ft.run`: those of transformers.TrainingArguments, and
-    those listed with --help.
+    Takes the flags of transformers.TrainingArguments and those that --help lists.
 
     \b
     Example:
@@ -140,7 +85,7 @@ def train(context: click.Context, arguments: Sequence[str]) -> None:
 @click.option(
     "--data", multiple=True, required=True, help="JSONL with query, pos, neg; repeatable."
 )
-@click.option("--max_queries", type=int, help="Only the first queries of each data set.")
+@click.option("--max-queries", type=int, help="Use only the first queries of each data set.")
 @click.option("--plot", help="Draw the results into this .png, .svg or .pdf.")
 @click.option(
     "--metric",
@@ -164,9 +109,9 @@ def evaluate(
 ) -> None:
     """Compare MODELS on held-out queries.
 
-    MRR@10, NDCG@10, MAP and Recall@k are trec_eval's; ties count against the model. Every mean
-    comes with its 95 % bootstrap interval, and every model after the first with the paired
-    difference to the first.
+    MRR@10, NDCG@10, MAP and Recall@k are computed as trec_eval computes them; ties count against
+    the model. Every mean comes with its 95 % bootstrap interval, and every model after the first
+    with its paired difference from the first.
 
     \b
     Example:
@@ -187,7 +132,7 @@ def evaluate(
         data,
         max_queries=max_queries,
         reranker_options=reranker_options,
-        progress=sys.stderr.isatty(),
+        progress=on_terminal(),
     )
     if plot:
         draw_comparison(results, plot, metric=metric, overwrite=overwrite)
@@ -200,22 +145,22 @@ def evaluate(
 @click.argument("model")
 @click.option(
     "--data",
-    "--input_file",
+    "--input-file",
     "data",
     default="-",
     show_default=True,
-    help="JSONL or .tsv; - is standard input.",
+    help="JSONL, or .tsv; - is standard input.",
 )
 @click.option(
     "--output",
-    "--output_file",
+    "--output-file",
     "output",
     default="-",
     show_default=True,
     help="JSONL; - is standard output.",
 )
-@click.option("--tsv", is_flag=True, help="Standard input is query, tab, passage.")
-@click.option("--normalize", is_flag=True, help="Scores in (0, 1), by the sigmoid.")
+@click.option("--tsv", is_flag=True, help="Lines are query, tab, passage.")
+@click.option("--normalize", is_flag=True, help="Map scores to (0, 1) by the sigmoid.")
 @overwrite_option
 @json_option
 @reranker_options
@@ -231,8 +176,8 @@ def score(
 ) -> None:
     """Score pairs with MODEL.
 
-    Lines are read and written as a stream, order kept. A line with "query" and "passage" gains
-    "score"; one with "query", "pos" and "neg" gains "pos_scores" and "neg_scores".
+    Lines are read and written as a stream, in order. A line with "query" and "passage" gains
+    "score"; a line with "query", "pos" and "neg" gains "pos_scores" and "neg_scores".
 
     \b
     Example:
@@ -254,17 +199,17 @@ def score(
         output,
         tsv=tsv or data.endswith(".tsv"),
         overwrite=overwrite,
-        progress=sys.stderr.isatty(),
+        progress=on_terminal(),
     )
     if output != "-":
-        text = f"{counted['pairs']} pairs on {counted['lines']} lines scored: {output}"
+        text = f"{counted['pairs']:,} pairs on {counted['lines']:,} lines scored: {output}"
         report({**counted, "output": output}, text, as_json)
 
 
 @main.command()
 @click.argument("teacher")
-@click.option("--input_file", required=True, help="JSONL with query, pos, neg.")
-@click.option("--output_file", required=True, help="The same lines with pos_scores, neg_scores.")
+@click.option("--input-file", required=True, help="JSONL with query, pos, neg.")
+@click.option("--output-file", required=True, help="The same lines with pos_scores, neg_scores.")
 @overwrite_option
 @json_option
 @reranker_options
@@ -276,12 +221,12 @@ def distil(
     as_json: bool,
     reranker_options: dict[str, Any],
 ) -> None:
-    """Add the scores of a TEACHER to training data.
+    """Add the scores of the model TEACHER to training data.
 
     \b
     Example:
-      reranker-ft distil BAAI/bge-reranker-large --input_file train.jsonl \\
-        --output_file train_scored.jsonl
+      reranker-ft distil BAAI/bge-reranker-large --input-file train.jsonl \\
+        --output-file train_scored.jsonl
       reranker-ft train ... --train_data train_scored.jsonl --knowledge_distillation True
     """
     from reranker_ft.data.files import refuse_existing
@@ -294,44 +239,42 @@ def distil(
         input_file,
         output_file,
         overwrite=overwrite,
-        progress=sys.stderr.isatty(),
+        progress=on_terminal(),
     )
-    text = f"{counted['pairs']} passages of {counted['lines']} queries scored: {output_file}"
+    text = f"{counted['pairs']:,} passages of {counted['lines']:,} queries scored: {output_file}"
     report({**counted, "output": output_file}, text, as_json)
 
 
 @main.command()
 @click.argument("data", nargs=-1, required=True)
-@click.option("--model_name_or_path", help="Count tokens with this model's tokenizer.")
-@click.option("--max_len", default=512, show_default=True, help="Most tokens of a pair.")
-@click.option("--query_max_len", type=int, help="Most tokens of the query.")
-@click.option("--passage_max_len", type=int, help="Most tokens of the passage.")
+@click.option("--model-name-or-path", help="Count tokens with this model's tokenizer.")
+@length_options
 @click.option(
-    "--train_group_size",
-    type=click.IntRange(min=1),
+    "--train-group-size",
+    type=COUNT,
     default=8,
     show_default=True,
-    help="Passages a query.",
+    help="Passages per query in training.",
 )
 @json_option
 def check(
     data: Sequence[str],
     model_name_or_path: str | None,
-    max_len: int,
-    query_max_len: int | None,
-    passage_max_len: int | None,
+    max_length: int,
+    query_max_length: int | None,
+    passage_max_length: int | None,
     train_group_size: int,
     as_json: bool,
 ) -> None:
-    """Report what training would stumble over in DATA.
+    """Report what is wrong or unusual in training DATA.
 
-    DATA are files, or folders of them. Reported are counts, token lengths and how much max_len
-    cuts, duplicates, positives among the negatives, and too few negatives. Exit code 1 if training
-    would refuse the data.
+    DATA are files, or folders of files. The report has counts, token lengths and how much
+    --max-length cuts, duplicates, positives among the negatives, and queries with too few
+    negatives. Exit code 1 if training would refuse the data.
 
     \b
     Example:
-      reranker-ft check train.jsonl --model_name_or_path BAAI/bge-reranker-base --max_len 256
+      reranker-ft check train.jsonl --model-name-or-path BAAI/bge-reranker-base --max-length 256
     """
     from reranker_ft.cli.describe import describe_check
     from reranker_ft.model.load import load_tokenizer
@@ -341,11 +284,11 @@ def check(
         data,
         tokenizer=load_tokenizer(model_name_or_path) if model_name_or_path else None,
         positions=model_positions(model_name_or_path) if model_name_or_path else None,
-        max_length=max_len,
-        query_max_length=query_max_len,
-        passage_max_length=passage_max_len,
+        max_length=max_length,
+        query_max_length=query_max_length,
+        passage_max_length=passage_max_length,
         train_group_size=train_group_size,
-        progress=sys.stderr.isatty(),
+        progress=on_terminal(),
     )
     report(found.to_dict(), describe_check(found), as_json)
     sys.exit(0 if found.trainable else 1)

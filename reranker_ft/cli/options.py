@@ -9,40 +9,90 @@ from typing import Any, TypeVar
 
 import click
 
+from reranker_ft.data.files import finite
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+COUNT = click.IntRange(min=1)
+
+# Names that FlagEmbedding, LM_Cocktail and transformers have for options of these commands.
+_OTHER_NAMES = {
+    "max-len": "max-length",
+    "max-input-length": "max-length",
+    "query-max-len": "query-max-length",
+    "passage-max-len": "passage-max-length",
+}
+
+
+def kebab(name: str) -> str:
+    """Return the one name of an option, however it is spelled: ``max_len`` is ``max-length``."""
+    name = name.replace("_", "-")
+    return _OTHER_NAMES.get(name, name)
+
+
+def _lengths(*, passage: bool) -> list[Callable[[Command], Command]]:
+    options = [
+        click.option(
+            "--max-length", default=512, show_default=True, help="Maximum tokens of a pair."
+        ),
+        click.option("--query-max-length", type=int, help="Maximum tokens of the query."),
+    ]
+    if passage:
+        options.append(
+            click.option("--passage-max-length", type=int, help="Maximum tokens of the passage.")
+        )
+    return options
+
+
+def length_options(command: Command) -> Command:
+    """Add the options that limit the tokens of a pair, its query and its passage."""
+    for option in reversed(_lengths(passage=True)):
+        command = option(command)
+    return command
 
 
 def reranker_options(command: Command) -> Command:
-    """Adds the options of a Reranker, which arrive as one dict `reranker_options`."""
+    """Add the options of a ``Reranker``, which arrive as one dict ``reranker_options``."""
     options = [
-        click.option("--max_length", default=512, show_default=True, help="Most tokens of a pair."),
-        click.option("--query_max_length", type=int, help="Most tokens of the query."),
+        *_lengths(passage=False),
         click.option(
-            "--batch_size",
+            "--batch-size",
             default=128,
             show_default=True,
-            help="Most pairs of full length in one forward.",
+            help="Maximum pairs of full length per forward pass.",
         ),
-        click.option("--micro_batch_tokens", type=int, help="Most padded tokens in one forward."),
-        click.option("--use_fp16", is_flag=True, help="Half precision, on a GPU; bf16 on a CPU that multiplies it."),
-        click.option("--use_bf16", is_flag=True, help="bfloat16, on a GPU or a CPU that multiplies it."),
-        click.option("--devices", multiple=True, help="cuda:0, cpu, ...; repeatable."),
-        click.option("--query_instruction_for_rerank", help="Instruction for the query."),
         click.option(
-            "--query_instruction_format",
+            "--micro-batch-tokens", type=int, help="Maximum padded tokens per forward pass."
+        ),
+        click.option(
+            "--use-fp16",
+            is_flag=True,
+            help="Use half precision, on a GPU; bfloat16, on a CPU that multiplies it.",
+        ),
+        click.option(
+            "--use-bf16", is_flag=True, help="Use bfloat16, on a GPU or a CPU that multiplies it."
+        ),
+        click.option("--devices", multiple=True, help="cuda:0, cpu, ...; repeatable."),
+        click.option("--query-instruction-for-rerank", help="Instruction for the query."),
+        click.option(
+            "--query-instruction-format",
             default="{}{}",
             show_default=True,
             help="Its two {} take the instruction and the query.",
         ),
-        click.option("--passage_instruction_for_rerank", help="Instruction for the passage."),
+        click.option("--passage-instruction-for-rerank", help="Instruction for the passage."),
         click.option(
-            "--passage_instruction_format",
+            "--passage-instruction-format",
             default="{}{}",
             show_default=True,
             help="Its two {} take the instruction and the passage.",
         ),
-        click.option("--trust_remote_code", is_flag=True, help="Run code that comes with a model."),
-        click.option("--cache_dir", help="Where downloads from the Hub are kept."),
+        click.option(
+            "--sep-token",
+            help="Goes between query and passage if the tokenizer puts nothing there.",
+        ),
+        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model."),
+        click.option("--cache-dir", help="Where downloads from the Hub are kept."),
     ]
 
     @functools.wraps(command)
@@ -60,10 +110,12 @@ def reranker_options(command: Command) -> Command:
     return wrapped  # type: ignore[no-any-return]
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 
 
 def report(fields: dict[str, Any], text: str, as_json: bool) -> None:
-    """Prints a result for a program or for a person."""
-    click.echo(json.dumps(fields) if as_json else text)
+    """Print a result as JSON or as text."""
+    click.echo(json.dumps(finite(fields), allow_nan=False) if as_json else text)

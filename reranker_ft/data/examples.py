@@ -1,12 +1,9 @@
-"""JSONL -> examples. Files are indexed, not loaded; problems carry file and line."""
+"""Read JSONL into examples. Files are indexed, not loaded; problems carry file and line."""
 
 from __future__ import annotations
 
 import bisect
-import codecs
-import json
 import math
-import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from tqdm import tqdm
 
-from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
+from reranker_ft.data.lines import parse_json, parsed_lines, refuse_unwritable
+from reranker_ft.errors import ArgumentError, DataError, Problems
+from reranker_ft.progress import byte_bar
 
 JSONL_SUFFIXES = (".jsonl", ".json")
-# Lines without these hold nothing unwritable: most need no second look.
-_SUSPECT = re.compile(rb"\\u[dD]|NaN|Infinity|\d[eE]\+?\d{3}|\d{309}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,43 +40,17 @@ class Example:
 
 
 def text_key(text: str) -> int:
-    """A number of 8 bytes that stands for a text, however its white space is set."""
+    """Return a number of 8 bytes that stands for a text, however its white space is set."""
     return xxhash.xxh3_64_intdigest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
 
 
-def decode_line(line: bytes, form: str) -> str:
-    """The text of a line.
-
-    Args:
-        form: What the file is said to be, for the message.
-
-    Raises:
-        ValueError: It is not UTF-8, or a byte order mark would become part of its first text.
-    """
-    if line.startswith(codecs.BOM_UTF8):
-        raise ValueError(
-            f"the line begins with a byte order mark - {form} is plain UTF-8 text - save the file "
-            "as UTF-8 without it"
-        )
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"byte {error.start} of the line is not UTF-8 - {form} is UTF-8 text - convert the file"
-        ) from None
-
-
 def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
-    """Reads one line.
+    """Read one line.
 
     Raises:
         ValueError: The line breaks the format; the message says how, without file and line.
     """
-    text = decode_line(line, "JSONL")
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"broken JSON: {error} - every line is one JSON object - fix it") from None
+    fields = parse_json(line)
     if not isinstance(fields, dict):
         raise ValueError(
             f"the line is {_json_type(fields)} - every line is one JSON object with "
@@ -94,7 +64,9 @@ def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
     positives, negatives = _texts(fields, "pos"), _texts(fields, "neg")
     if not positives:
         found = "an empty list" if "pos" in fields else "missing"
-        raise ValueError(f"`pos` is {found} - a query needs a positive - add one or drop the line")
+        raise ValueError(
+            f"`pos` is {found} - every query needs a positive - add one or drop the line"
+        )
     for number, positive in enumerate(positives):
         if not positive.strip():
             raise ValueError(f"`pos[{number}]` has no text - a positive is a passage - fix it")
@@ -112,19 +84,19 @@ def parse_example(line: bytes, *, scores_required: bool = False) -> Example:
 
 
 def query_prompt(fields: dict[str, Any]) -> str | None:
-    """A line's own instruction for the query.
+    """Return a line's own instruction for the query.
 
     Raises:
-        ValueError: It is no text.
+        ValueError: It is not a string.
     """
     return _optional_text(fields, "prompt") or _optional_text(fields, "query_prompt")
 
 
 def passage_prompt(fields: dict[str, Any]) -> str | None:
-    """A line's own instruction for its passages.
+    """Return a line's own instruction for its passages.
 
     Raises:
-        ValueError: It is no text.
+        ValueError: It is not a string.
     """
     return _optional_text(fields, "passage_prompt")
 
@@ -177,35 +149,6 @@ def _is_score(value: Any) -> bool:
         return False
 
 
-def refuse_unwritable(line: bytes, fields: Any) -> None:
-    """Refuses what json reads and a line of JSONL in UTF-8 cannot hold.
-
-    That is an escaped surrogate without its other half, NaN, and numbers beyond a float.
-
-    Args:
-        line: The JSON of `fields`.
-
-    Raises:
-        ValueError: There is one in a name or value, at any depth.
-    """
-    if not _SUSPECT.search(line):
-        return
-    try:
-        text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        raise ValueError(
-            "a number is NaN or infinite, or has more digits than a float holds - JSON has none of "
-            "these - fix or drop it"
-        ) from None
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{text[error.start : error.end]!r} is half of a character - a text is whole "
-            "characters - fix or drop it"
-        ) from None
-
-
 def _optional_text(fields: dict[str, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
@@ -214,7 +157,7 @@ def _optional_text(fields: dict[str, Any], name: str) -> str | None:
 
 
 def data_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that paths name: a folder stands for its .jsonl and .json files, sorted.
+    """Return the files that paths name: a folder stands for its .jsonl and .json files, sorted.
 
     Raises:
         ArgumentError: A path does not exist, or a folder holds no such file.
@@ -232,14 +175,16 @@ def data_files(paths: Sequence[str | Path]) -> list[Path]:
                 )
             files += found
         else:
-            raise ArgumentError(f"{path} does not exist - data are files or folders - fix the path")
+            raise ArgumentError(
+                f"{path} does not exist - data are files or folders - correct the path"
+            )
     return files
 
 
 class ExampleFiles(Sequence[Example]):
     """The examples of several JSONL files, read from disk when they are asked for.
 
-    Memory is 8 bytes a line, whatever the lines hold. Opening parses every line once, so that
+    Memory is 8 bytes per line, whatever the lines hold. Opening parses every line once, so that
     all problems are known before training starts.
 
     Args:
@@ -268,44 +213,24 @@ class ExampleFiles(Sequence[Example]):
         self.files = data_files(paths)
         self._scores_required = scores_required
         self._negatives_required = negatives_required
-        self._problems: list[str] = []
-        self._problem_count = 0
+        problems = Problems()
         offsets: list[npt.NDArray[np.int64]] = []
-        size = sum(file.stat().st_size for file in self.files)
-        with tqdm(
-            total=size, unit="B", unit_scale=True, desc="reading", disable=not progress
-        ) as bar:
+        with byte_bar(self.files, "reading", shown=progress) as bar:
             for number, file in enumerate(self.files):
-                found = self._index(file, bar)
+                lines = parsed_lines(file, self._parse, problems, bar)
+                found = np.array([offset for _, offset, _ in lines], np.int64)
                 if max_per_file is not None and len(found) > max_per_file:
                     random = np.random.default_rng((seed, number))
                     found = found[np.sort(random.permutation(len(found))[:max_per_file])]
                 offsets.append(found)
-        if self._problem_count:
-            raise DataError(self._problems, self._problem_count)
+        problems.refuse()
         self._ends = np.cumsum([len(found) for found in offsets]).tolist()
         self._offsets = np.concatenate(offsets) if offsets else np.zeros(0, np.int64)
         if not len(self._offsets):
             names = ", ".join(map(str, self.files))
-            raise DataError([f"{names}: no line with an example - data hold at least one - add it"])
-
-    def _index(self, file: Path, bar: tqdm[Any]) -> npt.NDArray[np.int64]:
-        """(lines,) byte offsets of the lines of one file, blank ones left out."""
-        offsets: list[int] = []
-        position = 0
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    offsets.append(position)
-                    try:
-                        self._parse(line)
-                    except ValueError as error:
-                        self._problem_count += 1
-                        if len(self._problems) < SHOWN_PROBLEMS:
-                            self._problems.append(f"{file}:{number}: {error}")
-                position += len(line)
-                bar.update(len(line))
-        return np.array(offsets, np.int64)
+            raise DataError(
+                [f"{names}: no line with an example - data need at least one - add one"]
+            )
 
     def _parse(self, line: bytes) -> Example:
         example = parse_example(line, scores_required=self._scores_required)

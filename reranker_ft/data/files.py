@@ -1,20 +1,21 @@
-"""Inputs that are there, and outputs that appear whole or not at all."""
+"""Check that inputs exist, and write outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from reranker_ft.errors import ArgumentError
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path, once it is sure that it names a file.
+    """Return the path after making sure that it names a file.
 
     Raises:
         ArgumentError: It does not.
@@ -23,12 +24,15 @@ def existing_file(path: str | Path) -> Path:
     if not path.is_file():
         found = "is a pipe or a device" if path.exists() else "does not exist"
         found = "is a folder" if path.is_dir() else found
-        raise ArgumentError(f"{path} {found} - one file is read here, twice - fix the path")
+        raise ArgumentError(
+            f"{path} {found} - this command reads the file twice, so it must be a regular file - "
+            "correct the path"
+        )
     return path
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool = False, folder: bool = False) -> Path:
-    """Where to write an output, once it is sure that writing there loses nothing.
+    """Return where to write an output, after making sure that writing there loses nothing.
 
     Called before the long work starts, and again by those who write.
 
@@ -39,22 +43,23 @@ def refuse_existing(path: str | Path, *, overwrite: bool = False, folder: bool =
         The path, or where it leads as a link: the link stays.
 
     Raises:
-        ArgumentError: The path exists and `overwrite` is false, or its folder does not exist; or
+        ArgumentError: The path exists and ``overwrite`` is false, or its folder does not exist; or
             there is something that a file cannot take the place of.
     """
     path = Path(path)
     place = Path(os.path.realpath(path))
     if path.is_dir() and not folder:
-        raise ArgumentError(f"{path} is a folder - one file is written here - name a file in it")
+        raise ArgumentError(f"{path} is a folder - the output is one file - name a file in it")
     usual = path.is_file() or path.is_dir()
     if (path.exists() and not usual) or place.is_symlink():
         raise ArgumentError(
-            f"{path} is neither a file nor a folder - an output takes the name of an old one by a "
-            "rename, and nothing else's - use the path of a file"
+            f"{path} is neither a file nor a folder - only these can be replaced by an output - "
+            "use the path of a file"
         )
     if path.exists() and not overwrite:
         raise ArgumentError(
-            f"{path} exists - outputs do not overwrite - pass --overwrite or another path"
+            f"{path} exists - outputs are not overwritten by default - pass --overwrite or "
+            "another path"
         )
     if not place.parent.is_dir():
         raise ArgumentError(
@@ -66,12 +71,12 @@ def refuse_existing(path: str | Path, *, overwrite: bool = False, folder: bool =
 
 @contextmanager
 def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A path to write, which takes the name `path` when the block ends well, else vanishes.
+    """Yield a path to write, which is renamed to ``path`` when the block ends well.
 
-    Where `path` is a link, it leads to the new content afterwards.
+    Where ``path`` is a link, it leads to the new content afterwards.
 
     Raises:
-        ArgumentError: as `refuse_existing`.
+        ArgumentError: as ``refuse_existing``.
     """
     temporary = _sibling(refuse_existing(path, overwrite=overwrite))
     try:
@@ -86,7 +91,7 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_text_file(path: str | Path, *, overwrite: bool = False) -> Iterator[TextIO]:
-    """As `new_file`, opened for UTF-8 text."""
+    """As ``new_file``, opened for UTF-8 text."""
     with (
         new_file(path, overwrite=overwrite) as temporary,
         temporary.open("x", encoding="utf-8", newline="\n") as file,
@@ -96,12 +101,12 @@ def new_text_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Text
 
 @contextmanager
 def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to fill, which takes the name `path` when the block ends well.
+    """Yield a folder to fill, which is renamed to ``path`` when the block ends well.
 
-    With `overwrite`, a folder that stands there is moved aside until the new one has its name.
+    With ``overwrite``, a folder that stands there is moved aside until the new one has its name.
 
     Raises:
-        ArgumentError: as `refuse_existing`.
+        ArgumentError: as ``refuse_existing``.
     """
     place = refuse_existing(path, overwrite=overwrite, folder=True)
     temporary = _sibling(place)
@@ -124,6 +129,15 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def finite(value: Any) -> Any:
+    """Return the same value with ``None`` for NaN and infinities, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _sibling(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses: a rename needs one file system."""
+    """Return an unused hidden name beside ``path``, as a rename needs one file system."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

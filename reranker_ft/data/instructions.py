@@ -1,4 +1,4 @@
-"""Instructions that are put before queries and passages."""
+"""Put instructions around queries and passages."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Instructions:
                 )
 
     def of_query(self, text: str, instruction: str | None = None) -> str:
-        """The query with its instruction; `instruction` (of its line) goes before ours."""
+        """Return the query with its instruction; that of its line takes precedence."""
         return _instruct(self.query_format, instruction or self.query, text)
 
     def of_passage(self, text: str, instruction: str | None = None) -> str:
-        """The passage with its instruction; `instruction` (of its line) goes before ours."""
+        """Return the passage with its instruction; that of its line takes precedence."""
         return _instruct(self.passage_format, instruction or self.passage, text)
 
 

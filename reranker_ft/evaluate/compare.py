@@ -1,4 +1,4 @@
-"""Several models on the same queries: a table, and what each gains over the first."""
+"""Compare several models on the same queries, and what each gains over the first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from reranker_ft.data.examples import Example, ExampleFiles
 from reranker_ft.errors import ArgumentError
 from reranker_ft.evaluate.metrics import (
+    METRIC_BOUNDS,
     Estimate,
     FloatArray,
     bootstrap_difference,
@@ -30,7 +31,7 @@ class Result:
         per_query: Values of shape (N,) by metric, in the order of the file.
         means: Mean and 95 % interval by metric.
         differences: Mean and 95 % interval of the paired difference to the first model, by metric;
-            None for the first model.
+            ``None`` for the first model.
     """
 
     model: str
@@ -61,7 +62,7 @@ def compare(
     reranker_options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> list[Result]:
-    """Ranks the passages of every query with every model.
+    """Rank the passages of every query with every model.
 
     One model is in memory at a time.
 
@@ -75,7 +76,7 @@ def compare(
         Results by data set, then by model, in the given order.
 
     Raises:
-        ArgumentError: A name comes twice, or `max_queries` is below 1.
+        ArgumentError: A name comes twice, or ``max_queries`` is below 1.
         DataError, ModelError: Something does not load.
     """
     for names in (models, [str(path) for path in data]):
@@ -103,7 +104,7 @@ def compare(
 def measure(
     reranker: Reranker, examples: Sequence[Example], *, progress: str = ""
 ) -> dict[str, FloatArray]:
-    """Per-query metrics of a reranker, as training measures them.
+    """Return per-query metrics of a reranker, as training measures them.
 
     Args:
         progress: Label of a progress bar; none is shown if empty.
@@ -129,5 +130,7 @@ def _result(
         name: bootstrap_difference(values[name], baseline[name])
         for name in (() if is_baseline else values)
     }
-    means = {name: bootstrap_mean(per_query) for name, per_query in values.items()}
+    means = {
+        name: bootstrap_mean(per_query, bounds=METRIC_BOUNDS) for name, per_query in values.items()
+    }
     return Result(model, data, values, means, differences or None)

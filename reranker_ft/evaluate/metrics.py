@@ -1,7 +1,7 @@
 """Ranking metrics of scored queries, with bootstrap intervals.
 
-The metrics are trec_eval's, computed by `pytrec_eval-terrier`; this module only decides how ties
-rank and how sure the averages are.
+The metrics are trec_eval's, computed by ``pytrec_eval-terrier``; this module only decides how ties
+rank and how certain the averages are.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,18 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pytrec_eval
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
+from scipy.stats import bootstrap
 
 from reranker_ft.errors import RerankerError
 
 FloatArray = NDArray[np.float64]
 
 RANK_CUTOFF = 10
+METRIC_BOUNDS = (0.0, 1.0)
+"""Of every metric here."""
+CONFIDENCE = 0.95
+"""Of all intervals of this package."""
 BOOTSTRAP_SAMPLES = 10_000
 # Resampled values held at once: 4 Mi indices and as many values are 64 MiB.
 _BOOTSTRAP_BLOCK = 4 * 2**20
@@ -39,10 +45,11 @@ def per_query_metrics(
     *,
     recall_cutoffs: Sequence[int] = (1, 5, 10),
 ) -> dict[str, FloatArray]:
-    """MRR@10, NDCG@10, MAP and Recall@k of every query.
+    """Return MRR@10, NDCG@10, MAP and Recall@k of every query.
 
     Ties count against the model: among passages of equal score the least relevant ranks first, so
-    a model that scores everything alike gets the worst figures, not the luck of the input order.
+    a model that scores everything alike scores worst instead of profiting from the order of the
+    input.
 
     Args:
         scores: for each of N queries, the scores of its P passages, shape (P,).
@@ -90,7 +97,7 @@ def per_query_metrics(
 def _pessimistic_ranking(
     scores: NDArray[np.floating], grades: NDArray[np.integer], *, query: int
 ) -> NDArray[np.intp]:
-    """Passage indices from best to worst, shape (P,); within a tie the lowest grade goes first."""
+    """Return (P,) passage indices from best to worst; within a tie the lowest grade goes first."""
     scores, grades = np.asarray(scores), np.asarray(grades)
     if scores.shape != grades.shape or scores.ndim != 1:
         raise RerankerError(
@@ -111,33 +118,50 @@ def _pessimistic_ranking(
 
 
 def bootstrap_mean(
-    values: FloatArray, *, seed: int = 0, samples: int = BOOTSTRAP_SAMPLES
+    values: FloatArray,
+    *,
+    seed: int = 0,
+    samples: int = BOOTSTRAP_SAMPLES,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Estimate:
-    """Mean of per-query values with a 95 % percentile bootstrap interval over the queries.
+    """Return the mean of per-query values with its 95 % percentile bootstrap interval.
 
-    Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+    Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. Few values vary
+    less in resamples than they do in truth, by sqrt((N - 1) / N), and their spread is itself an
+    estimate: the interval is widened by both, the latter as Student's t is wider than the normal
+    (Hesterberg, "What Teachers Should Know About the Bootstrap", https://arxiv.org/abs/1411.5279).
 
     Args:
-        values: one value per query, shape (N,).
-        seed: equal seeds and N draw equal resamples, so figures of several metrics move together.
-        samples: resamples of N queries with replacement.
+        values: One value per query, shape (N,). A single one does not show their spread: its
+            interval is all of ``bounds``.
+        seed: Equal seeds and N draw equal resamples, so the figures of several metrics move
+            together.
+        samples: Resamples of N queries with replacement.
+        bounds: What the mean can be; the interval ends there.
 
     Raises:
-        RerankerError: there are no values.
+        RerankerError: There are no values.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.size == 0:
+    count = values.size
+    if not count:
         raise RerankerError("0 queries - a mean needs at least one - give a file with queries")
-    queries = values.size
-    random = np.random.default_rng(seed)
-    means = np.empty(samples)
-    block = max(1, _BOOTSTRAP_BLOCK // queries)
-    for start in range(0, samples, block):
-        rows = min(block, samples - start)
-        drawn = random.integers(queries, size=(rows, queries))
-        means[start : start + rows] = values[drawn].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(mean=float(values.mean()), low=float(low), high=float(high))
+    mean = float(values.mean())
+    if count < 2:
+        return Estimate(mean, *bounds)
+    found = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=samples,
+        batch=max(1, _BOOTSTRAP_BLOCK // count),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    tail = (1 - CONFIDENCE) / 2
+    wider = np.sqrt(count / (count - 1)) * stdtrit(count - 1, tail) / ndtri(tail)
+    low, high = (np.clip(mean + (end - mean) * wider, *bounds) for end in (found.low, found.high))
+    return Estimate(mean, float(low), float(high))
 
 
 def bootstrap_difference(
@@ -147,7 +171,7 @@ def bootstrap_difference(
     seed: int = 0,
     samples: int = BOOTSTRAP_SAMPLES,
 ) -> Estimate:
-    """Mean of `values - baseline` over the same queries, with its 95 % interval.
+    """Return the mean of ``values - baseline`` over the same queries, with its 95 % interval.
 
     Resampling the differences keeps the pairing: what makes a query hard for both models cancels,
     so the interval is far narrower than the two separate intervals suggest.

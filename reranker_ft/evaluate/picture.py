@@ -1,7 +1,8 @@
-"""Pictures of results; never reads models or data."""
+"""Draw results; models and data are never read here."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,15 +23,15 @@ def draw_comparison(
     metric: str = "ndcg@10",
     overwrite: bool = False,
 ) -> None:
-    """Draws a panel a data set: each model's mean, its interval, and its gain over the first.
+    """Draw a panel per data set: each model's mean, its interval, and its gain over the first.
 
     Args:
-        results: What `compare` returns.
+        results: What ``compare`` returns.
         path: The picture; its suffix says the format (.png, .svg, .pdf).
         metric: Which metric of the results.
 
     Raises:
-        ArgumentError: The path exists and `overwrite` is false, the format is unknown, or the
+        ArgumentError: The path exists and ``overwrite`` is false, the format is unknown, or the
             results lack the metric.
     """
     check_picture_format(path)
@@ -50,7 +51,7 @@ def draw_comparison(
 
 
 def check_picture_format(path: str | Path) -> None:
-    """Refuses a suffix that matplotlib cannot write.
+    """Refuse a suffix that matplotlib cannot write.
 
     Raises:
         ArgumentError: The suffix names no format.
@@ -64,11 +65,13 @@ def check_picture_format(path: str | Path) -> None:
 
 
 def _draw_panel(panel: Axes, rows: Sequence[Result], metric: str) -> None:
-    """One data set: a row a model, the first on top."""
+    """Draw one data set: a row per model, the first on top."""
     for place, row in enumerate(rows):
         mean = row.means[metric]
         color = "tab:gray" if row.differences is None else "tab:blue"
-        reach = [[mean.mean - mean.low], [mean.high - mean.mean]]
+        reach = None  # a single query has no interval
+        if math.isfinite(mean.low):
+            reach = [[mean.mean - mean.low], [mean.high - mean.mean]]
         panel.errorbar(mean.mean, place, xerr=reach, fmt="o", color=color, capsize=4)
         text = f"{mean.mean:.3f}"
         if row.differences is not None:
@@ -94,5 +97,5 @@ def _draw_panel(panel: Axes, rows: Sequence[Result], metric: str) -> None:
 
 
 def _short(name: str, parts: int = 1) -> str:
-    """The end of a path or Hub id, which is what tells names apart."""
+    """Return the end of a path or Hub id, which is what tells names apart."""
     return "/".join(Path(name).parts[-parts:])

@@ -1,8 +1,9 @@
-"""Held-out queries during training: encoded once, ranked at every evaluation."""
+"""Rank held-out queries during training: encoded once, scored at every evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from reranker_ft.data.examples import Example
 from reranker_ft.data.instructions import Instructions
-from reranker_ft.evaluate.metrics import Estimate, bootstrap_mean, per_query_metrics
+from reranker_ft.evaluate.metrics import METRIC_BOUNDS, Estimate, bootstrap_mean, per_query_metrics
 from reranker_ft.model.loss import softmax_cross_entropy
 from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
 
@@ -24,7 +25,8 @@ class RankingSet:
             it is both.
         encoder: Makes the token ids.
         instructions: Put around queries and passages, as in training.
-        process, processes: This process ranks every `processes`-th query, from number `process`.
+        process, processes: This process ranks every ``processes``-th query, from number
+            ``process``.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class RankingSet:
         self.encodings: Encodings = encoder(pairs)
 
     def scores(self, score: Callable[[Encodings], Tensor]) -> list[npt.NDArray[np.float32]]:
-        """The scores of each query's passages, in the order of `relevance`.
+        """Return the scores of each query's passages, in the order of ``relevance``.
 
         Args:
             score: Gives (N,) scores of N pairs.
@@ -62,12 +64,21 @@ class RankingSet:
         return np.split(score(self.encodings).numpy(), ends)
 
 
+def interleaved(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """Return what the processes found, one list each, in the order of the file.
+
+    So the bootstrap draws the same queries however many processes there are.
+    """
+    total = sum(map(len, parts))
+    return [parts[i % len(parts)][i // len(parts)] for i in range(total)]
+
+
 def ranking_metrics(
     scores: Sequence[npt.NDArray[np.float32]], relevance: Sequence[npt.NDArray[np.int64]]
 ) -> dict[str, Estimate]:
-    """Mean and 95 % interval over the queries of every ranking metric."""
+    """Return mean and 95 % interval over the queries for every ranking metric."""
     return {
-        name: bootstrap_mean(values)
+        name: bootstrap_mean(values, bounds=METRIC_BOUNDS)
         for name, values in per_query_metrics(scores, relevance).items()
     }
 
@@ -75,7 +86,7 @@ def ranking_metrics(
 def ranking_loss(
     scores: Sequence[npt.NDArray[np.float32]], relevance: Sequence[npt.NDArray[np.int64]]
 ) -> float:
-    """Mean over the queries of the softmax cross-entropy of each positive against all negatives."""
+    """Return the mean softmax cross-entropy of each positive against all negatives of its query."""
     losses: list[float] = []
     for values, grades in zip(scores, relevance, strict=True):
         row = torch.from_numpy(values)
@@ -88,5 +99,5 @@ def ranking_loss(
 
 
 def score_spread(scores: Sequence[npt.NDArray[np.float32]]) -> float:
-    """Mean over the queries of the standard deviation of their scores, in logits."""
+    """Return the mean over the queries of the standard deviation of their scores, in logits."""
     return float(np.mean([values.std() for values in scores]))

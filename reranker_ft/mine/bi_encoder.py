@@ -1,4 +1,4 @@
-"""Texts -> embeddings, for retrieval with a bi-encoder."""
+"""Turn texts into embeddings, for retrieval with a bi-encoder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
-from reranker_ft.model.bars import bars_on_terminals_only
 from reranker_ft.model.devices import parse_devices
-from reranker_ft.model.fast.attention import attention_without_plans
+from reranker_ft.model.forward import attention_without_plans
 from reranker_ft.model.load import model_errors
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import (
     default_micro_batch_tokens,
     position_limit,
@@ -32,10 +32,10 @@ class Encoder(Protocol):
     """Gives embeddings whose inner product says how well a passage suits a query."""
 
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) fp32 embeddings on the CPU."""
+        """Return the (N, D) fp32 embeddings on the CPU."""
 
     def encode_passages(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) fp32 embeddings on the CPU."""
+        """Return the (N, D) fp32 embeddings on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class EncoderOptions:
     """How an encoder is loaded and run.
 
     Attributes:
-        pooling: How token vectors become one vector. None takes the pooling stored with the model,
-            which sentence-transformers knows how to read.
+        pooling: How token vectors become one vector. ``None`` takes the pooling stored with the
+            model, which sentence-transformers knows how to read.
         normalize: Scale embeddings to length 1, so that inner products are cosines.
         instructions: What is put around queries and passages; the query's replaces a prompt that
             is stored with the model.
-        query_max_length, passage_max_length: Most tokens of a text, special tokens included; never
-            more than the model has positions for.
-        device: As a Reranker names it; None takes the first GPU, else the CPU.
+        query_max_length, passage_max_length: Maximum tokens of a text, special tokens included;
+            never more than the model has positions for.
+        device: As a Reranker names it; ``None`` takes the first GPU, else the CPU.
 
     Raises:
         ArgumentError: A length below 1.
@@ -76,7 +76,7 @@ class EncoderOptions:
 
 
 def load_encoder(name_or_path: str, options: EncoderOptions) -> Encoder:
-    """sentence-transformers where it is installed and no pooling is named, else transformers.
+    """Load by sentence-transformers if it is there and no pooling is named, else transformers.
 
     Raises:
         ModelError: Nothing loads from there.
@@ -104,7 +104,7 @@ class StoredPoolingEncoder:
             self._model.half()
 
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
-        """As `Encoder.encode_queries`."""
+        """As ``Encoder.encode_queries``."""
         instructions, max_length = self._options.instructions, self._options.query_max_length
         if instructions.query is None:
             return self._encode(self._model.encode_query, texts, max_length)
@@ -112,7 +112,7 @@ class StoredPoolingEncoder:
         return self._encode(self._model.encode, instructed, max_length)
 
     def encode_passages(self, texts: Sequence[str]) -> Tensor:
-        """As `Encoder.encode_passages`."""
+        """As ``Encoder.encode_passages``."""
         instructed = [self._options.instructions.of_passage(text) for text in texts]
         return self._encode(
             self._model.encode_document, instructed, self._options.passage_max_length
@@ -158,12 +158,12 @@ class PooledEncoder:
         self._model = model.to(self._device, torch.float16 if half else torch.float32).eval()
 
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
-        """As `Encoder.encode_queries`."""
+        """As ``Encoder.encode_queries``."""
         instructed = [self._options.instructions.of_query(text) for text in texts]
         return self._encode(instructed, self._options.query_max_length)
 
     def encode_passages(self, texts: Sequence[str]) -> Tensor:
-        """As `Encoder.encode_passages`."""
+        """As ``Encoder.encode_passages``."""
         instructed = [self._options.instructions.of_passage(text) for text in texts]
         return self._encode(instructed, self._options.passage_max_length)
 
@@ -186,7 +186,7 @@ class PooledEncoder:
         return torch.empty_like(vectors).index_copy_(0, torch.tensor(order), vectors)
 
     def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, D) token vectors and their (B, L) mask -> (B, D) embeddings."""
+        """Return the (B, L, D) token vectors and their (B, L) mask -> (B, D) embeddings."""
         positions = torch.arange(mask.shape[1], device=mask.device)  # (L,)
         rows = torch.arange(len(mask), device=mask.device)  # (B,)
         if self._options.pooling == "cls":

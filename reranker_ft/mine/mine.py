@@ -1,4 +1,4 @@
-"""Hard negatives: passages that a retriever ranks high for a query and that do not answer it."""
+"""Mine hard negatives: passages that rank high for a query and do not answer it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reranker_ft.data.examples import (
-    Example,
-    ExampleFiles,
-    decode_line,
-    refuse_unwritable,
-    text_key,
-)
+from reranker_ft.data.examples import Example, ExampleFiles, text_key
 from reranker_ft.data.files import existing_file, new_text_file, refuse_existing
-from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError, DataError
+from reranker_ft.data.lines import decode_line, parse_json, parsed_lines, refuse_unwritable
+from reranker_ft.errors import ArgumentError, Problems
 from reranker_ft.mine.retrieve import BM25, Ranking, RetrieverFactory
 from reranker_ft.score.records import write_line
 from reranker_ft.score.reranker import Reranker
@@ -40,9 +36,9 @@ class MiningOptions:
     Attributes:
         ranks: Candidates are those from the first rank up to the second, which is excluded; the
             best passage has rank 0. The top ranks hold most unlabelled positives.
-        negatives: Negatives a query.
+        negatives: Negatives per query.
         fill_random: Make up for missing negatives with random passages from below the range. With
-            a reranker, at most `GUARDED_RANDOM` are tried.
+            a reranker, at most ``GUARDED_RANDOM`` are tried.
         margin: With a reranker, a negative's score is at least this far below that of each of the
             query's positives, in logits.
         seed: Of the draw among the candidates; it depends on the seed and the line alone.
@@ -62,7 +58,9 @@ class MiningOptions:
                 "for example 10-210"
             )
         if self.negatives < 1:
-            raise ArgumentError(f"{self.negatives} negatives a query - use 1 or more")
+            raise ArgumentError(
+                f"{self.negatives} negatives per query - a query needs at least one - use 1 or more"
+            )
         if self.seed < 0:
             raise ArgumentError(f"seed is {self.seed} - seeds are not negative - use 0 or more")
         if not math.isfinite(self.margin):
@@ -70,7 +68,7 @@ class MiningOptions:
 
 
 def parse_ranks(text: str) -> tuple[int, int]:
-    """Two ranks around a dash, as in "10-210".
+    """Return two ranks around a dash, as in "10-210".
 
     Raises:
         ArgumentError: The text is something else.
@@ -109,7 +107,7 @@ class MiningReport:
 
 
 def read_pool(path: str | Path) -> Iterator[str]:
-    """The passages of a candidate pool: .jsonl or .json with "text", else one a line.
+    """Return the passages of a candidate pool: .jsonl or .json with "text", else one per line.
 
     Raises:
         ArgumentError: There is no such file.
@@ -117,28 +115,17 @@ def read_pool(path: str | Path) -> Iterator[str]:
     """
     path = existing_file(path)
     as_json = path.suffix in (".jsonl", ".json")
-    problems: list[str] = []
-    broken = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield _pool_passage(line, as_json)
-            except ValueError as error:
-                broken += 1
-                if len(problems) < SHOWN_PROBLEMS:
-                    problems.append(f"{path}:{number}: {error}")
-    if broken:
-        raise DataError(problems, broken)
+    problems = Problems()
+    for _, _, passage in parsed_lines(path, partial(_pool_passage, as_json=as_json), problems):
+        if passage is not None:
+            yield passage
+    problems.refuse()
 
 
 def _pool_passage(line: bytes, as_json: bool) -> str:
-    text = decode_line(line, "a pool").strip()
-    try:
-        fields = json.loads(text) if as_json else {"text": text}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"broken JSON: {error} - {_POOL_LINE} - fix it") from None
+    if not as_json:
+        return decode_line(line, "a pool").strip()
+    fields = parse_json(line, form="a pool", rule=_POOL_LINE)
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise ValueError(f'no "text" - {_POOL_LINE} - add it')
     refuse_unwritable(line, fields)
@@ -147,14 +134,14 @@ def _pool_passage(line: bytes, as_json: bool) -> str:
 
 
 def passages_of(examples: Sequence[Example]) -> Iterator[str]:
-    """All positives and negatives of the examples, with repeats."""
+    """Return all positives and negatives of the examples, with repeats."""
     for example in examples:
         yield from example.pos
         yield from example.neg
 
 
 def distinct(passages: Iterator[str]) -> list[str]:
-    """The passages without blank ones and repeats, which may differ in white space; order kept."""
+    """Return the passages in order, without blank ones and repeats (white space may differ)."""
     seen: set[int] = set()
     pool: list[str] = []
     for passage in passages:
@@ -174,7 +161,7 @@ class Candidates:
         ranked: How many of them, from the first, come from the range of ranks.
         ceiling: The highest score that a negative may have.
         tried: Those that were looked at.
-        chosen: Positions in `tried` that became negatives.
+        chosen: Positions in ``tried`` that became negatives.
     """
 
     example: Example
@@ -192,7 +179,7 @@ class Candidates:
 
 
 def _random_order(random: np.random.Generator, count: int) -> Iterator[int]:
-    """0 to count - 1 in random order, at the cost of those that are taken.
+    """Yield 0 to count - 1 in random order, at the cost of those that are taken.
 
     Fisher and Yates's shuffle of an array of which only the places that changed are kept.
     """
@@ -211,7 +198,7 @@ class Miner:
         examples: All examples. What is a positive on one line is no negative on another line
             with the same query.
         options: Which negatives.
-        reranker: Guards against false negatives; None trusts the ranks.
+        reranker: Guards against false negatives; ``None`` trusts the ranks.
     """
 
     def __init__(
@@ -233,7 +220,7 @@ class Miner:
             self._forbidden.setdefault(query, {query}).update(map(text_key, example.pos))
 
     def mine(self, ranked: Iterator[tuple[Example, Ranking]]) -> Iterator[list[str]]:
-        """The negatives of each example, in order."""
+        """Return the negatives of each example, in order."""
         numbered = enumerate(ranked)
         while chunk := list(itertools.islice(numbered, CHUNK_QUERIES)):
             queue = [self._candidates(example, ranking, line) for line, (example, ranking) in chunk]
@@ -243,7 +230,7 @@ class Miner:
                 yield [self.pool[candidates.tried[place]] for place in candidates.chosen]
 
     def _candidates(self, example: Example, ranking: Ranking, line: int) -> Candidates:
-        """What may become a negative of this query: the range of ranks, then random passages.
+        """Return what may become a negative: the range of ranks, then random passages.
 
         Walking a random order and taking what passes the guard draws from the safe candidates
         without scoring the others.
@@ -261,7 +248,7 @@ class Miner:
     def _below(
         self, known: Ranking, forbidden: set[int], random: np.random.Generator
     ) -> Iterator[int]:
-        """Passages that are neither known nor forbidden, in random order."""
+        """Return passages that are neither known nor forbidden, in random order."""
         best = set(known.tolist())
         usable = (
             i
@@ -271,7 +258,7 @@ class Miner:
         yield from itertools.islice(usable, None if self.reranker is None else GUARDED_RANDOM)
 
     def _choose(self, queue: Sequence[Candidates]) -> None:
-        """Tries candidates until each query has its negatives or nothing is left to try.
+        """Try candidates until each query has its negatives or nothing is left to try.
 
         The candidates of all queries are scored together, and only as many as are needed.
         """
@@ -286,14 +273,14 @@ class Miner:
                     row.chosen.append(place)
 
     def _set_ceilings(self, queue: Sequence[Candidates], reranker: Reranker) -> None:
-        """Puts each query's ceiling the margin below the worst of its positives."""
+        """Put each query's ceiling the margin below the worst of its positives."""
         owners = [(row, text) for row in queue for text in row.example.pos]
         scores = _example_scores(reranker, [(row.example, text) for row, text in owners])
         for (row, _), score in zip(owners, scores, strict=True):
             row.ceiling = min(row.ceiling, score - self.options.margin)
 
     def _guard_scores(self, fresh: Sequence[tuple[Candidates, int]]) -> list[float]:
-        """The guard's scores of candidates; -inf, which passes, without a guard."""
+        """Return the guard's scores of candidates; -inf, which passes, without a guard."""
         if self.reranker is None:
             return [-math.inf] * len(fresh)
         return _example_scores(
@@ -310,7 +297,7 @@ class Miner:
 
 
 def _example_scores(reranker: Reranker, passages: Sequence[tuple[Example, str]]) -> list[float]:
-    """Scores of passages for the queries of examples."""
+    """Score of passages for the queries of examples."""
     scores: list[float] = reranker.score_pairs(
         [
             reranker.instruct(example.query, text, example.prompt, example.passage_prompt)
@@ -332,7 +319,7 @@ def mine_file(
     overwrite: bool = False,
     progress: bool = False,
 ) -> MiningReport:
-    """Copies training data with mined "neg"; all other fields stay.
+    """Copy training data with mined "neg"; all other fields stay.
 
     "neg_scores" goes, as it belongs to the negatives that were there.
 
@@ -341,12 +328,12 @@ def mine_file(
         output_file: The same lines with new negatives; it appears once it is complete.
         options: Which negatives.
         retriever: Makes what ranks the pool, from the pool.
-        candidate_pool: Passages to choose from, as `read_pool` reads them; None takes all
+        candidate_pool: Passages to choose from, as ``read_pool`` reads them; ``None`` takes all
             positives and negatives of the input.
         reranker: Guards against false negatives.
 
     Raises:
-        ArgumentError: A file is missing, or the output exists and `overwrite` is false.
+        ArgumentError: A file is missing, or the output exists and ``overwrite`` is false.
         DataError: Lines of the input or of the pool break the format.
     """
     options = options or MiningOptions()

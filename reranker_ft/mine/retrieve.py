@@ -1,4 +1,4 @@
-"""The passages of a pool that come closest to a query: by BM25, or by an encoder."""
+"""Find the passages of a pool that are closest to a query: by BM25, or by an encoder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from reranker_ft.errors import ArgumentError
 from reranker_ft.mine.bi_encoder import Encoder
+from reranker_ft.progress import progress_bar
 
 
 @contextmanager
@@ -53,7 +53,7 @@ _RUNS = re.compile(rf"([{_UNSPACED}]+)|([^\W_{_UNSPACED}]+)")
 
 
 def lexical_tokens(text: str) -> list[str]:
-    """Lower-cased words; runs of a script without spaces give their overlapping character pairs.
+    """Return lower-cased words, and overlapping character pairs of scripts without spaces.
 
     Full-width and other compatibility forms count as the plain ones (NFKC).
 
@@ -80,14 +80,14 @@ class Retriever(Protocol):
     """Ranks a fixed pool of passages."""
 
     def search(self, queries: Sequence[str], top_k: int) -> Iterator[Ranking]:
-        """For each query, at most `top_k` indices into the pool, best first."""
+        """Yield for each query at most ``top_k`` indices into the pool, best first."""
 
 
 RetrieverFactory = Callable[[Sequence[str]], Retriever]
 
 
 class BM25:
-    """BM25 (Lucene's variant, k1 = 1.5, b = 0.75) by bm25s, over `lexical_tokens`.
+    """BM25 (Lucene's variant, k1 = 1.5, b = 0.75) by bm25s, over ``lexical_tokens``.
 
     Holds the postings of the pool, about 8 bytes for each distinct word of each passage, and the
     scores of one query at a time. Passages that share no word with the query are never returned.
@@ -104,10 +104,12 @@ class BM25:
         self._vocabulary: dict[str, int] = {}
         number = self._vocabulary.setdefault
         # An array takes 4 bytes a word, a list of strings about 60.
-        numbered = [
-            array("i", (number(token, len(self._vocabulary)) for token in lexical_tokens(text)))
-            for text in tqdm(pool, desc="reading words", disable=not progress)
-        ]
+        numbered = []
+        with progress_bar(len(pool), "reading words", shown=progress) as bar:
+            for text in pool:
+                tokens = lexical_tokens(text)
+                numbered.append(array("i", (number(t, len(self._vocabulary)) for t in tokens)))
+                bar.update()
         if not self._vocabulary:
             raise ArgumentError(
                 f"none of the {len(pool)} candidate passages has a word - BM25 compares words - "
@@ -118,14 +120,17 @@ class BM25:
         self._progress = progress
 
     def search(self, queries: Sequence[str], top_k: int) -> Iterator[Ranking]:
-        """As `Retriever.search`."""
-        for query in tqdm(queries, desc="searching", disable=not self._progress):
-            known = [self._vocabulary[t] for t in lexical_tokens(query) if t in self._vocabulary]
-            yield _best(self._index.get_scores_from_ids(known), top_k)
+        """As ``Retriever.search``."""
+        words = self._vocabulary
+        with progress_bar(len(queries), "searching", shown=self._progress) as bar:
+            for query in queries:
+                known = [words[token] for token in lexical_tokens(query) if token in words]
+                yield _best(self._index.get_scores_from_ids(known), top_k)
+                bar.update()
 
 
 def _best(scores: NDArray[np.float32], top_k: int) -> Ranking:
-    """Indices of the `top_k` greatest scores above 0, greatest first."""
+    """Return indices of the ``top_k`` greatest scores above 0, greatest first."""
     found = np.flatnonzero(scores > 0)
     if len(found) > top_k:
         found = found[np.argpartition(-scores[found], top_k - 1)[:top_k]]
@@ -136,7 +141,7 @@ class EncoderSearch:
     """Inner products of embeddings, exact.
 
     The pool is encoded piece by piece and its embeddings are dropped once each query's best
-    `top_k` so far are updated, so memory grows with queries x top_k, not with the pool.
+    ``top_k`` so far are updated, so memory grows with queries x top_k, not with the pool.
 
     Args:
         encoder: What turns texts into embeddings.
@@ -150,12 +155,12 @@ class EncoderSearch:
         self._progress = progress
 
     def search(self, queries: Sequence[str], top_k: int) -> Iterator[Ranking]:
-        """As `Retriever.search`; the whole pool is encoded before the first ranking comes."""
+        """As ``Retriever.search``; the whole pool is encoded before the first ranking comes."""
         top_k = min(top_k, len(self._pool))
         query_vectors = self._encoder.encode_queries(queries)  # (Q, D)
         scores = torch.empty(len(queries), 0)  # (Q, K) best so far
         found = torch.empty(len(queries), 0, dtype=torch.int32)  # (Q, K)
-        with tqdm(total=len(self._pool), desc="encoding pool", disable=not self._progress) as bar:
+        with progress_bar(len(self._pool), "encoding the pool", shown=self._progress) as bar:
             for start in range(0, len(self._pool), POOL_PIECE):
                 piece = self._pool[start : start + POOL_PIECE]
                 vectors = self._encoder.encode_passages(piece)  # (P, D)
@@ -168,7 +173,7 @@ class EncoderSearch:
 def _merge_best(
     scores: Tensor, found: Tensor, queries: Tensor, piece: Tensor, start: int, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """The best `top_k` of what was found and the pool's passages from `start` on, best first."""
+    """Return the best ``top_k`` of what was found and of a piece of the pool, best first."""
     indices = torch.arange(start, start + len(piece), dtype=torch.int32)  # (P,)
     merged_scores, merged_found = [], []
     # In blocks of queries, so that the score matrix stays small however many queries there are.

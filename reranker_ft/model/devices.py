@@ -1,4 +1,4 @@
-"""Devices as they are named in arguments."""
+"""Parse devices as they are named in arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ Devices = str | int | Sequence[str] | Sequence[int] | None
 
 
 def parse_devices(devices: Devices) -> list[torch.device]:
-    """The devices that FlagReranker's argument means; None takes all GPUs, else MPS, else the CPU.
+    """Return the devices that an argument of FlagReranker means.
+
+    ``None`` takes all GPUs, else MPS, else the CPU.
 
     Raises:
         ArgumentError: Not a device's name or number, or one that this machine does not have.
@@ -35,13 +37,13 @@ def parse_devices(devices: Devices) -> list[torch.device]:
             ) from None
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ArgumentError(
-                f"device {name!r} is not there - this machine shows {torch.cuda.device_count()} "
+                f"device {name!r} does not exist - this machine shows {torch.cuda.device_count()} "
                 "CUDA devices - choose one of them, or 'cpu'"
             )
         if device.type != "cuda" and not _computes(device):
             raise ArgumentError(
-                f"device {name!r} computes nothing here - this machine or this torch is without "
-                "it - choose 'cpu', or a GPU that is there"
+                f"device {name!r} does not work here - this machine or this torch does not have it "
+                "- choose 'cpu', or a GPU that exists"
             )
         parsed.append(device)
     return parsed

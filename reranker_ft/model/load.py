@@ -1,4 +1,4 @@
-"""A trained cross-encoder from a folder or the Hub, with its tokenizer."""
+"""Load a trained cross-encoder and its tokenizer from a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
 from reranker_ft.errors import ModelError, RerankerError
-from reranker_ft.model.bars import bars_on_terminals_only
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
+from reranker_ft.model.tokenizer import fit_tokenizer, separate_pairs
+
+# Files of which a folder with a tokenizer has one.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model"),
+)
 
 
 def load_cross_encoder(
@@ -22,73 +29,57 @@ def load_cross_encoder(
     *,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
+    sep_token: str | None = None,
 ) -> tuple[nn.Module, Any]:
-    """Loads a model that scores pairs, and its tokenizer.
+    """Load a model that scores pairs, and its tokenizer.
 
     A PEFT adapter is loaded onto its base and merged.
 
     Args:
         name_or_path: A folder, or a Hub id.
+        sep_token: Goes between query and passage if the tokenizer puts nothing there; ``None``
+            leaves the tokenizer as the model was trained with it.
 
     Returns:
         The model in evaluation mode, on the CPU, in the dtype of its checkpoint; the tokenizer.
 
     Raises:
         ModelError: Nothing loads from there, the head is not in the checkpoint (transformers would
-            draw it at random), it gives more than one score a pair, or it is smaller than its
-            tokenizer.
+            draw it at random), it gives more than one score per pair, it is smaller than its
+            tokenizer, or the tokenizer takes no separator.
     """
     name = str(name_or_path)
     options = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
     with model_errors(name, cache_dir):
-        if (Path(name) / "adapter_config.json").is_file():
-            model = _load_adapter(name, options)
+        if is_adapter(name):
+            model = load_adapter(name, options).merge_and_unload()
         else:
             model = _load_whole(name, options, saved_elsewhere=())
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    require_vocabulary(name, model, tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_home(name), **options)
+    fit_tokenizer(name, model, tokenizer)
+    tokenizer = separate_pairs(name, tokenizer, sep_token, fresh=False)
     labels = model.config.num_labels
     if labels != 1:
         raise ModelError(
-            f"{name} gives {labels} scores a pair - a reranker gives one - train one from it, or "
+            f"{name} gives {labels} scores per pair - a reranker gives one - train one from it, or "
             "choose a checkpoint with one label"
         )
     return model.eval(), tokenizer
 
 
-def require_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Makes sure that the model has an embedding for each token that the tokenizer makes.
-
-    Raises:
-        ModelError: It has not.
-    """
-    try:
-        rows = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):
-        return  # code of its own, which may know other embeddings than a table
-    if len(tokenizer) <= rows:
-        return
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    if tokens > rows:
-        raise ModelError(
-            f"{name} has embeddings of {rows} tokens and its tokenizer makes {tokens} - each token "
-            "has one - use the tokenizer that the model was trained with"
-        )
-
-
 def load_tokenizer(name_or_path: str) -> Any:
-    """A model's tokenizer alone.
+    """Return a model's tokenizer alone.
 
     Raises:
         ModelError: Nothing loads from there.
     """
     with model_errors(name_or_path):
-        return AutoTokenizer.from_pretrained(name_or_path)
+        return AutoTokenizer.from_pretrained(tokenizer_home(name_or_path))
 
 
 @contextmanager
 def model_errors(name: str, cache_dir: str | None = None) -> Iterator[None]:
-    """Turns what transformers raises while it loads `name` into a ModelError of one line."""
+    """Turn what transformers raises while it loads ``name`` into a ModelError of one line."""
     try:
         _require_reachable(name, cache_dir)
         yield
@@ -104,7 +95,7 @@ def model_errors(name: str, cache_dir: str | None = None) -> Iterator[None]:
 
 
 def _require_reachable(name: str, cache_dir: str | None) -> None:
-    """Refuses at once what is not on this machine while the Hub cannot be reached.
+    """Refuse at once what is not on this machine while the Hub cannot be reached.
 
     transformers would ask for one file after the other, six times each, for a minute.
 
@@ -130,7 +121,7 @@ def _require_reachable(name: str, cache_dir: str | None) -> None:
 
 
 def _load_whole(name: str, options: dict[str, Any], *, saved_elsewhere: tuple[str, ...]) -> Any:
-    """The model, once it is sure that each parameter came from the checkpoint.
+    """Return the model, after making sure that each parameter came from the checkpoint.
 
     Args:
         saved_elsewhere: Modules whose parameters may be missing, as an adapter brings them.
@@ -160,7 +151,7 @@ def _load_whole(name: str, options: dict[str, Any], *, saved_elsewhere: tuple[st
 
 @contextmanager
 def no_load_report() -> Iterator[None]:
-    """Keeps transformers from reporting fresh weights: the caller says or refuses it in a line."""
+    """Keep transformers from reporting fresh weights: the caller say or refuse it in a line."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -170,7 +161,35 @@ def no_load_report() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _load_adapter(folder: str, options: dict[str, Any]) -> Any:
+def is_adapter(name: str) -> bool:
+    """Whether this is a folder with a PEFT adapter."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def adapter_base(folder: str) -> str:
+    """Return what the adapter in this folder was trained on: a folder or a Hub id."""
+    from peft import PeftConfig  # noqa: PLC0415 - optional
+
+    return str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+
+
+def tokenizer_home(name: str) -> str:
+    """Return where the tokenizer is: with the model, or with the base of an adapter without one."""
+    if not is_adapter(name) or any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        return name
+    return adapter_base(name)
+
+
+def load_adapter(folder: str, options: dict[str, Any], *, trainable: bool = False) -> Any:
+    """Load a PEFT adapter onto its base.
+
+    Args:
+        options: Of from_pretrained, for the base.
+        trainable: Whether the adapter is to be trained on.
+
+    Raises:
+        ModelError: Its base has no head, and the adapter does not bring one.
+    """
     from peft import PeftConfig, PeftModel  # noqa: PLC0415 - optional
 
     config = PeftConfig.from_pretrained(folder)
@@ -179,4 +198,4 @@ def _load_adapter(folder: str, options: dict[str, Any]) -> Any:
         options,
         saved_elsewhere=tuple(config.modules_to_save or ()),
     )
-    return PeftModel.from_pretrained(base, folder).merge_and_unload()
+    return PeftModel.from_pretrained(base, folder, is_trainable=trainable)

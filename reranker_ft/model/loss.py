@@ -1,7 +1,7 @@
-"""Losses of (Q, C) scores: one row a query, the positive in column 0.
+"""Losses of (Q, C) scores: one row per query, the positive in column 0.
 
-All are pure functions and return one loss a query, (Q,), so that the caller can weigh and average.
-`present` (Q, C) tells passages from empty places; None means that there are no empty places.
+All are pure functions and return (Q,), one loss per query, so that the caller can weigh and
+average. ``present`` (Q, C) is False at empty places; ``None`` means that there are no empty places.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GroupLoss = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def softmax_cross_entropy(scores: Tensor, present: Tensor | None = None) -> Tensor:
-    """(Q,) -log softmax(scores)[:, 0]: the positive against all passages of its row.
+    """Return the (Q,) -log softmax(scores)[:, 0]: the positive against all passages of its row.
 
     The localized contrastive estimation loss of Gao et al., "Rethink Training of BERT Rerankers in
     Multi-Stage Retrieval Pipeline" (2021), equation 3.
@@ -27,7 +27,7 @@ def softmax_cross_entropy(scores: Tensor, present: Tensor | None = None) -> Tens
 
 
 def binary_cross_entropy(scores: Tensor, present: Tensor | None = None) -> Tensor:
-    """(Q,) mean over the row of the logistic loss, label 1 in column 0 and 0 elsewhere."""
+    """Return the (Q,) mean logistic loss of each row, label 1 in column 0 and 0 elsewhere."""
     labels = torch.zeros_like(scores)
     labels[:, 0] = 1
     losses = F.binary_cross_entropy_with_logits(scores, labels, reduction="none")  # (Q, C)
@@ -37,7 +37,7 @@ def binary_cross_entropy(scores: Tensor, present: Tensor | None = None) -> Tenso
 
 
 def distillation(scores: Tensor, teacher_scores: Tensor, temperature: float = 1.0) -> Tensor:
-    """(Q,) T^2 KL(softmax(teacher / T) || softmax(scores / T)).
+    """Return the (Q,) T^2 KL(softmax(teacher / T) || softmax(scores / T)).
 
     Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), section 2; T^2 keeps the
     size of the gradient independent of T.

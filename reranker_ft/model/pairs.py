@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.model.fast.turns import turn
+from reranker_ft.model.turns import turn
 
 Pair = tuple[str, str]
 
@@ -23,9 +23,10 @@ TokenIds = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class PairTemplate:
-    """The special tokens around a pair: `prefix query middle passage suffix`.
+    """The special tokens around a pair: ``prefix query middle passage suffix``.
 
-    `type_ids` holds the token type of these five parts, or None where the tokenizer makes none.
+    ``type_ids`` holds the token type of these five parts, or ``None`` where the tokenizer makes
+    none.
     """
 
     prefix: TokenIds
@@ -35,7 +36,7 @@ class PairTemplate:
 
     @classmethod
     def of(cls, tokenizer: Any) -> PairTemplate:
-        """Reads the template off one encoded pair.
+        """Read the template off one encoded pair.
 
         Raises:
             ModelError: The tokenizer does not build a pair from the tokens of its two texts.
@@ -73,7 +74,7 @@ class PairTemplate:
 
 
 def _find(part: Sequence[int], whole: Sequence[int], start: int) -> int:
-    """Index of the first occurrence of `part` in `whole` from `start` on; -1 if there is none."""
+    """Return where ``part`` first occurs in ``whole`` from ``start`` on; -1 if nowhere."""
     for position in range(start, len(whole) - len(part) + 1):
         if list(whole[position : position + len(part)]) == list(part):
             return position
@@ -96,8 +97,8 @@ class Encodings:
 
     Attributes:
         tokens: (T,) ids of all pairs.
-        types: (T,) token types, or None where the tokenizer makes none.
-        offsets: (N + 1,) pair i is `tokens[offsets[i]:offsets[i + 1]]`.
+        types: (T,) token types, or ``None`` where the tokenizer makes none.
+        offsets: (N + 1,) pair i is ``tokens[offsets[i]:offsets[i + 1]]``.
     """
 
     tokens: TokenIds
@@ -110,15 +111,15 @@ class Encodings:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,) tokens of each pair, special tokens included."""
+        """Return the (N,) tokens of each pair, special tokens included."""
         return np.diff(self.offsets)
 
     def ids(self, pair: int) -> TokenIds:
-        """(L,) the token ids of one pair."""
+        """Return the (L,) the token ids of one pair."""
         return self.tokens[self.offsets[pair] : self.offsets[pair + 1]]
 
     def take(self, pairs: Sequence[int]) -> Encodings:
-        """Some of the pairs, in this order."""
+        """Return some of the pairs, in this order."""
         places = np.concatenate(
             [np.arange(self.offsets[pair], self.offsets[pair + 1]) for pair in pairs]
         )
@@ -127,10 +128,10 @@ class Encodings:
         return Encodings(self.tokens[places], types, offsets, self.padding)
 
     def pad(self, pairs: Sequence[int], *, always_mask: bool = False) -> dict[str, Tensor]:
-        """Model inputs (B, L) of these pairs, padded to the longest of them.
+        """Return model inputs (B, L) of these pairs, padded to the longest of them.
 
         The attention mask is left out where no pair is padded: every model reads a missing mask
-        as all ones, and attention is faster without one. `always_mask` is for those that do not.
+        as all ones, and attention is faster without one. ``always_mask`` is for those that do not.
 
         Raises:
             ModelError: Padding is needed and the tokenizer has no padding token.
@@ -168,14 +169,15 @@ class PairEncoder:
 
     Every distinct text is tokenized once a call, in one batch, so the query of a group of G pairs
     costs one encoding and not G. The result equals what the tokenizer makes of the pair with
-    `truncation="only_second"` after the query was capped.
+    ``truncation="only_second"`` after the query was capped.
 
     Args:
         tokenizer: A transformers tokenizer.
-        max_length: Most tokens of a pair, special tokens included.
-        query_max_length: Most tokens of the query; three quarters of `max_length` if None. Never
-            so many that no passage token fits.
-        passage_max_length: Most tokens of the passage; None leaves it what the query does not use.
+        max_length: Maximum tokens of a pair, special tokens included.
+        query_max_length: Maximum tokens of the query; three quarters of ``max_length`` if
+            ``None``. Never so many that no passage token fits.
+        passage_max_length: Maximum tokens of the passage; ``None`` leaves it what the query does
+            not use.
         pad_to_multiple_of: Pad micro-batches to a multiple of this many tokens (8 suits tensor
             cores).
 
@@ -200,7 +202,7 @@ class PairEncoder:
         if room < 2:
             raise ArgumentError(
                 f"max_length is {max_length} - a pair takes {len(self.template)} special tokens "
-                f"and at least one token a text - use {len(self.template) + 2} or more"
+                f"and at least one token per text - use {len(self.template) + 2} or more"
             )
         for name, value in (
             ("query_max_length", query_max_length),
@@ -220,7 +222,7 @@ class PairEncoder:
         )
 
     def __call__(self, pairs: Sequence[Pair]) -> Encodings:
-        """Encodes N pairs, order kept."""
+        """Encode N pairs, order kept."""
         queries = self._tokenize((query for query, _ in pairs), self.query_max_length)
         passages = self._tokenize((passage for _, passage in pairs), self.passage_max_length)
         template, room = self.template, self.max_length - len(self.template)
@@ -242,14 +244,14 @@ class PairEncoder:
         return Encodings(tokens, types, offsets, self.padding)
 
     def text_lengths(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """(N,) tokens of each text, uncut and without special tokens."""
+        """Return the (N,) tokens of each text, uncut and without special tokens."""
         ids = self._tokenize(texts, None)
         return np.array([len(ids[text]) for text in texts], np.int64)
 
     def cut_lengths(
         self, query_lengths: npt.NDArray[np.int64], passage_lengths: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """(N,) tokens that pairs of these uncut lengths have once they are encoded."""
+        """Return the (N,) tokens that pairs of these uncut lengths have once they are encoded."""
         queries = np.minimum(query_lengths, self.query_max_length)
         room = self.max_length - len(self.template) - queries
         passages = np.minimum(np.minimum(passage_lengths, self.passage_max_length), room)
@@ -285,6 +287,6 @@ class PairEncoder:
 
 
 def _settings_of(tokenizer: Any) -> tuple[Any, Any] | None:
-    """Truncation and padding that are part of a fast tokenizer; others have none."""
+    """Return truncation and padding that are part of a fast tokenizer; others have none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else (backend.truncation, backend.padding)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reranker_ft.model.fast.bf16_layers import keep_bf16_layers
+from reranker_ft.model.forward import keep_bf16_layers
 
 _CPU_INFO = Path("/proc/cpuinfo")
 # As Linux names them: Intel's and AMD's matrix and vector products, then ARM's.

@@ -1,4 +1,4 @@
-"""Pairs of texts -> token ids -> micro-batches of about equal length -> one score a pair.
+"""Score pairs as token ids, in micro-batches of about equal length.
 
 Training, evaluation, scoring and mining all run a cross-encoder through this module.
 """
@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from reranker_ft.errors import ModelError
-from reranker_ft.model.fast.attention import attention_without_plans
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import attention_without_plans, forward_logits
 from reranker_ft.model.pairs import Encodings
+from reranker_ft.progress import progress_bar
 
 # Below this the call overhead of a layer shows; above it the activations leave the CPU's cache.
 CPU_MICRO_BATCH_TOKENS = 1024
@@ -30,16 +29,16 @@ GPU_MICRO_BATCH_TOKENS = 16384
 
 
 def default_micro_batch_tokens(device: torch.device | str, *, training: bool = False) -> int:
-    """How many padded tokens one forward takes where the caller does not say."""
+    """Return how many padded tokens one forward takes where the caller does not say."""
     if torch.device(device).type != "cpu":
         return GPU_MICRO_BATCH_TOKENS
     return CPU_TRAINING_TOKENS if training else CPU_MICRO_BATCH_TOKENS
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """The longest input, in tokens, that the model has positions for (None: no limit known).
+    """Return how many tokens the model has positions for; ``None`` if no limit is known.
 
-    The RoBERTa family counts positions from `padding_idx + 1`, so its table of 514 rows serves
+    The RoBERTa family counts positions from ``padding_idx + 1``, so its table of 514 rows serves
     512 tokens.
     """
     for name, module in model.named_modules():
@@ -51,9 +50,9 @@ def position_limit(model: nn.Module) -> int | None:
 
 
 def token_batches(lengths: Sequence[int] | npt.NDArray[Any], max_tokens: int) -> list[list[int]]:
-    """Indices 0..N-1 in micro-batches of at most `max_tokens` padded tokens, the longest first.
+    """Return 0..N-1 in micro-batches of at most ``max_tokens`` padded tokens, longest first.
 
-    A pair that is longer than `max_tokens` makes a micro-batch of its own. Longest first, so that
+    A pair that is longer than ``max_tokens`` makes a micro-batch of its own. Longest first, so that
     a batch that does not fit into memory fails at once.
     """
     lengths = np.asarray(lengths)
@@ -83,7 +82,7 @@ def score_encodings(
     progress: bool | str = False,
     stop: threading.Event | None = None,
 ) -> Tensor:
-    """Runs a cross-encoder over all pairs, without gradients.
+    """Run a cross-encoder over all pairs, without gradients.
 
     Where memory runs out, the budget is halved and the pairs that are still missing are batched
     anew; those that have a score keep it. Runs the model in the mode (train or eval), dtype and on
@@ -92,17 +91,17 @@ def score_encodings(
     Args:
         model: A sequence classification model with one label.
         encodings: N pairs.
-        max_tokens: Most padded tokens of one forward; None lets the device decide.
+        max_tokens: Maximum padded tokens per forward pass; ``None`` lets the device decide.
         progress: Show a progress bar; a string is its label.
         stop: Set by another thread that has no use for the scores any more.
 
     Returns:
-        (N,) fp32 raw scores (logits) on the CPU, in the order of `encodings`.
+        (N,) fp32 raw scores (logits) on the CPU, in the order of ``encodings``.
 
     Raises:
-        ModelError: The model does not give one logit a pair, or a single pair does not fit into
+        ModelError: The model does not give one logit per pair, or a single pair does not fit into
             memory.
-        InterruptedError: `stop` was set.
+        InterruptedError: ``stop`` was set.
     """
     device = next(model.parameters()).device
     budget = max_tokens or default_micro_batch_tokens(device)
@@ -111,7 +110,7 @@ def score_encodings(
     results: list[tuple[list[int], Tensor]] = []
     batches = deque(token_batches(lengths, budget))
     label = progress if isinstance(progress, str) else "scoring"
-    with tqdm(total=len(encodings), desc=label, disable=not progress) as bar:
+    with progress_bar(len(encodings), label, shown=bool(progress)) as bar:
         while batches:
             if stop is not None and stop.is_set():
                 raise InterruptedError("the scores are not wanted any more")
@@ -139,5 +138,5 @@ def score_encodings(
 
 
 def to_device(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Model inputs, moved."""
+    """Return model inputs, moved."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}

@@ -1,4 +1,4 @@
-"""A teacher's scores for the passages of training data."""
+"""Add a teacher's scores to the passages of training data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def add_teacher_scores(
     overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, int]:
-    """Copies training data with "pos_scores" and "neg_scores", the teacher's raw scores.
+    """Copy training data with "pos_scores" and "neg_scores", the teacher's raw scores.
 
-    Training with `--knowledge_distillation True` reads them. Scores that stand there already are
+    Training with ``--knowledge_distillation True`` reads them. Scores that stand there already are
     replaced.
 
     Args:
@@ -32,7 +32,7 @@ def add_teacher_scores(
         The numbers of "lines" and "pairs" scored.
 
     Raises:
-        ArgumentError: The input is missing, or the output exists and `overwrite` is false.
+        ArgumentError: The input is missing, or the output exists and ``overwrite`` is false.
         DataError: Lines of the input are not training examples.
     """
     refuse_existing(output_file, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Lines with pairs or groups of passages, scored as a stream."""
+"""Score lines with pairs or groups of passages as a stream."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from tqdm import tqdm
-
-from reranker_ft.data.examples import (
-    decode_line,
-    parse_example,
-    passage_prompt,
-    query_prompt,
-    refuse_unwritable,
-)
+from reranker_ft.data.examples import parse_example, passage_prompt, query_prompt
 from reranker_ft.data.files import existing_file, new_text_file, refuse_existing
-from reranker_ft.errors import SHOWN_PROBLEMS, DataError
+from reranker_ft.data.lines import decode_line, parse_json, parsed_lines, refuse_unwritable
+from reranker_ft.errors import DataError, Problems
 from reranker_ft.model.pairs import Pair
+from reranker_ft.progress import progress_bar
 from reranker_ft.score.reranker import Reranker
 
 # Pairs scored together: enough for batches of even length, few enough that the output grows and
@@ -36,8 +31,8 @@ class Record:
     """One line: its fields, and the pairs in it that get a score.
 
     Attributes:
-        positives: How many of the pairs, from the first, hold positives; None for a line with one
-            query and one passage.
+        positives: How many of the pairs, from the first, hold positives; ``None`` for a line with
+            one query and one passage.
         prompt, passage_prompt: Replace the reranker's instructions for this line.
     """
 
@@ -48,7 +43,7 @@ class Record:
     passage_prompt: str | None = None
 
     def with_scores(self, scores: Sequence[float]) -> dict[str, Any]:
-        """The fields, and "score", or "pos_scores" and "neg_scores"."""
+        """Return the fields, and "score", or "pos_scores" and "neg_scores"."""
         if self.positives is None:
             return {**self.fields, "score": scores[0]}
         return {
@@ -59,7 +54,7 @@ class Record:
 
 
 def parse_record(line: bytes, *, tsv: bool = False) -> Record:
-    """Reads `{"query", "passage"}`, `{"query", "pos", "neg"}`, or query and passage around a tab.
+    """Read a line: query and passage, query with pos and neg, or two texts around a tab.
 
     Raises:
         ValueError: The line is none of these; the message says why, without file and line.
@@ -90,10 +85,10 @@ def parse_record(line: bytes, *, tsv: bool = False) -> Record:
 
 
 def _json_object(line: bytes) -> dict[str, Any]:
-    """The line's fields; {} where there are none to be had, for parse_example to say why."""
+    """Return the line's fields; {} where there are none to be had, for parse_example to say why."""
     try:
-        fields = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+        fields = parse_json(line)
+    except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
 
@@ -109,7 +104,7 @@ def _parse_tab_separated(line: bytes) -> Record:
 
 
 def parse_records(lines: Iterable[bytes], name: str, *, tsv: bool = False) -> Iterator[Record]:
-    """The records of a file, blank lines left out.
+    """Return the records of a file, blank lines left out.
 
     Raises:
         DataError: At the first line that breaks the format, with its number.
@@ -123,39 +118,28 @@ def parse_records(lines: Iterable[bytes], name: str, *, tsv: bool = False) -> It
 
 
 def count_pairs(path: str | Path, *, tsv: bool = False) -> int:
-    """Pairs in a file, once it is sure that all of its lines can be read.
+    """Return how many pairs a file holds, after making sure that all of its lines can be read.
 
     Raises:
         ArgumentError: There is no such file.
         DataError: Lines break the format; all are counted, the first ten are named.
     """
-    path = existing_file(path)
-    problems: list[str] = []
-    broken = pairs = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                pairs += len(parse_record(line, tsv=tsv).pairs)
-            except ValueError as error:
-                broken += 1
-                if len(problems) < SHOWN_PROBLEMS:
-                    problems.append(f"{path}:{number}: {error}")
-    if broken:
-        raise DataError(problems, broken)
+    problems = Problems()
+    records = parsed_lines(existing_file(path), partial(parse_record, tsv=tsv), problems)
+    pairs = sum(len(record.pairs) for _, _, record in records if record is not None)
+    problems.refuse()
     return pairs
 
 
 def score_records(
     reranker: Reranker, records: Iterable[Record], *, pairs: int | None, progress: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Each record's fields with its scores, in order, a chunk of pairs at a time.
+    """Yield each record's fields with its scores, in order, a chunk of pairs at a time.
 
     Args:
-        pairs: Pairs in all records, for the progress bar; None if unknown.
+        pairs: Pairs in all records, for the progress bar; ``None`` if unknown.
     """
-    with tqdm(total=pairs, desc="scoring", unit="pair", disable=not progress) as bar:
+    with progress_bar(pairs, "scoring", unit="pair", shown=progress) as bar:
         for chunk in _chunks(records):
             flat = [
                 reranker.instruct(query, passage, record.prompt, record.passage_prompt)
@@ -172,7 +156,7 @@ def score_records(
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Runs of records that hold about CHUNK_PAIRS pairs together."""
+    """Run of records that hold about CHUNK_PAIRS pairs together."""
     chunk: list[Record] = []
     pairs = 0
     for record in records:
@@ -194,7 +178,7 @@ def score_file(
     overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, int]:
-    """Copies lines with their scores; nothing but one chunk is held in memory.
+    """Copy lines with their scores; nothing but one chunk is held in memory.
 
     Args:
         input_file: JSONL or TSV; "-" is standard input.
@@ -204,7 +188,7 @@ def score_file(
         The numbers of "lines" and "pairs" scored.
 
     Raises:
-        ArgumentError: The input is missing, or the output exists and `overwrite` is false.
+        ArgumentError: The input is missing, or the output exists and ``overwrite`` is false.
         DataError: Lines of the input break the format.
     """
     if str(output_file) != STANDARD_STREAM:
@@ -233,5 +217,5 @@ def _counted(records: Iterable[Record], counted: dict[str, int]) -> Iterator[Rec
 
 
 def write_line(output: TextIO, fields: dict[str, Any]) -> None:
-    """One line of JSONL, text left readable."""
+    """Write one line of JSONL, text left readable."""
     output.write(json.dumps(fields, ensure_ascii=False) + "\n")

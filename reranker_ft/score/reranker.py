@@ -1,4 +1,4 @@
-"""Scores of (query, passage) pairs, behind the interface of FlagEmbedding's FlagReranker."""
+"""Score (query, passage) pairs, behind the interface of FlagEmbedding's FlagReranker."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from reranker_ft.data.files import new_folder
 from reranker_ft.data.instructions import Instructions
+from reranker_ft.data.lines import lone_surrogate
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.model.bars import bars_on_terminals_only
 from reranker_ft.model.devices import Devices, parse_devices
-from reranker_ft.model.fast.turns import turn
 from reranker_ft.model.load import load_cross_encoder
 from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
 from reranker_ft.model.precision import cpu_computes_in_bf16, in_half_precision
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import default_micro_batch_tokens, position_limit, score_encodings
+from reranker_ft.model.turns import turn
 
 # Pairs that are tokenized and sorted by length together: enough for batches of even length, few
 # enough that the token ids of millions of pairs never stand in memory at once.
@@ -46,8 +47,8 @@ class Reranker:
     Takes the constructor arguments of FlagReranker (FlagEmbedding 1.4) and gives equal scores, but
     batches by tokens: pairs are sorted by length and run in micro-batches of about equal length.
     Threads may share a reranker and get the scores that each would get alone. They tokenize by
-    turns, and models that take the shortcuts of `forward.py` run by turns too; `model` called past
-    the reranker meanwhile may be in the middle of one.
+    turns, and models that take the shortcuts of ``forward.py`` run by turns too; ``model`` called
+    past the reranker meanwhile may be in the middle of one.
 
     >>> reranker = Reranker("BAAI/bge-reranker-base", use_fp16=True)  # doctest: +SKIP
     >>> scores = reranker.compute_score([["what is a panda?", "hi"],
@@ -57,19 +58,21 @@ class Reranker:
         model_name_or_path: A folder, a PEFT adapter's folder, or a Hub id.
         use_fp16: Half precision on a GPU; on a CPU that multiplies bf16, bf16, and on others fp32
             and a warning.
-        query_instruction_for_rerank, query_instruction_format: The format's two `{}` take the
+        query_instruction_for_rerank, query_instruction_format: The format's two ``{}`` take the
             instruction and the query. No instruction, no change.
         passage_instruction_for_rerank, passage_instruction_format: The same for passages.
         trust_remote_code: Run code that comes with the model.
         cache_dir: Where downloads are kept.
-        devices: "cpu", "cuda:1", 1, or a list of these, which share the work; None takes all GPUs,
-            else the CPU.
-        batch_size: Most pairs of full length in one forward.
-        query_max_length: Most tokens of a query; three quarters of `max_length` if None.
-        max_length: Most tokens of a pair. Never more than the model has positions for.
+        devices: "cpu", "cuda:1", 1, or a list of these, which share the work; ``None`` takes all
+            GPUs, else the CPU.
+        batch_size: Maximum pairs of full length per forward pass.
+        query_max_length: Maximum tokens of a query; three quarters of ``max_length`` if ``None``.
+        max_length: Maximum tokens of a pair. Never more than the model has positions for.
         normalize: Map scores to (0, 1) by the sigmoid.
-        use_bf16: As `use_fp16`, in bfloat16.
-        micro_batch_tokens: Most padded tokens in one forward; None lets the device decide.
+        use_bf16: As ``use_fp16``, in bfloat16.
+        micro_batch_tokens: Maximum padded tokens per forward pass; ``None`` lets the device decide.
+        sep_token: Goes between query and passage if the tokenizer puts nothing there; ``None``
+            leaves it as the model was trained with it.
 
     Attributes:
         model: The first device's copy.
@@ -79,7 +82,7 @@ class Reranker:
 
     Raises:
         ModelError: The checkpoint does not load as a reranker.
-        ArgumentError: A device that is not there, or arguments that cannot be meant.
+        ArgumentError: A device that is not there, or arguments that make no sense.
     """
 
     def __init__(
@@ -100,19 +103,19 @@ class Reranker:
         *,
         use_bf16: bool = False,
         micro_batch_tokens: int | None = None,
+        sep_token: str | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("micro_batch_tokens", micro_batch_tokens)):
             if value is not None and value < 1:
-                raise ArgumentError(f"{name} is {value} - it limits a forward - use 1 or more")
+                raise ArgumentError(f"{name} is {value} - it limits a forward pass - use 1 or more")
         self.target_devices = parse_devices(devices)
         dtype = _dtype(use_fp16, use_bf16, self.target_devices)
         model, self.tokenizer = load_cross_encoder(
-            model_name_or_path, trust_remote_code=trust_remote_code, cache_dir=cache_dir
+            model_name_or_path,
+            trust_remote_code=trust_remote_code,
+            cache_dir=cache_dir,
+            sep_token=sep_token,
         )
-        config: Any = model.config
-        if config.pad_token_id is None:
-            # A decoder's head finds a text's last token by the padding after it.
-            config.pad_token_id = self.tokenizer.pad_token_id
         self._replicas = _replicate(model, dtype, self.target_devices)
         self.model_name_or_path = str(model_name_or_path)
         self.instructions = Instructions(
@@ -141,14 +144,14 @@ class Reranker:
         *,
         progress: bool = False,
     ) -> list[float]:
-        """Scores pairs, order kept. An argument that is None takes the constructor's value.
+        """Score pairs, order kept. An argument that is ``None`` takes the constructor's value.
 
         Args:
             sentence_pairs: N pairs [query, passage]; or one pair, which counts as a list of one.
             progress: Show a progress bar.
 
         Returns:
-            N raw scores (logits), or probabilities with `normalize`.
+            N raw scores (logits), or probabilities with ``normalize``.
 
         Raises:
             ArgumentError: Something is not a pair of strings, or a length leaves no room for text.
@@ -167,14 +170,14 @@ class Reranker:
     def instruct(
         self, query: str, passage: str, prompt: str | None = None, passage_prompt: str | None = None
     ) -> Pair:
-        """The pair as the model reads it; prompts replace the reranker's own instructions."""
+        """Return the pair as the model reads it; prompts replace the instructions."""
         put = self.instructions
         return put.of_query(query, prompt), put.of_passage(passage, passage_prompt)
 
     def encoder(
         self, *, max_length: int | None = None, query_max_length: int | None = None
     ) -> PairEncoder:
-        """What turns pairs into this model's token ids; None takes the constructor's value.
+        """Return what turns pairs into token ids; ``None`` takes the constructor's value.
 
         Raises:
             ArgumentError: The lengths leave no room for text.
@@ -198,7 +201,7 @@ class Reranker:
         normalize: bool | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """(N,) fp64 scores of N pairs as they are: `compute_score` without its instructions.
+        """Return (N,) fp64 scores of N pairs as they are, without instructions.
 
         Raises:
             ModelError: A single pair does not fit into the device's memory, or a score is NaN.
@@ -219,7 +222,7 @@ class Reranker:
         lost = int(scores.isnan().sum())
         if lost:
             raise ModelError(
-                f"{lost} of {len(pairs)} scores are NaN - a score is a number - score without "
+                f"{lost} of {len(pairs)} scores are NaN - a score must be a number - score without "
                 "use_fp16, or check the model's weights"
             )
         # In fp64, where the sigmoid of a large score is still below 1.
@@ -227,10 +230,10 @@ class Reranker:
         return scores.sigmoid() if (self.normalize if normalize is None else normalize) else scores
 
     def token_budget(self, max_length: int, batch_size: int | None = None) -> int:
-        """Padded tokens of one forward: what suits the device, within `batch_size` full pairs.
+        """Return the maximum padded tokens per forward pass, within ``batch_size`` full pairs.
 
         Raises:
-            ArgumentError: `batch_size` is below 1.
+            ArgumentError: ``batch_size`` is below 1.
         """
         pairs = self.batch_size if batch_size is None else batch_size
         if pairs < 1:
@@ -241,10 +244,10 @@ class Reranker:
     def rank(
         self, query: str, documents: Sequence[str], top_k: int | None = None
     ) -> list[RankedDocument]:
-        """The `top_k` best documents (all if None), best first; ties keep the input's order.
+        """Return the ``top_k`` best documents, best first; ties keep the order of the input.
 
         Raises:
-            ArgumentError: as `compute_score`, or `top_k` is below 1.
+            ArgumentError: as ``compute_score``, or ``top_k`` is below 1.
         """
         if top_k is not None and top_k < 1:
             raise ArgumentError(f"top_k is {top_k} - it counts documents - use 1 or more")
@@ -253,10 +256,10 @@ class Reranker:
         return [RankedDocument(i, scores[i], documents[i]) for i in best]
 
     def save(self, output_path: str | Path, *, overwrite: bool = False) -> None:
-        """Writes model and tokenizer for transformers, in the dtype of `model`'s weights.
+        """Write model and tokenizer for transformers, in the dtype of the weights of ``model``.
 
         Raises:
-            ArgumentError: The path exists and `overwrite` is false.
+            ArgumentError: The path exists and ``overwrite`` is false.
         """
         with new_folder(output_path, overwrite=overwrite) as folder, bars_on_terminals_only():
             self.model.save_pretrained(folder)  # type: ignore[operator]
@@ -265,7 +268,7 @@ class Reranker:
     def score_encodings(
         self, encodings: Encodings, *, max_tokens: int, progress: str | bool = False
     ) -> Tensor:
-        """(N,) fp32 raw scores of N pairs as token ids, shared out among the devices.
+        """Return the (N,) fp32 raw scores of N pairs as token ids, shared out among the devices.
 
         Raises:
             ModelError: A single pair does not fit into a device's memory.
@@ -297,7 +300,9 @@ class Reranker:
 
 def _dtype(use_fp16: bool, use_bf16: bool, devices: Sequence[torch.device]) -> torch.dtype:
     if use_fp16 and use_bf16:
-        raise ArgumentError("use_fp16 and use_bf16 are both set - a model has one dtype - drop one")
+        raise ArgumentError(
+            "use_fp16 and use_bf16 are both set - a model has one dtype - leave out one of them"
+        )
     if not (use_fp16 or use_bf16):
         return torch.float32
     if any(device.type == "cpu" for device in devices):
@@ -312,17 +317,17 @@ def _dtype(use_fp16: bool, use_bf16: bool, devices: Sequence[torch.device]) -> t
 def _replicate(
     model: nn.Module, dtype: torch.dtype, devices: Sequence[torch.device]
 ) -> list[nn.Module]:
-    """One model a device; the first is the one given."""
+    """Return one model per device; the first is the one given."""
     place = in_half_precision if dtype != torch.float32 else nn.Module.to
     copies = [place(copy.deepcopy(model), device, dtype) for device in devices[1:]]
     return [place(model, devices[0], dtype), *copies]
 
 
 def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:
-    """A list of pairs, whether given as one or as a single pair."""
+    """Return a list of pairs, whether given as one or as a single pair."""
     if isinstance(sentence_pairs, str) or not isinstance(sentence_pairs, Iterable):
         raise ArgumentError(
-            f"{reprlib.repr(sentence_pairs)} is no list of pairs - a pair is [query, passage] - "
+            f"{reprlib.repr(sentence_pairs)} is not a list of pairs - a pair is [query, passage] - "
             "pass a list of them"
         )
     items: list[Any] = list(sentence_pairs)
@@ -333,27 +338,18 @@ def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[P
         if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise ArgumentError(
                 f"pair {number} is {reprlib.repr(item)} - a pair is [query, passage], both "
-                "strings - leave out or repair it"
+                "strings - drop or repair it"
             )
-        if not all(map(_is_whole, pair)):
+        if any(lone_surrogate(text) is not None for text in pair):
             raise ArgumentError(
-                f"pair {number} is {reprlib.repr(item)}, with half of a character - a text is "
-                "whole characters - leave out or repair it"
+                f"pair {number} is {reprlib.repr(item)}, with half of a character - a text "
+                "consists of whole characters - drop or repair it"
             )
     return [(query, passage) for query, passage in items]
 
 
-def _is_whole(text: str) -> bool:
-    """Whether a text is free of lone surrogates, on which tokenizers fail."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _deal(lengths: npt.NDArray[np.int64], shares: int) -> list[list[int]]:
-    """Indices 0..N-1 in at most `shares` lists, each with the same mix of short and long."""
+    """Return 0..N-1 in at most ``shares`` lists, each with the same mix of lengths."""
     by_length = np.argsort(-lengths, kind="stable")
     return [by_length[i::shares].tolist() for i in range(min(shares, len(lengths)))]
 

@@ -1,4 +1,4 @@
-"""Reads training data once and reports what training would stumble over or lose."""
+"""Read training data once and report what training would refuse, repeat or cut."""
 
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from reranker_ft.data.examples import Example, data_files, parse_example
 from reranker_ft.data.instructions import Instructions
-from reranker_ft.errors import SHOWN_PROBLEMS, ArgumentError
+from reranker_ft.data.lines import parsed_lines
+from reranker_ft.errors import ArgumentError, Problems
 from reranker_ft.model.load import model_errors
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.scoring import position_limit
+from reranker_ft.progress import byte_bar
 
 # Lines tokenized together.
 CHUNK_LINES = 256
 PERCENTILES = (50, 90, 99, 100)
+SHOWN_LINES = 3
+# Counts whose first lines are named.
+NAMED = (
+    *("duplicate_queries", "duplicate_lines", "repeated_passages", "positives_among_negatives"),
+    *("blank_negatives", "too_few_negatives", "without_negatives"),
+)
 
 
 @dataclass(frozen=True)
 class LengthSummary:
-    """Percentiles of token counts; `p100` is the longest."""
+    """Percentiles of token counts; ``p100`` is the longest."""
 
     p50: int
     p90: int
@@ -38,21 +46,21 @@ class LengthSummary:
 
     @classmethod
     def of(cls, lengths: npt.NDArray[np.int64]) -> LengthSummary:
-        """Summary of (N,) lengths; zeros if there are none."""
+        """Summarise (N,) lengths; zeros if there are none."""
         values = np.percentile(lengths, PERCENTILES, method="higher") if len(lengths) else [0] * 4
         return cls(*map(int, values))
 
 
 @dataclass(frozen=True)
 class CutSummary:
-    """How much of the pairs `max_length` cuts.
+    """How much of the pairs ``max_length`` cuts.
 
     Attributes:
-        max_length: Most tokens of a pair, special tokens included; at most `positions`.
-        positions: What the model has positions for, in tokens; None if there is no limit known.
-        query_tokens, passage_tokens, pair_tokens: Lengths before cutting; a pair with its special
-            tokens.
-        cut_pairs: Pairs that lose tokens, of `pairs`.
+        max_length: Maximum tokens of a pair, special tokens included; at most ``positions``.
+        positions: How many tokens the model has positions for; ``None`` if no limit is known.
+        query_tokens, passage_tokens, pair_tokens: Lengths before cutting; those of pairs include
+            their special tokens.
+        cut_pairs: How many of the ``pairs`` lose tokens.
         lost_tokens: Share of all tokens that is lost, 0 to 1.
     """
 
@@ -68,20 +76,22 @@ class CutSummary:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_data` found.
+    """What ``check_data`` found.
 
     Attributes:
         problems: Lines that break the format (training refuses them); the first ten are in
-            `shown_problems`, with file and line.
-        duplicate_queries: Lines whose query stood on an earlier line.
-        duplicate_lines: Lines whose query, positives and negatives all did.
-        repeated_passages: Passages that stand twice in the `pos` or in the `neg` of a line.
+            ``shown_problems``, with file and line.
+        duplicate_queries: Lines whose query is on an earlier line too.
+        duplicate_lines: Lines that equal an earlier line in query, positives and negatives.
+        repeated_passages: Passages that are in the ``pos`` or in the ``neg`` of a line twice.
         positives_among_negatives: Lines with a passage in both lists: the model is taught both.
-        too_few_negatives: Lines with fewer negatives than a group needs; they are repeated.
-        without_negatives: Lines with none at all; training refuses them unless the group is the
-            positive alone (`train_group_size` 1) and the batch lends negatives.
+        blank_negatives: Negatives without text.
+        too_few_negatives: Lines with fewer negatives than a group needs; training repeats these.
+        without_negatives: Lines with no negatives; training refuses them unless the group is the
+            positive alone (``train_group_size`` 1) and the batch lends negatives.
         with_scores: Lines with teacher scores for all passages.
-        tokens: None if no tokenizer was given.
+        first_lines: By the name of a count, ``file:line`` of the first three lines it counts.
+        tokens: ``None`` if no tokenizer was given.
     """
 
     files: int
@@ -96,9 +106,11 @@ class CheckReport:
     duplicate_lines: int
     repeated_passages: int
     positives_among_negatives: int
+    blank_negatives: int
     too_few_negatives: int
     without_negatives: int
     with_scores: int
+    first_lines: dict[str, tuple[str, ...]]
     tokens: CutSummary | None
 
     @property
@@ -108,15 +120,15 @@ class CheckReport:
         return not self.problems and self.examples > 0 and not lacking
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return all fields and ``trainable``, for JSON."""
         return {**asdict(self), "trainable": self.trainable}
 
 
 def model_positions(name_or_path: str) -> int | None:
-    """The longest input, in tokens, that a model has positions for; reads its config alone.
+    """Return the longest input, in tokens, that a model has positions for, from its config alone.
 
     Returns:
-        None where there is no limit, or no config beside the tokenizer.
+        ``None`` where there is no limit, or no config beside the tokenizer.
 
     Raises:
         ModelError: The config is not that of a classifier.
@@ -141,15 +153,18 @@ def check_data(
     instructions: Instructions | None = None,
     progress: bool = False,
 ) -> CheckReport:
-    """Reads every line of files or folders, once, a few hundred at a time.
+    """Read every line of files or folders, once, a few hundred at a time.
 
-    Memory is 32 bytes a line, for the digests that find duplicates, and 12 a passage, for lengths.
+    Memory is 32 bytes per line, for the digests that find duplicates, and 12 bytes per passage, for
+    lengths.
 
     Args:
         paths: Files or folders.
-        tokenizer: A transformers tokenizer, for the token lengths; None leaves them out.
-        positions: What the model has positions for: training cuts there whatever `max_length` is.
-        max_length: Most tokens of a pair in training; so for query and passage.
+        tokenizer: A transformers tokenizer, for the token lengths; ``None`` leaves them out.
+        positions: How many tokens the model has positions for: training cuts there, whatever
+            ``max_length`` is.
+        max_length, query_max_length, passage_max_length: Maximum tokens of a pair, its query and
+            its passage in training.
         train_group_size: G; a group needs G - 1 negatives.
         instructions: Put around the texts before their tokens are counted.
         progress: Show a progress bar in bytes.
@@ -175,8 +190,7 @@ def check_data(
             passage_max_length=passage_max_length,
         )
         lengths = _Lengths(encoder, instructions or Instructions(), positions)
-    size = sum(file.stat().st_size for file in files)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=not progress) as bar:
+    with byte_bar(files, "checking", shown=progress) as bar:
         examples = counts.read(files, bar)
         while chunk := list(islice(examples, CHUNK_LINES)):
             if lengths is not None:
@@ -195,17 +209,18 @@ class _Counts:
     def __init__(self, group_size: int) -> None:
         self.group_size = group_size
         self.lines = 0
-        self.problems: list[str] = []
+        self.problems = Problems()
+        self.first_lines: dict[str, tuple[str, ...]] = {}
         self.sums = dict.fromkeys(
             (
                 "examples",
-                "problems",
                 "positives",
                 "negatives",
                 "duplicate_queries",
                 "duplicate_lines",
                 "repeated_passages",
                 "positives_among_negatives",
+                "blank_negatives",
                 "too_few_negatives",
                 "without_negatives",
                 "with_scores",
@@ -216,25 +231,15 @@ class _Counts:
         self._lines: set[bytes] = set()
 
     def read(self, files: Iterable[Path], bar: tqdm[Any]) -> Iterator[Example]:
-        """The examples of all files, counted."""
+        """Yield the examples of all files, counted."""
         for file in files:
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    bar.update(len(line))
-                    if not line.strip():
-                        continue
-                    self.lines += 1
-                    try:
-                        example = parse_example(line)
-                    except ValueError as error:
-                        self.sums["problems"] += 1
-                        if len(self.problems) < SHOWN_PROBLEMS:
-                            self.problems.append(f"{file}:{number}: {error}")
-                        continue
-                    self._count(example)
+            for number, _, example in parsed_lines(file, parse_example, self.problems, bar):
+                self.lines += 1
+                if example is not None:
+                    self._count(example, f"{file}:{number}")
                     yield example
 
-    def _count(self, example: Example) -> None:
+    def _count(self, example: Example, place: str) -> None:
         positives, negatives = set(example.pos), set(example.neg)
         passages = len(example.pos) + len(example.neg)
         found = {
@@ -247,19 +252,29 @@ class _Counts:
             ),
             "repeated_passages": passages - len(positives) - len(negatives),
             "positives_among_negatives": bool(positives & negatives),
+            "blank_negatives": sum(not text.strip() for text in example.neg),
             "too_few_negatives": len(example.neg) < self.group_size - 1,
             "without_negatives": not example.neg,
             "with_scores": None not in (example.pos_scores, example.neg_scores),
         }
         for name, value in found.items():
             self.sums[name] += int(value)
+            places = self.first_lines.setdefault(name, ())
+            if value and len(places) < SHOWN_LINES:
+                self.first_lines[name] = (*places, place)
 
     def totals(self) -> dict[str, Any]:
-        return {"lines": self.lines, "shown_problems": tuple(self.problems), **self.sums}
+        return {
+            "lines": self.lines,
+            "problems": self.problems.count,
+            "shown_problems": tuple(self.problems.shown),
+            "first_lines": {name: self.first_lines.get(name, ()) for name in NAMED},
+            **self.sums,
+        }
 
 
 def _seen(digests: set[bytes], text: str) -> bool:
-    """Whether the text was here before; it is from now on. 16 bytes a text, whatever its length."""
+    """Whether the text was seen before, in 16 bytes per text; from now on it was."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     known = digest in digests
     digests.add(digest)
@@ -282,7 +297,7 @@ class _Lengths:
         self.lost_tokens = 0
 
     def add(self, examples: Sequence[Example]) -> None:
-        """Tokenizes the texts of some examples in one batch."""
+        """Tokenize the texts of some examples in one batch."""
         queries = [self.instructions.of_query(e.query, e.prompt) for e in examples]
         passages = [
             self.instructions.of_passage(text, e.passage_prompt)

@@ -1,4 +1,4 @@
-"""Groups -> one training batch: padded micro-batches, and the place of every score in (Q, C)."""
+"""Collate groups into a training batch: micro-batches, and the place of every score in (Q, C)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reranker_ft.model.fast.embedding import looked_up_once
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import forward_logits, looked_up_once
 from reranker_ft.model.pairs import Pair, PairEncoder
 from reranker_ft.model.scoring import token_batches
 from reranker_ft.train.groups import Group
@@ -22,8 +21,9 @@ class TrainingBatch(TypedDict):
     Attributes:
         micro_batches: Model inputs (B, L); the micro-batches hold all pairs of the batch.
         places: (Q, C) where the scores of the concatenated micro-batches belong.
-        present: (Q, C) False where there was no passage to fill the place; None if all are filled.
-        teacher_scores: (Q, G), or None where the data have none.
+        present: (Q, C) False where there was no passage to fill the place; ``None`` if all are
+            filled.
+        teacher_scores: (Q, G), or ``None`` where the data have none.
         weights: (Q,) 1, or 0 for a query that does not count.
         idle_forwards: Forwards that another process makes more than this one in this batch.
     """
@@ -50,12 +50,12 @@ class GroupCollator:
 
     Args:
         encoder: Makes token ids of pairs.
-        micro_batch_tokens: Most padded tokens of one forward.
-        in_batch_negatives: N further passages a query, drawn without replacement from the other
+        micro_batch_tokens: Maximum padded tokens per forward pass.
+        in_batch_negatives: N further passages per query, drawn without replacement from the other
             queries of the batch. Never a positive that the group knows, nor a passage it has
             already, whatever their instructions and white space. Fewer where the batch does not
             have as many.
-        always_mask: See `Encodings.pad`.
+        always_mask: See ``Encodings.pad``.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class GroupCollator:
         )
 
     def _borrow(self, group: Group, groups: Sequence[Group]) -> list[str]:
-        """Up to N passages of the other groups for this one."""
+        """Return up to N passages of the other groups for this one."""
         if not self.in_batch_negatives:
             return []
         taken = group.positives.union(group.keys)
@@ -115,7 +115,7 @@ class GroupCollator:
 
 
 def group_scores(model: nn.Module, batch: TrainingBatch) -> Tensor:
-    """(Q, C) fp32 scores, with gradients; an empty place holds the score of another pair."""
+    """Return (Q, C) fp32 scores with gradients; an empty place holds that of another pair."""
     micro_batches = batch["micro_batches"]
     with looked_up_once(model, micro_batches):
         scores = torch.cat([forward_logits(model, inputs) for inputs in micro_batches])

@@ -1,20 +1,21 @@
-"""All arguments, once: the help text of a field is its only documentation."""
+"""Declare all arguments, once: the help text of a field is its only documentation."""
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_flash_attn_2_available
 
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
 from reranker_ft.model.loss import LOSSES
+from reranker_ft.progress import on_terminal
 
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_METRIC = "ndcg@10"
@@ -36,6 +37,7 @@ RANGES = {
     "max_eval_queries": (1, 2**31),
     "early_stopping_patience": (1, 2**31),
 }
+FLASH_ATTENTION = "flash_attention_2"
 METRICS = ("ndcg@10", "mrr@10", "map", "recall@1", "recall@5", "recall@10", "loss")
 
 
@@ -65,6 +67,9 @@ class ModelArguments:
     attn_implementation: str | None = _flag(
         "Attention of the model; sdpa if not given, where the model has it."
     )
+    use_flash_attn: bool = _flag(
+        "Use FlashAttention 2 where it is installed; without it, sdpa.", False
+    )
     use_lora: bool = _flag(
         "Train low-rank adapters (LoRA) and the head instead of all weights.", False
     )
@@ -87,6 +92,11 @@ class ModelArguments:
                 f"model_type is {self.model_type!r} - models with a sequence classification head "
                 "are trained here - leave the flag out, or use 'encoder'"
             )
+        if self.use_flash_attn and self.attn_implementation not in (None, FLASH_ATTENTION):
+            raise ArgumentError(
+                f"use_flash_attn and attn_implementation {self.attn_implementation!r} are both set "
+                "- a model has one attention - leave out one of them"
+            )
         if self.lora_rank < 1:
             raise ArgumentError(
                 f"lora_rank is {self.lora_rank} - it counts dimensions - use 1 or more"
@@ -101,6 +111,13 @@ class ModelArguments:
                 f"lora_dropout is {self.lora_dropout} - it is a share - use 0 up to 1, like 0.1"
             )
 
+    @property
+    def attention(self) -> str | None:
+        """Return what ``attn_implementation`` of from_pretrained is to be."""
+        if self.use_flash_attn and is_flash_attn_2_available():
+            return FLASH_ATTENTION
+        return self.attn_implementation
+
 
 @dataclass
 class DataArguments:
@@ -113,25 +130,26 @@ class DataArguments:
         }
     )
     train_group_size: int = _flag(
-        "Passages a query and step: one positive, the rest negatives drawn anew every epoch.", 8
+        "Passages per query and step: one positive, the rest negatives drawn anew every epoch.", 8
     )
     in_batch_negatives: int = _flag(
         "Also score each query against this many passages of the other queries in the batch, "
         "over all processes; never one of its own positives.",
         0,
     )
-    max_len: int | None = _flag(
-        "Most tokens of a pair, special tokens included; the passage is cut. Never more than the "
-        "model has positions for. Default: query_max_len + passage_max_len if both are given, "
-        "else 512."
+    max_length: int | None = _flag(
+        "Maximum tokens of a pair, special tokens included; the passage is cut. Never more than "
+        "the model has positions for. Default: query_max_length + passage_max_length if both are "
+        "given, else 512."
     )
-    query_max_len: int | None = _flag("Most tokens of the query. Default: 3/4 of max_len.")
-    passage_max_len: int | None = _flag(
-        "Most tokens of the passage. Default: what the query leaves."
+    query_max_length: int | None = _flag("Maximum tokens of the query. Default: 3/4 of max_length.")
+    passage_max_length: int | None = _flag(
+        "Maximum tokens of the passage. Default: what the query leaves."
     )
     pad_to_multiple_of: int | None = _flag("Pad micro-batches to a multiple of this many tokens.")
     micro_batch_tokens: int | None = _flag(
-        "Most padded tokens of one forward; the step's pairs are sorted by length and cut into "
+        "Maximum padded tokens per forward pass; the step's pairs are sorted by length and cut "
+        "into "
         "such micro-batches, which changes time and memory but not the result. Default: 2048 on "
         "a CPU, 16384 elsewhere."
     )
@@ -139,25 +157,37 @@ class DataArguments:
         "Take a random sample of at most this many lines of each file.", 100_000_000
     )
     query_instruction_for_rerank: str | None = _flag(
-        "Instruction for the query; a line's own `prompt` goes before it."
+        "Instruction for the query; a line's own `prompt` takes precedence over it."
     )
     query_instruction_format: str = _flag("How instruction and query are put together.", "{}{}")
     passage_instruction_for_rerank: str | None = _flag(
-        "Instruction for the passage; a line's own `passage_prompt` goes before it."
+        "Instruction for the passage; a line's own `passage_prompt` takes precedence over it."
     )
     passage_instruction_format: str = _flag("How instruction and passage are put together.", "{}{}")
     shuffle_ratio: float = _flag("How often the thirds of a long positive change places.", 0.0)
     knowledge_distillation: bool = _flag(
         "Add a distillation loss towards the teacher's pos_scores and neg_scores.", False
     )
+    keep: str | None = _flag(
+        "JSONL of what the model must not lose, in the format of train_data: after training, the "
+        "mixes of the starting model with the fine-tune are measured on it and on held-out queries "
+        "(eval_data, or a fifth of train_data); output_dir gets the chosen mix, "
+        "output_dir/fine-tuned the fine-tune, output_dir/report the curve."
+    )
+    keep_text: str | None = _flag(
+        "The same from text without labels: passages, one a line, or JSONL with text or query."
+    )
     cache_path: str | None = _flag("Accepted and not needed: files are indexed, not converted.")
-    sep_token: str = _flag("Accepted and not needed: the tokenizer separates a pair.", "\n")
+    sep_token: str | None = _flag(
+        "Goes between query and passage if the tokenizer puts nothing there, and is saved with it. "
+        "Default: a line break for a model that gets a fresh head."
+    )
 
     def __post_init__(self) -> None:
         for name in ("train_group_size", "max_example_num_per_dataset"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} is {getattr(self, name)} - use 1 or more")
-        lengths = ("max_len", "query_max_len", "passage_max_len", "pad_to_multiple_of")
+        lengths = ("max_length", "query_max_length", "passage_max_length", "pad_to_multiple_of")
         for name in (*lengths, "micro_batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -174,17 +204,17 @@ class DataArguments:
             )
 
     @property
-    def max_length(self) -> int:
-        """Most tokens of a pair, before the model's positions are looked at."""
-        if self.max_len is not None:
-            return self.max_len
-        if self.query_max_len is not None and self.passage_max_len is not None:
-            return self.query_max_len + self.passage_max_len
+    def pair_length(self) -> int:
+        """Return the maximum tokens of a pair, before the model's positions are considered."""
+        if self.max_length is not None:
+            return self.max_length
+        if self.query_max_length is not None and self.passage_max_length is not None:
+            return self.query_max_length + self.passage_max_length
         return DEFAULT_MAX_LENGTH
 
     @property
     def instructions(self) -> Instructions:
-        """The four instruction flags together."""
+        """Return the four instruction flags together."""
         return Instructions(
             query=self.query_instruction_for_rerank,
             query_format=self.query_instruction_format,
@@ -242,7 +272,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             self.warmup_steps = self.warmup_ratio
         flags: Any = self
         if flags.disable_tqdm is None:
-            flags.disable_tqdm = not sys.stderr.isatty()
+            flags.disable_tqdm = not on_terminal()
         try:
             with warnings.catch_warnings():
                 # accelerate tells how many threads it chose; torchrun, if asked, does too.
@@ -254,7 +284,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
 
     @property
     def drawing_seed(self) -> int:
-        """What shuffling and drawing are seeded with: data_seed, or seed if that is not given."""
+        """Return the seed of shuffling and drawing: ``data_seed``, else ``seed``."""
         return int(self.seed if self.data_seed is None else self.data_seed)
 
     @property
@@ -278,7 +308,8 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             value = getattr(flags, name)
             if value is not None and not least <= value <= most:
                 raise ArgumentError(
-                    f"{name} is {value} - it lies between {least} and {most} - use such a number"
+                    f"{name} is {value} - it must lie between {least} and {most} - choose a "
+                    "number in that range"
                 )
         if flags.max_steps <= 0 and not flags.num_train_epochs > 0:
             raise ArgumentError(
@@ -297,7 +328,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             )
 
     def _settle_precision(self) -> None:
-        """Half precision where the hardware has it, fp32 and a note where it does not."""
+        """Keep half precision where the hardware has it; else take fp32 and note it."""
         flags: Any = self
         has_gpu = torch.cuda.is_available() and not flags.use_cpu
         other = torch.backends.mps.is_available() and not flags.use_cpu
@@ -310,7 +341,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             self.notes.append(f"--bf16 needs a GPU with bf16 and {found}: training in fp32.")
 
     def _settle_device(self) -> None:
-        """Says that the CPU is meant where there is nothing else.
+        """Say that the CPU is meant where there is nothing else.
 
         Left unsaid, accelerate takes each of several processes on a CPU for the only one.
         """
@@ -318,7 +349,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             self.use_cpu = True
 
     def _check_processes(self) -> None:
-        """Refuses processes that would each train alone and write over the others' output."""
+        """Refuse processes that would each train alone and write over the others' output."""
         launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
         if launched != self.world_size:
             raise ArgumentError(
@@ -327,7 +358,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             )
 
     def _settle_evaluation(self) -> None:
-        """Evaluates what was given, when it was not said when."""
+        """Evaluate what was given, when it was not said when."""
         if not self.eval_data:
             asked = [
                 name
@@ -336,7 +367,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
             ]
             if asked and not (asked == ["retain_data"]):
                 raise ArgumentError(
-                    f"{asked[-1]} is given without eval_data - the best model is the best on the "
+                    f"{asked[-1]} is given without eval_data - the best model is chosen on the "
                     "target - add --eval_data"
                 )
         if not (self.eval_data or self.retain_data):

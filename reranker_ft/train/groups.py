@@ -1,6 +1,6 @@
-"""Examples -> groups, batch by batch, every draw seeded.
+"""Draw groups from examples, batch by batch, every draw seeded.
 
-A group is what one query is trained on: one positive and `group_size - 1` negatives. What is
+A group is what one query is trained on: one positive and ``group_size - 1`` negatives. What is
 drawn depends on (seed, epoch, example) alone, so neither the number of data loader workers nor
 that of processes changes it.
 """
@@ -53,7 +53,7 @@ class Group:
 
     @cached_property
     def keys(self) -> tuple[int, ...]:
-        """G keys of the passages: equal for what differs in instructions and white space only."""
+        """Return G keys of the passages, which ignore instructions and white space."""
         return tuple(map(text_key, self.sources))
 
 
@@ -74,14 +74,14 @@ class KnownPositives:
         self._queries, self._positives = pairs[np.argsort(pairs[:, 0])].T
 
     def of(self, query: str) -> frozenset[int]:
-        """Keys of all that is a positive of this query on some line."""
+        """Return keys of all that is a positive of this query on some line."""
         key = np.uint64(text_key(query))
         start, end = (np.searchsorted(self._queries, key, side) for side in ("left", "right"))
         return frozenset(self._positives[start:end].tolist())
 
 
 class GroupKey(NamedTuple):
-    """Which group to make: see `Group` for the fields."""
+    """Which group to make: see ``Group`` for the fields."""
 
     epoch: int
     example: int
@@ -99,10 +99,10 @@ class GroupDataset(Dataset[Group]):
         instructions: Put around queries and passages.
         seed: Of all draws.
         shuffle_ratio: How often the thirds of a long positive change places.
-        known_positives: Of all lines; None leaves a group with those of its own line.
+        known_positives: Of all lines; ``None`` leaves a group with those of its own line.
 
     Raises:
-        ArgumentError: `group_size` is below 2, or `shuffle_ratio` is no share.
+        ArgumentError: ``group_size`` is below 2, or ``shuffle_ratio`` is no share.
     """
 
     def __init__(
@@ -198,20 +198,20 @@ class GroupDataset(Dataset[Group]):
 class GroupBatchSampler(Sampler[list[GroupKey]]):
     """Batches of one process, cut out of batches that all processes agree on.
 
-    The examples are shuffled by (seed, epoch) and dealt in global batches of `batch_size` times
-    `processes`; process r takes the r-th slice. The last global batch may be smaller: its examples
-    are dealt evenly, and a process left without any gets one of weight 0, so that every example
-    counts once an epoch and no process waits for another.
+    The examples are shuffled by (seed, epoch) and dealt in global batches of ``batch_size`` times
+    ``processes``; process r takes the r-th slice. The last global batch may be smaller: its
+    examples are dealt evenly, and a process left without any gets one of weight 0, so that every
+    example counts once an epoch and no process waits for another.
 
     Args:
         examples: How many there are.
-        batch_size: Queries a process.
+        batch_size: Queries per process.
         drop_last: Leave out a last global batch that is not full.
         lend: Also give the groups of the other processes, unscored, in the order of the global
             batch (for negatives from other queries).
 
     Raises:
-        ArgumentError: `drop_last` leaves no batch at all.
+        ArgumentError: ``drop_last`` leaves no batch at all.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class GroupBatchSampler(Sampler[list[GroupKey]]):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Which shuffle and which draws come next; the Trainer calls this."""
+        """Return which shuffle and which draws come next; the Trainer calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,18 +1,17 @@
-"""The course of a training run, as JSON and as a picture."""
+"""Record the course of a training run, as JSON and as a picture."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from reranker_ft.data.files import new_text_file
+from reranker_ft.data.files import finite, new_text_file
 
 logger = logging.getLogger(__name__)
 
@@ -25,31 +24,26 @@ DRAWN_METRICS = {
 
 
 class HistoryCallback(TrainerCallback):  # type: ignore[misc]
-    """Keeps `history.json` in the output folder up to date."""
+    """Keeps ``history.json`` in the output folder up to date."""
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Writes after every log of a step, so that a run that is stopped has its history too."""
+        """Write after every log of a step, so that a run that is stopped has its history too."""
         # Before the first step a history that stands there may still be an earlier run's.
         if state.is_world_process_zero and state.global_step:
             write_history(Path(args.output_dir) / HISTORY_FILE, state.log_history)
 
 
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Writes one entry a log: `step`, `epoch`, and what was logged then.
+    """Write one entry per log: ``step``, ``epoch``, and what was logged then.
 
     A gradient norm that was not finite is null: JSON has no name for it.
     """
-    entries = [{name: _known(value) for name, value in entry.items()} for entry in history]
     with new_text_file(path, overwrite=True) as file:
-        file.write(json.dumps(entries, indent=1, allow_nan=False) + "\n")
-
-
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        file.write(json.dumps(finite(list(history)), indent=1, allow_nan=False) + "\n")
 
 
 def draw_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Draws loss, target and general metric against the steps; says so if matplotlib is missing."""
+    """Draw loss, target and general metric against the steps; say so if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         logger.warning("No %s: it is drawn by matplotlib (pip install matplotlib).", path.name)
         return
@@ -70,7 +64,7 @@ def draw_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
 
 
 def _draw_metrics(axes: Any, history: Sequence[dict[str, Any]]) -> list[Any]:
-    """Draws what was measured, with its interval; returns the lines, for the legend."""
+    """Draw what was measured, with its interval; return the lines, for the legend."""
     for name, (label, color) in DRAWN_METRICS.items():
         steps, values = _series(history, name)
         if steps:

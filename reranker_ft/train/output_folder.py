@@ -1,7 +1,8 @@
-"""The output folder of a training run: what may be replaced there, and when."""
+"""Guard the output folder of a training run: what may be replaced there, and when."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,17 +19,23 @@ WHOLE_MODEL = re.compile(
     r"|(model\.safetensors|pytorch_model\.bin)\.index\.json"
 )
 ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)|adapter_config\.json")
+# Where a run that keeps general ability puts the fine-tune, the examples that the mix was chosen
+# by, and the report on the choice.
+FINE_TUNED = "fine-tuned"
+HELD_OUT = "held-out.jsonl"
+CHOICE_REPORT = "report"
 # What a training run leaves in its output folder, and another one may not take for its own.
 RUN_OUTPUTS = re.compile(
-    rf"checkpoint-\d+|{WHOLE_MODEL.pattern}|{ADAPTERS.pattern}|training_args\.bin"
+    rf"checkpoint-\d+|{WHOLE_MODEL.pattern}|{ADAPTERS.pattern}|training_args\.bin|chat_template\.jinja"
     rf"|{re.escape(HISTORY_FILE)}|{re.escape(PICTURE_FILE)}"
+    rf"|{FINE_TUNED}|{re.escape(HELD_OUT)}|{CHOICE_REPORT}|cocktail\.json"
 )
 
 
 def check_output(
     output: Path, model: str, inputs: Iterable[str | Path], *, overwrite: bool, resuming: bool
 ) -> None:
-    """Makes sure that writing into the folder loses nothing that is needed or not given up.
+    """Make sure that writing into the folder loses nothing that is needed or not given up.
 
     Args:
         model: Where the run starts from.
@@ -38,17 +45,26 @@ def check_output(
         ArgumentError: It would.
     """
     if output.exists() and not output.is_dir():
-        raise ArgumentError(f"output_dir {output} is a file - it becomes a folder - use another")
+        raise ArgumentError(
+            f"output_dir {output} is a file - it must be a folder - use another path"
+        )
     if output.resolve() == Path(model).resolve():
         raise ArgumentError(
-            f"output_dir {output} is the model itself - the model stays as it is - use another"
+            f"output_dir {output} is the model itself - a run does not overwrite its model - use "
+            "another folder"
+        )
+    holder = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not os.access(holder, os.W_OK | os.X_OK):
+        raise ArgumentError(
+            f"output_dir {output} cannot be written: {holder} does not permit it - a run needs "
+            "write permission - change it, or use another folder"
         )
     if resuming or not output.is_dir():
         return
     if not overwrite:
         if any(output.iterdir()):
             raise ArgumentError(
-                f"output_dir {output} is not empty - a run does not mix with another's files - use "
+                f"output_dir {output} is not empty - the files of two runs are not mixed - use "
                 "a new folder, --overwrite_output_dir, or --resume_from_checkpoint True"
             )
         return
@@ -58,7 +74,7 @@ def check_output(
         if removed & {place, *place.parents}:
             raise ArgumentError(
                 f"{path} is read by this run and --overwrite_output_dir would remove it - a run "
-                "keeps what it reads - use another output_dir"
+                "never removes what it reads - use another output_dir"
             )
 
 
@@ -89,7 +105,7 @@ class OutputCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def keep_one_model(output: Path, *, adapters: bool) -> None:
-    """Removes the other kind of model, which an earlier run may have left and loaders would take.
+    """Remove the other kind of model, which an earlier run may have left and loaders would take.
 
     Args:
         adapters: Whether the adapters are what the folder is to hold, and not a whole model.
@@ -102,7 +118,7 @@ def _matching(output: Path, names: re.Pattern[str]) -> Iterator[Path]:
 
 
 def _remove(output: Path, names: re.Pattern[str]) -> None:
-    """Removes what is named so; anything else in the folder stays."""
+    """Remove what is named so; anything else in the folder stays."""
     for path in _matching(output, names):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

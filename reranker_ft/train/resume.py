@@ -1,4 +1,4 @@
-"""Checkpoints to go on from: which one is whole, and whether it fits the model."""
+"""Choose the checkpoint to go on from: which one is whole, and whether it fits the model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = (
 
 
 def checkpoint_to_resume(wanted: str | None, output: Path, *, sharded: bool = False) -> Path | None:
-    """The checkpoint folder that --resume_from_checkpoint means; `True` means the last whole one.
+    """Return the folder that --resume_from_checkpoint means; ``True`` is the last whole one.
 
     Args:
         sharded: Whether FSDP or DeepSpeed keep the weights, in files of their own.
@@ -40,8 +40,8 @@ def checkpoint_to_resume(wanted: str | None, output: Path, *, sharded: bool = Fa
         defect = _defect(Path(wanted), sharded=sharded)
         if defect:
             raise ArgumentError(
-                f"{wanted} is no checkpoint ({defect}) - resuming needs a folder that a run saved "
-                "to its end - name another checkpoint-* folder"
+                f"{wanted} is not a checkpoint ({defect}) - resuming needs a folder that a run "
+                "saved to its end - name another checkpoint-* folder"
             )
         return Path(wanted)
     defects: list[str] = []
@@ -55,7 +55,7 @@ def checkpoint_to_resume(wanted: str | None, output: Path, *, sharded: bool = Fa
     found = f"no whole checkpoint: {'; '.join(defects)}" if defects else "no checkpoint"
     raise ArgumentError(
         f"resume_from_checkpoint is {wanted} and {output} holds {found} - only a run that saved "
-        "one can go on - leave the flag out to start anew"
+        "one can be resumed - leave the flag out to start anew"
     )
 
 
@@ -66,7 +66,7 @@ def _newest_first(output: Path) -> list[Path]:
 
 
 def _defect(folder: Path, *, sharded: bool) -> str | None:
-    """What is missing or broken; None if the checkpoint is whole, as far as names and headers tell.
+    """Return what is missing or broken, as far as names and headers tell; else ``None``.
 
     The state is written last, so that what has it was saved to the end.
     """
@@ -90,7 +90,7 @@ def _defect(folder: Path, *, sharded: bool) -> str | None:
 
 
 def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the stored tensors, from the headers of the files."""
+    """Return names and shapes of the stored tensors, from the headers of the files."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
@@ -98,10 +98,10 @@ def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def require_fit(folder: Path, model: nn.Module, *, adapters: bool) -> None:
-    """Refuses a checkpoint of another model before anything of it is loaded.
+    """Refuse a checkpoint of another model before anything of it is loaded.
 
     Args:
-        adapters: Whether LoRA adapters are trained; `model` then has them.
+        adapters: Whether LoRA adapters are trained; ``model`` then has them.
 
     Raises:
         ArgumentError: The checkpoint was saved of a model of another kind or size.
@@ -127,13 +127,13 @@ def require_fit(folder: Path, model: nn.Module, *, adapters: bool) -> None:
 
 def _misfit(folder: Path, found: str) -> ArgumentError:
     return ArgumentError(
-        f"{folder} does not fit the model: {found} - a run goes on with the model that it began "
-        "with - name that one, or leave out --resume_from_checkpoint"
+        f"{folder} does not fit the model: {found} - a resumed run needs the model that it began "
+        "with - name that model, or leave out --resume_from_checkpoint"
     )
 
 
 def _differing_sizes(folder: Path, model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """What the two configurations disagree about: name, the checkpoint's value, the model's."""
+    """Yield name, the checkpoint's value and the model's where their configs disagree."""
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -149,7 +149,7 @@ def _differing_sizes(folder: Path, model: Any) -> Iterator[tuple[str, Any, Any]]
 
 
 def _saved(model: nn.Module, adapters: bool) -> dict[str, Any]:
-    """The tensors that a checkpoint of this model holds."""
+    """Return the tensors that a checkpoint of this model holds."""
     if not adapters:
         return model.state_dict()
     from peft import get_peft_model_state_dict  # noqa: PLC0415 - optional

@@ -12,7 +12,14 @@ from transformers import (
 )
 
 from reranker_ft.errors import ArgumentError, ModelError, one_line
-from reranker_ft.model.load import model_errors, no_load_report, require_vocabulary
+from reranker_ft.model.load import (
+    is_adapter,
+    load_adapter,
+    model_errors,
+    no_load_report,
+    tokenizer_home,
+)
+from reranker_ft.model.tokenizer import fit_tokenizer, separate_pairs
 from reranker_ft.train.config import ModelArguments
 
 logger = logging.getLogger(__name__)
@@ -22,11 +29,16 @@ logger = logging.getLogger(__name__)
 RAW_SCORES = "torch.nn.modules.linear.Identity"
 
 
-def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
-    """The model with a one-logit head, in fp32, with adapters if asked for; its tokenizer.
+def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tuple[Any, Any]:
+    """Return the model with a one-logit head, in fp32, with adapters if asked for; its tokenizer.
+
+    Args:
+        sep_token: Goes between query and passage if the tokenizer puts nothing there; ``None`` is a
+            line break for a model that gets a fresh head.
 
     Raises:
-        ModelError: The model does not load, or its head gives several scores a pair.
+        ModelError: The model does not load, its head gives several scores per pair, or its
+            tokenizer takes no separator.
     """
     name = args.model_name_or_path
     common = {
@@ -36,8 +48,38 @@ def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
     }
     with model_errors(name, args.cache_dir):
         tokenizer = AutoTokenizer.from_pretrained(
-            args.tokenizer_name or name, use_fast=args.use_fast_tokenizer, **common
+            args.tokenizer_name or tokenizer_home(name), use_fast=args.use_fast_tokenizer, **common
         )
+    missing: set[str] = set()
+    if is_adapter(name):
+        model = _adapter_for_training(args, common)
+    else:
+        model, missing = _whole_for_training(args, common)
+    fit_tokenizer(name, model, tokenizer)
+    tokenizer = separate_pairs(name, tokenizer, sep_token, fresh=bool(missing))
+    if args.use_lora and not is_adapter(name):
+        model = _with_adapters(model, args, missing)
+    return model, tokenizer
+
+
+def _adapter_for_training(args: ModelArguments, common: dict[str, Any]) -> Any:
+    """Load an adapter to train on: as it is with LoRA, else merged into its base."""
+    name = args.model_name_or_path
+    options = {"dtype": "float32", "attn_implementation": args.attention, **common}
+    with model_errors(name, args.cache_dir):
+        model = load_adapter(name, options, trainable=args.use_lora)
+    if not args.use_lora:
+        return model.merge_and_unload()
+    logger.warning(
+        "%s is an adapter: its training goes on with its own rank, alpha and modules.", name
+    )
+    return model
+
+
+def _whole_for_training(args: ModelArguments, common: dict[str, Any]) -> tuple[Any, set[str]]:
+    """Load a whole model; also return the parameters that start from random weights."""
+    name = args.model_name_or_path
+    with model_errors(name, args.cache_dir):
         config = AutoConfig.from_pretrained(args.config_name or name, **common)
     heads = [head for head in config.architectures or [] if "SequenceClassification" in head]
     if heads and config.num_labels != 1:
@@ -51,21 +93,19 @@ def load_for_training(args: ModelArguments) -> tuple[Any, Any]:
             name,
             config=config,
             dtype="float32",
-            attn_implementation=args.attn_implementation,
+            attn_implementation=args.attention,
             output_loading_info=True,
             **common,
         )
-    require_vocabulary(name, model, tokenizer)
-    _report_fresh_weights(name, model, set(report["missing_keys"]))
-    if args.use_lora:
-        model = _with_adapters(model, args, set(report["missing_keys"]))
-    return model, tokenizer
+    missing = set(report["missing_keys"])
+    _report_fresh_weights(name, model, missing)
+    return model, missing
 
 
 def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
-    """Warns about a fresh head; refuses a body that the checkpoint does not hold."""
+    """Warn about a fresh head; refuse a body that the checkpoint does not hold."""
     parameters = {parameter for parameter, _ in model.named_parameters()}
-    missing &= parameters
+    missing = missing & parameters
     body = sorted(
         key
         for key in missing
@@ -87,7 +127,7 @@ def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
 
 
 def _with_adapters(model: Any, args: ModelArguments, fresh: set[str]) -> Any:
-    """The model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole.
+    """Return the model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole.
 
     Args:
         fresh: Parameters that the checkpoint does not hold. A pooler among them is trained whole

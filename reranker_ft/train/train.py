@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,24 @@ from transformers import (
     set_seed,
 )
 
-from reranker_ft.data.examples import ExampleFiles, data_files
+from reranker_ft.data.examples import Example, ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
-from reranker_ft.model.bars import bars_on_terminals_only
-from reranker_ft.model.fast.heap import keep_freed_memory
+from reranker_ft.model.forward import keep_freed_memory
 from reranker_ft.model.pairs import PairEncoder
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, position_limit
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.train.groups import GroupDataset, KnownPositives
 from reranker_ft.train.history import PICTURE_FILE, HistoryCallback, draw_history
-from reranker_ft.train.output_folder import OutputCallback, check_output, keep_one_model
+from reranker_ft.train.keep import check_keep, choose_mix, hold_out, require_head
+from reranker_ft.train.output_folder import (
+    FINE_TUNED,
+    OutputCallback,
+    check_output,
+    keep_one_model,
+)
 from reranker_ft.train.resume import checkpoint_to_resume, require_fit
 from reranker_ft.train.start import load_for_training
 from reranker_ft.train.trainer import BestCheckpointCallback, CollapseCallback, RerankerTrainer
@@ -39,10 +46,10 @@ def run(
     data_args: DataArguments,
     training_args: RerankerTrainingArguments,
 ) -> RerankerTrainer:
-    """Trains, evaluates and saves; returns the trainer, with the trained model in it.
+    """Train, evaluate and save; return the trainer, with the trained model in it.
 
     Raises:
-        ArgumentError: Arguments that cannot be meant, or an output folder that would be lost.
+        ArgumentError: Arguments that make no sense, or an output folder that would be lost.
         DataError: Lines of the data break the format.
         ModelError: The model does not load, or cannot be a reranker.
     """
@@ -60,8 +67,11 @@ def run(
     for note in training_args.notes:
         logger.warning(note)
     set_seed(training_args.seed)
-    examples = _read(data_args, training_args)
-    model, tokenizer = load_for_training(model_args)
+    check_keep(data_args.keep, data_args.keep_text)
+    examples, held_out = _split(_read(data_args, training_args), data_args, training_args)
+    model, tokenizer = load_for_training(model_args, data_args.sep_token)
+    if held_out is not None:
+        require_head(model_args.model_name_or_path, model.config.architectures)
     if checkpoint and not training_args.is_sharded:
         require_fit(checkpoint, model, adapters=model_args.use_lora)
     trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
@@ -74,21 +84,43 @@ def run(
             trainer.evaluate()
         if trainer.is_world_process_zero():
             draw_history(output / PICTURE_FILE, trainer.state.log_history)
-        _save(trainer, model_args)
+        _save(trainer, model_args, output if held_out is None else output / FINE_TUNED)
+    if held_out is not None and trainer.is_world_process_zero():
+        choose_mix(
+            model_args.model_name_or_path, output, held_out, keep=data_args.keep,
+            keep_text=data_args.keep_text, instructions=data_args.instructions,
+            max_length=trainer.data_collator.encoder.max_length,
+            last_step=trainer.state.global_step, seed=training_args.seed,
+        )  # fmt: skip
     return trainer
+
+
+def _split(
+    examples: ExampleFiles, data_args: DataArguments, training_args: RerankerTrainingArguments
+) -> tuple[Sequence[Example], Sequence[Example] | None]:
+    """What is trained on, and what a mix is chosen by; ``None`` where none is to be chosen."""
+    if not (data_args.keep or data_args.keep_text):
+        return examples, None
+    if training_args.eval_data:
+        held_out = ExampleFiles(training_args.eval_data, negatives_required=True)
+        return examples, held_out[: training_args.max_eval_queries]
+    return hold_out(examples, training_args.drawing_seed)
 
 
 def _inputs(
     model_args: ModelArguments, data_args: DataArguments, training_args: RerankerTrainingArguments
 ) -> list[str | Path]:
-    """What the run reads, beside the model it starts from."""
+    """Return what the run reads, beside the model it starts from."""
     data = (data_args.train_data, training_args.eval_data, training_args.retain_data)
-    others = (model_args.tokenizer_name, model_args.config_name)
+    others = (
+        *(model_args.tokenizer_name, model_args.config_name),
+        *(data_args.keep, data_args.keep_text),
+    )
     return [*(path for paths in data for path in data_files(paths or ())), *filter(None, others)]
 
 
 def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
-    """Trains; what is refused before the first step is one line."""
+    """Train; what is refused before the first step is one line."""
     start = OutputCallback(overwrite=trainer.args.overwrite_output_dir and checkpoint is None)
     trainer.add_callback(start)
     try:
@@ -102,8 +134,8 @@ def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
         reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
         if checkpoint:
             raise ArgumentError(
-                f"cannot go on from {checkpoint} ({reason}) - a run goes on with the flags that it "
-                "began with - use those, another checkpoint, or start anew"
+                f"cannot go on from {checkpoint} ({reason}) - a resumed run needs the flags that "
+                "it began with - use those, another checkpoint, or start anew"
             ) from error
         raise ArgumentError(
             f"training cannot begin ({reason}) - flags name what is installed and have values that "
@@ -111,15 +143,14 @@ def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
         ) from error
 
 
-def _save(trainer: RerankerTrainer, args: ModelArguments) -> None:
-    """Writes the trained model, which is then the only one in the output folder."""
+def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
+    """Write the trained model, which is then the only one in the folder."""
     adapters = args.use_lora and not args.save_merged_lora_model
     if args.use_lora and not adapters:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model()
+    trainer.save_model(str(output))
     if not trainer.is_world_process_zero():
         return
-    output = Path(trainer.args.output_dir)
     if args.use_lora:
         # Beside the adapters too, so that whoever adds them to the base knows the head.
         trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
@@ -140,7 +171,7 @@ def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) ->
 def _make_trainer(
     model: Any,
     tokenizer: Any,
-    examples: ExampleFiles,
+    examples: Sequence[Example],
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: RerankerTrainingArguments,
@@ -164,8 +195,8 @@ def _make_trainer(
     queries = training_args.train_batch_size * training_args.world_size
     if data_args.in_batch_negatives and queries < 2:
         raise ArgumentError(
-            "in_batch_negatives is set and a batch holds 1 query - they come from the others - use "
-            "--per_device_train_batch_size 2 or more"
+            "in_batch_negatives is set and a batch holds 1 query - the negatives come from other "
+            "queries - use --per_device_train_batch_size 2 or more"
         )
     if training_args.dataloader_num_workers:
         # The tokenizer's own threads and forked workers do not go together.
@@ -208,10 +239,10 @@ def _callbacks(
 
 
 def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairEncoder:
-    """The encoder of the run's pairs; warns where the model has too few positions for them."""
-    max_length, limit = args.max_length, position_limit(model)
+    """Return the encoder of the run's pairs; warn if the model has too few positions."""
+    max_length, limit = args.pair_length, position_limit(model)
     if limit is not None and max_length > limit:
-        if args.max_len is not None or max_length != limit:
+        if args.max_length is not None or max_length != limit:
             logger.warning(
                 "Pairs of %d tokens were asked for and the model has %d positions: cut at %d.",
                 max_length,
@@ -236,8 +267,8 @@ def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairE
     return PairEncoder(
         tokenizer,
         max_length=max_length,
-        query_max_length=args.query_max_len,
-        passage_max_length=args.passage_max_len,
+        query_max_length=args.query_max_length,
+        passage_max_length=args.passage_max_length,
         pad_to_multiple_of=args.pad_to_multiple_of,
     )
 

@@ -1,4 +1,4 @@
-"""transformers.Trainer for rerankers: groups in, one loss a step, ranking metrics at evaluation."""
+"""Subclass transformers.Trainer for rerankers: groups in, one loss, ranking metrics out."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from reranker_ft.errors import ModelError
-from reranker_ft.evaluate.ranking import RankingSet, ranking_loss, ranking_metrics, score_spread
-from reranker_ft.model.fast.attention import attention_without_plans
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.evaluate.ranking import (
+    RankingSet,
+    interleaved,
+    ranking_loss,
+    ranking_metrics,
+    score_spread,
+)
+from reranker_ft.model.forward import attention_without_plans, forward_logits
 from reranker_ft.model.loss import LOSSES, distillation
 from reranker_ft.model.scoring import score_encodings, to_device
 from reranker_ft.train.collate import GroupCollator, TrainingBatch, group_scores
@@ -36,7 +41,7 @@ COLLAPSED_SPREAD = 0.01
 COLLAPSED_LOSS_MARGIN = 0.01
 # A fresh head starts out this way too; it leaves within the first logs unless something is wrong.
 COLLAPSED_LOGS = 3
-# A GradScaler leaves out a batch that overflows half precision. More in a row are no chance.
+# A GradScaler leaves out a batch that overflows half precision. More in a row are not chance.
 MOST_OVERFLOWS = 10
 
 
@@ -58,13 +63,13 @@ class GroupDataLoader(DataLoader[Group]):
         return batches if self.num_workers else _made_ahead(batches, self.ahead)
 
     def set_epoch(self, epoch: int) -> None:
-        """Passes the epoch on to the batch sampler; the Trainer calls this."""
+        """Pass the epoch on to the batch sampler; the Trainer calls this."""
         if isinstance(self.batch_sampler, GroupBatchSampler):
             self.batch_sampler.set_epoch(epoch)
 
 
 def _made_ahead(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """The same batches, `count` of them made in a thread while the caller uses one."""
+    """Return the same batches, ``count`` of them made in a thread while the caller uses one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         pending = deque(thread.submit(next, batches, None) for _ in range(count))
         while (batch := pending.popleft().result()) is not None:
@@ -76,11 +81,11 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     """Trains a cross-encoder with one loss over the groups of a step.
 
     Args:
-        model: Gives one logit a pair.
+        model: Gives one logit per pair.
         args: The training arguments.
         train_dataset: Makes the groups.
         data_collator: Makes batches of them.
-        ranking_sets: What is ranked at evaluation: `eval` (the target) and `eval_retain`.
+        ranking_sets: What is ranked at evaluation: ``eval`` (the target) and ``eval_retain``.
         distil: Whether the teacher scores of the batches count.
         others: What transformers.Trainer takes.
     """
@@ -107,7 +112,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
             args,
             train_dataset=train_dataset,
             data_collator=data_collator,
-            # The Trainer only asks whether there is one; `evaluate` is ours.
+            # The Trainer only asks whether there is one; ``evaluate`` is ours.
             eval_dataset=ranking_sets or None,
             **others,
         )
@@ -121,7 +126,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         self._overflows = 0
 
     def get_train_dataloader(self) -> DataLoader[Group]:
-        """Batches of this process; every example counts once an epoch."""
+        """Return batches of this process; every example counts once an epoch."""
         collator: GroupCollator = self.data_collator
         sampler = GroupBatchSampler(
             len(self.train_dataset),
@@ -147,7 +152,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[TrainingBatch], num_batches: int, device: torch.device
     ) -> tuple[list[TrainingBatch], Tensor]:
-        """The batches of one optimizer step, and how many queries they hold on all processes.
+        """Return the batches of one optimizer step, and their queries on all processes.
 
         Older versions ask for steps that a resumed epoch does not have any more: they get none.
         """
@@ -164,7 +169,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         return batches, queries
 
     def training_step(self, *arguments: Any, **others: Any) -> Tensor:
-        """Forward and backward of one batch; gradient checkpointing attends in both.
+        """Run forward and backward of one batch; gradient checkpointing attends in both.
 
         Raises:
             ModelError: The loss is not finite, before the optimizer takes it over into the weights.
@@ -208,7 +213,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """This process's part of the mean loss over all queries of the optimizer step."""
+        """Return this process's part of the mean loss over all queries of the optimizer step."""
         scores = group_scores(model, inputs)  # (Q, C)
         present, weights = inputs["present"], inputs["weights"]
         losses = LOSSES[self.args.loss](scores, present)  # (Q,)
@@ -227,7 +232,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         return (loss, scores) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the spread of the scores within a group since the last log, in logits."""
+        """Add the spread of the scores within a group since the last log, in logits."""
         if "loss" in logs and self._spread_count:
             logs["score_spread"] = (self._spread_sum / self._spread_count).item()
             self._spread_sum.zero_()
@@ -250,10 +255,10 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Ranks the held-out queries: `eval_ndcg@10` (target), `eval_retain_ndcg@10`, and so on.
+        """Rank the held-out queries: ``eval_ndcg@10`` (target), ``eval_retain_ndcg@10``, and so on.
 
-        Each metric comes with its 95 % interval, `..._low` and `..._high`. `..._loss` is the
-        softmax cross-entropy over all passages of a query; `..._score_spread` the standard
+        Each metric comes with its 95 % interval, ``..._low`` and ``..._high``. ``..._loss`` is the
+        softmax cross-entropy over all passages of a query; ``..._score_spread`` the standard
         deviation of its scores, in logits.
         """
         model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
@@ -290,8 +295,7 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         if ranking_set.processes > 1:
             parts: list[Any] = [None] * ranking_set.processes
             dist.all_gather_object(parts, (scores, relevance))
-            # Back into the order of the file, so that the bootstrap draws the same queries.
-            scores, relevance = (_interleave([part[i] for part in parts]) for i in (0, 1))
+            scores, relevance = (interleaved([part[i] for part in parts]) for i in (0, 1))
         for metric, estimate in ranking_metrics(scores, relevance).items():
             yield metric, estimate.mean
             yield f"{metric}_low", estimate.low
@@ -300,15 +304,10 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         yield "score_spread", score_spread(scores)
 
 
-def _interleave(parts: list[list[Any]]) -> list[Any]:
-    total = sum(map(len, parts))
-    return [parts[i % len(parts)][i // len(parts)] for i in range(total)]
-
-
 def prepare_for_ddp(
     model: nn.Module, args: RerankerTrainingArguments, inputs: dict[str, Tensor]
 ) -> None:
-    """Spares DDP what this model does not need, unless `args` ask for it.
+    """Spare DDP what this model does not need, unless ``args`` ask for it.
 
     Args:
         inputs: Of one forward.
@@ -351,7 +350,7 @@ class BestCheckpointCallback(TrainerCallback):  # type: ignore[misc]
             state.best_model_checkpoint = _checkpoint(args, state)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A run that is resumed starts from the best checkpoint there was, which did not know."""
+        """Start a resumed run from the best checkpoint, which did not know it."""
         if state.best_model_checkpoint is None and Path(_checkpoint(args, state)).is_dir():
             self.on_save(args, state, control)
 

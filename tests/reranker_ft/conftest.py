@@ -3,6 +3,7 @@
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     XLMRobertaConfig,
 )
 
-from reranker_ft.model.bars import bars_on_terminals_only
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 
 MAX_POSITIONS = 64
 WORDS = [
@@ -95,6 +99,49 @@ def make_model(
     return AutoModelForSequenceClassification.from_config(config).eval()
 
 
+def make_byte_tokenizer(*, pad: str | None = "<pad>", begin: bool = False) -> Any:
+    """A decoder's tokenizer: a token per byte, and nothing between the texts of a pair."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<s>", "</s>", "<pad>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token=pad,
+        model_max_length=256,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def make_decoder(head: bool = True, **options: Any) -> torch.nn.Module:
+    """A two-layer Llama for `make_byte_tokenizer`, with a reranking head or without one."""
+    sizes = {
+        **{"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256},
+        **{"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2},
+    }
+    config = LlamaConfig(**{**sizes, "num_labels": 1, **options})
+    torch.manual_seed(0)
+    return (LlamaForSequenceClassification if head else LlamaForCausalLM)(config).eval()
+
+
+def save(folder: Path, model: Any, tokenizer: Any = None) -> Path:
+    """The folder, with a model and its tokenizer in it."""
+    with bars_on_terminals_only():
+        model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory):
     """`model_folders(kind)`: a folder with a tiny reranker; do not write there."""
@@ -130,6 +177,27 @@ def toy_rows(count: int, *, negatives: int = 5) -> list[dict[str, object]]:
     return rows
 
 
+def toy_pairs(count: int = 6) -> list[tuple[str, str]]:
+    """The pairs of `toy_rows`."""
+    return [(row["query"], text) for row in toy_rows(count) for text in row["pos"] + row["neg"]]
+
+
+def small(model: Any, data: Any, output: Any, *more: Any) -> list[str]:
+    """The flags of a training run of a second."""
+    return [
+        *("--model_name_or_path", str(model), "--train_data", str(data), "--output_dir"),
+        *(str(output), "--train_group_size", "4", "--max_length", "48", "--num_train_epochs", "1"),
+        *("--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "True"),
+        *map(str, more),
+    ]
+
+
+def refusals(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines on stderr that say why the program ends."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("reranker-ft: ")]
+
+
 @pytest.fixture
 def write_jsonl(tmp_path):
     """`write_jsonl(rows, name)`: the path of a new data file."""
@@ -141,3 +209,13 @@ def write_jsonl(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def results(model_folders, write_jsonl):
+    """Two models compared on two data sets."""
+    from reranker_ft.evaluate.compare import compare
+
+    models = [str(model_folders("bert")), str(model_folders("roberta"))]
+    data = [write_jsonl(toy_rows(12), "a.jsonl"), write_jsonl(toy_rows(9), "b.jsonl")]
+    return compare(models, data, reranker_options={"devices": "cpu"})

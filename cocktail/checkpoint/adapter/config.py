@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cocktail.checkpoint.folder import local_folder, read_json
+from cocktail.checkpoint.weight_files import ADAPTER_CONFIG
 from cocktail.errors import CheckpointError, listed
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 # Settings that change nothing about what the stored matrices mean, or are read below.
 _UNDERSTOOD = frozenset(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cocktail.checkpoint.adapter.config import ADAPTER_CONFIG, LoraConfig, read_adapter_config
+from cocktail.checkpoint.adapter.config import LoraConfig, read_adapter_config
 from cocktail.checkpoint.adapter.tensors import JoinedTensors, join_tensors, read_stored
 from cocktail.checkpoint.adapter.view import fitted_config, make_view, own_config
 from cocktail.checkpoint.folder import local_folder, locate, module_folders
@@ -20,12 +20,12 @@ from cocktail.checkpoint.hub import parse_identifier
 from cocktail.checkpoint.kinds import KINDS
 from cocktail.checkpoint.model import MAIN, Adaption, Checkpoint, Part, with_commit
 from cocktail.checkpoint.ties import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS, is_quantised, is_tied
+from cocktail.checkpoint.weight_files import ADAPTER_CONFIG, INDEX, WHOLE
 from cocktail.checkpoint.whole import module_parts, open_whole
 from cocktail.errors import CheckpointError, listed
 from cocktail.tensors.dtypes import FLOATING
 from cocktail.tensors.reading import equal_tensors
 
-_WHOLE_MODEL = ("model.safetensors", "pytorch_model.bin")
 # Heads that a model was pretrained with and that a class with a head of its own has no use for.
 _PRETRAINING_HEAD = re.compile(
     r"(cls|lm_head|embed_out|vocab_transform|vocab_layer_norm|vocab_projector|"
@@ -40,7 +40,7 @@ def _is_output(name: str) -> bool:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds a PEFT adapter and no model of its own."""
     return (folder / ADAPTER_CONFIG).is_file() and not any(
-        (folder / f"{name}{end}").is_file() for name in _WHOLE_MODEL for end in ("", ".index.json")
+        (folder / f"{name}{end}").is_file() for name in WHOLE for end in ("", INDEX)
     )
 
 

@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cocktail.checkpoint.adapter.config import LoraConfig
-from cocktail.checkpoint.hub import ADAPTER_FILES
+from cocktail.checkpoint.architecture import architecture_of
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.prefixes import extra_prefix
 from cocktail.checkpoint.ties import OUTPUT_EMBEDDINGS, is_tied
+from cocktail.checkpoint.weight_files import ADAPTER_FILES
 from cocktail.checkpoint.whole import read_tensor_file
 from cocktail.errors import CheckpointError, listed
 from cocktail.tensors.dtypes import FLOATING
@@ -88,6 +90,13 @@ def read_stored(folder: Path) -> StoredAdapter:
             f"{path}: holds {listed(unknown)} - known are LoRA's A and B and DoRA's magnitudes - "
             "merge the adapter with merge_and_unload(), and save that"
         )
+    empty = [name for name, info in tensors.items() if info.numel == 0]
+    if empty:
+        raise CheckpointError(
+            f"{path}: {len(empty)} of {len(tensors)} tensors are empty ({listed(empty, 3)}) - "
+            "training under ZeRO-3 saves these where weights are not gathered - gather them, and "
+            "save the adapter again"
+        )
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor - train the adapter, and save it again")
     return result
@@ -109,6 +118,8 @@ def join_tensors(
     wanted = [f"{module}.weight" for module in stored.matrices] + list(stored.whole)
     prefix = extra_prefix(wanted, base)
     to_base = _renaming(base, wanted, prefix)
+    if not all(to_base(key) in base or lora.saves(key) for key in wanted):
+        to_base = _by_class(base, to_base, checkpoint.config)
     whole = {to_base(key): info for key, info in stored.whole.items()}
     tensors = {**base, **{key: info for key, info in whole.items() if key in base}}
     matcher = _Matcher(tensors, lora, checkpoint.config.get("model_type") in _CONV1D_MODELS)
@@ -156,6 +167,23 @@ def _renaming(
         if prefix:
             return name.removeprefix(prefix)
         return missing + name if missing + name in base else name
+
+    return rename
+
+
+def _by_class(
+    base: Mapping[str, TensorInfo], otherwise: Callable[[str], str], config: Mapping[str, Any]
+) -> Callable[[str], str]:
+    """How the base's files call a module: transformers may rename what it loads, and an adapter's
+    names are those of the loaded model, today's or those of an older version."""
+    asked = architecture_of(config)
+    if asked is None:
+        return otherwise
+    stored = {asked.common(name): name for name in base}
+
+    def rename(name: str) -> str:
+        plain = otherwise(name)
+        return plain if plain in base else stored.get(asked.common(name), plain)
 
     return rename
 

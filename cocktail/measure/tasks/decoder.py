@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 from cocktail.measure.tasks.examples import ExampleError, WrittenExample
 from cocktail.measure.tasks.task import Batch, by_length, length_limit, pad, pad_mask
 
-CANDIDATES = 1024
-"""Tokens of the vocabulary whose logits are kept at each position."""
+CANDIDATES = 256
+"""Tokens of the vocabulary whose probabilities are kept at each position."""
 
 
 class TokenTask:
@@ -23,10 +23,10 @@ class TokenTask:
 
     Shared by decoders and encoder-decoders, which differ in how they get from a batch to logits.
 
-    Averaging the outputs of K models needs their logits. Kept are, at each position, the logits of
-    the token itself, of the ``CANDIDATES`` most likely ones of the model that ran first, and of
-    all others together as one (their log-sum-exp, whose average bounds that of the averaged
-    logits from above by Hoelder's inequality): a few kilobytes a token instead of the vocabulary.
+    Comparing the distributions of two models needs more than losses. Kept are, at each position,
+    the log-probabilities of the token itself, of the ``CANDIDATES`` most likely ones of the model
+    that ran first, and of all others together as one, which makes a divergence at most smaller: a
+    kilobyte for each token instead of the vocabulary.
     """
 
     entangled = False
@@ -66,15 +66,14 @@ class TokenTask:
         return F.cross_entropy(logits, self._token_ids(batch).to(logits.device), reduction="none")
 
     def keep(self, model: Any, batch: Batch) -> Tensor:
-        """(T, CANDIDATES + 1) logits of candidates and of all others, less that of the token."""
+        """(T, CANDIDATES + 1) log-probabilities of candidates, and of all others together."""
         logits = self._logits(model, batch).float()  # (T, V)
         tokens = self._token_ids(batch).to(logits.device)[:, None]  # (T, 1)
         candidates = self._candidates_of(batch.rows, logits, tokens)
-        kept = logits.gather(1, candidates)
         others = logits.scatter(1, candidates, float("-inf")).logsumexp(dim=1, keepdim=True)
-        # Where the whole vocabulary was kept there are no others; -inf would spoil averages.
-        others = others.clamp(min=-1e4)
-        return torch.cat([kept, others], dim=1) - logits.gather(1, tokens)
+        # Where the whole vocabulary was kept there are no others; 0 * -inf would spoil sums.
+        kept = torch.cat([logits.gather(1, candidates), others.clamp(min=-1e4)], dim=1)
+        return kept.log_softmax(dim=1)
 
     def _candidates_of(self, rows: Tensor, logits: Tensor, tokens: Tensor) -> Tensor:
         """(T, C) the tokens that are kept at these positions: those of the model that ran first,
@@ -90,11 +89,6 @@ class TokenTask:
             self._candidates[rows[new]] = top.int().cpu()
             self._has_candidates[rows] = True
         return self._candidates[rows].long().to(logits.device)
-
-    def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
-        """(R,) token losses under the averaged logits."""
-        averaged: Tensor = torch.tensordot(weights, kept, dims=1)
-        return averaged.logsumexp(dim=1)
 
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None

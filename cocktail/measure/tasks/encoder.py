@@ -88,16 +88,11 @@ class EncoderTask:
 
     keep = forward
 
-    def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
-        """(R, D) averages of the K models' vectors."""
-        averaged: Tensor = torch.tensordot(weights, kept, dims=1)
-        return averaged
-
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(Q, C) cosines with all passages of these examples, or of those that they are ``among``;
-        who is no candidate; the positives' columns (Q,)."""
+        passages that do not compete; the positives' columns (Q,)."""
         queries, columns, left_out, targets = self._layout(
             tuple(examples), tuple(examples if among is None else among)
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -124,15 +124,6 @@ def read_written(data: ExampleData) -> list[WrittenExample]:
     return _checked(examples, problems, data, '{"input", "output"}')
 
 
-def dealt(examples: Sequence[WrittenExample]) -> list[WrittenExample]:
-    """Every output after the input of the example that follows, with which it has nothing to do."""
-    following = [*examples[1:], *examples[:1]]
-    return [
-        replace(example, input=other.input)
-        for example, other in zip(examples, following, strict=True)
-    ]
-
-
 def content_order(examples: Sequence[Example], seed: int) -> list[int]:
     """Indices of the examples in an order that depends on what they say and on the seed alone.
 
@@ -162,19 +153,30 @@ def _rows(data: ExampleData, problems: list[str]) -> Iterator[tuple[str, Mapping
             problems.append(f"{place}: is a {type(row).__name__} - an example is a dictionary")
 
 
-def _lines(path: Path, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_text(path: Path, what: str) -> str:
+    """The text of a file.
+
+    Args:
+        what: the file holds, for the message.
+
+    Raises:
+        ExampleError: it cannot be read, or is not UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise ExampleError(
+                f"{path}: byte {error.start} is not UTF-8 - {what} is UTF-8 text - convert the file"
+            ) from None
+        reason = getattr(error, "strerror", None) or error
         raise ExampleError(
-            f"{path}: cannot be read ({error.strerror}) - examples are a JSONL file - check the "
-            "path"
+            f"{path}: cannot be read ({reason}) - it holds the {what} - check the path"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ExampleError(
-            f"{path}: byte {error.start} is not UTF-8 - JSONL is UTF-8 text - convert the file"
-        ) from None
-    for number, line in enumerate(text.split("\n"), start=1):
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(read_text(path, "examples as JSONL").split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -216,7 +218,7 @@ def _passages_problem(texts: object, name: str) -> str | None:
         return f"{name!r} is {found} - it is a list of passages - correct it"
     if not all(map(str.strip, texts)):
         return f"{name!r} has an empty passage - there is nothing to measure - fill it or drop it"
-    return _surrogate_problem(name, *texts)
+    return surrogate_problem(name, *texts)
 
 
 def _text_problem(row: Mapping[str, Any], name: str, *, may_be_empty: bool = False) -> str | None:
@@ -226,16 +228,16 @@ def _text_problem(row: Mapping[str, Any], name: str, *, may_be_empty: bool = Fal
         return f"{name!r} is a {type(row[name]).__name__} - it must be a string - correct it"
     if not row[name].strip() and not may_be_empty:
         return f"{name!r} is empty - there is nothing to measure - fill it or drop the example"
-    return _surrogate_problem(name, row[name])
+    return surrogate_problem(name, row[name])
 
 
-def _surrogate_problem(name: str, *texts: str) -> str | None:
+def surrogate_problem(name: str, *texts: str) -> str | None:
     """JSON can escape half of a pair of code units, which stands for no character."""
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
         half = error.object[error.start].encode("unicode_escape").decode()
-        return f"{name!r} has the lone surrogate {half} - it is no character - correct the text"
+        return f"{name!r} has the lone surrogate {half} - it is not a character - correct the text"
     return None
 
 

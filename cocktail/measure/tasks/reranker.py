@@ -23,6 +23,7 @@ from reranker_ft.model.loss import softmax_cross_entropy
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.scoring import needs_mask, to_device, token_batches
 from reranker_ft.model.scoring import position_limit as position_limit
+from reranker_ft.model.tokenizer import fit_tokenizer
 
 
 class RerankerTask:
@@ -50,6 +51,7 @@ class RerankerTask:
     ) -> None:
         self.places = [example.place for example in examples]
         with _as_cocktail_errors():
+            fit_tokenizer(model.config.name_or_path or "the model", model, tokenizer)
             encoder = PairEncoder(tokenizer, max_length=max_length)
             self._encodings = encoder(
                 [(example.query, text) for example in examples for text in example.passages]
@@ -85,11 +87,6 @@ class RerankerTask:
         return scores
 
     keep = forward
-
-    def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
-        """(R,) averaged scores."""
-        averaged: Tensor = torch.tensordot(weights, kept, dims=1)
-        return averaged
 
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None

@@ -2,8 +2,7 @@
 
 A task holds N examples, tokenised once. A model turns their texts into R rows of output (a score a
 pair, an embedding a text, a loss a token); the task turns rows into a loss per example. The two
-steps are apart so that the rows of a few models can be kept and averaged without another forward,
-and so that a gradient can be taken through rows that were computed in micro-batches.
+steps are apart so that a gradient can be taken through rows that were computed in micro-batches.
 """
 
 from __future__ import annotations
@@ -19,6 +18,9 @@ from scipy.special import softmax
 from torch import Tensor
 
 from cocktail.measure.tasks.examples import ExampleError
+
+Values = npt.NDArray[np.float64]
+"""One for each example."""
 
 CPU_TOKENS = 1024
 """Padded tokens of a forward: with fewer the calls show, with more activations leave the cache."""
@@ -87,10 +89,7 @@ class Task(Protocol):
         """Rows of output, shape (B', ...), fp32 or wider, with a graph where gradients are on."""
 
     def keep(self, model: Any, batch: Batch) -> Tensor:
-        """What to keep of a model's output so that several models' can be averaged."""
-
-    def blend(self, kept: Tensor, weights: Tensor) -> Tensor:
-        """Rows (R, ...) of the average of K models' kept outputs (K, R, ...); differentiable."""
+        """What to keep of a model's output, instead of rows, to compare another model's with."""
 
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
@@ -180,7 +179,7 @@ def softmax_slopes(
 
     Args:
         values: (Q, C) in fp64.
-        left_out: (Q, C) who is no candidate.
+        left_out: (Q, C) passages that do not compete.
         targets: (Q,) columns.
     """
     # numpy: torch wakes its threads for the smallest softmax, thousands of times in a search.
@@ -193,8 +192,10 @@ def softmax_slopes(
         return float((means - wanted).sum()), float(variances.sum())
 
 
-def ndcg_at_10(scores: Tensor) -> npt.NDArray[np.float64]:
-    """(Q,) NDCG@10 of rows (Q, G) with one relevant passage, in column 0; ``-inf`` is no passage.
+def ndcg_at_10(scores: Tensor) -> Values:
+    """(Q,) NDCG@10 of rows (Q, G) with one relevant passage, in column 0.
+
+    Missing passages are ``-inf``.
 
     With one relevant passage the ideal gain is 1, and NDCG is 1 / log2(1 + rank) down to rank 10.
     A tie counts against the model, so that one which scores everything alike has no luck.

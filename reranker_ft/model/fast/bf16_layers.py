@@ -98,7 +98,7 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def keep_bf16_layers(model: nn.Module) -> bool:
-    """Lay out copies of the layers' weights, for `forward_logits` without gradients.
+    """Lay out copies of the layers' weights, for ``forward_logits`` without gradients.
 
     Returns:
         Whether the model is of those whose layers are known here.
@@ -112,13 +112,13 @@ def keep_bf16_layers(model: nn.Module) -> bool:
 
 
 def has_bf16_layers(model: nn.Module) -> bool:
-    """Whether forwards without gradients may run in `bf16_layers`."""
+    """Whether forwards without gradients may run in ``bf16_layers``."""
     return model in _kept and not model.training and not torch.is_grad_enabled()
 
 
 @contextmanager
 def bf16_layers(model: nn.Module, row: Row) -> Iterator[None]:
-    """Forwards inside compute the layers in bf16 at the tokens of `row`.
+    """Forwards inside compute the layers in bf16 at the tokens of ``row``.
 
     The layers take the padded hidden states (B, L, h) in fp32, and give (B, 1, h) in fp32.
     """

@@ -86,7 +86,7 @@ class FastDropout(TorchFunctionMode):
 
 
 def fast_dropout(model: nn.Module) -> AbstractContextManager[FastDropout | None]:
-    """A context for the forwards of a model that is being trained.
+    """Return a context for the forwards of a model that is being trained.
 
     Nothing changes with gradient checkpointing, whose backward draws the masks again outside.
     """

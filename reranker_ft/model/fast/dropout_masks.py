@@ -27,7 +27,7 @@ class DropoutMasks:
         self._random = np.random.SFC64(int(torch.randint(1 << 62, ())))
 
     def draw(self, shape: Sequence[int], p: float) -> Tensor:
-        """Bytes (*shape): 0 with probability p, which is at most `MOST`, else 1."""
+        """Return bytes (*shape): 0 with probability p, which is at most ``MOST``, else 1."""
         count = math.prod(shape)
         blocks = -(-count // _BLOCK)
         lowest, rest = divmod(p * 256, 1)

@@ -33,14 +33,14 @@ def attention_with_dropout(
     scale: float | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """What each position gathers from its own sequence, fp32.
+    """Return what each position gathers from its own sequence, fp32.
 
     Args:
         query: (T, heads, d), the asking positions of B sequences end to end.
-        key: (S, heads, d), the asked ones; `value` is (S, heads, dv).
+        key: (S, heads, d), the asked ones; ``value`` is (S, heads, dv).
         lengths: Of the B sequences; they add up to T and S.
-        p: The share of the probabilities that is dropped, at most `dropout_masks.MOST`.
-        scale: Of the logits; None is d^-0.5.
+        p: The share of the probabilities that is dropped, at most ``dropout_masks.MOST``.
+        scale: Of the logits; ``None`` is d^-0.5.
         bias: (B, 1 or heads, 1 or L, S_b) boolean (what may be asked), or added to the logits.
 
     Returns:
@@ -118,7 +118,7 @@ def _restrict(logits: Tensor, bias: Tensor) -> None:
 
 
 def _asks_nobody(bias: Tensor) -> Tensor:
-    """(1 or heads, 1 or L, 1): positions that may ask none, whose softmax would be 0 / 0.
+    """Return (1 or heads, 1 or L, 1): positions that may ask none, whose softmax would be 0 / 0.
 
     ModernBERT has them: padding outside of every local window. They gather zeros, as in torch.
     """

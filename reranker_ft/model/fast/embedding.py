@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def looked_up_once(model: nn.Module, micro_batches: Sequence[dict[str, Tensor]]) -> Iterator[None]:
-    """Forwards of these micro-batches inside take their word embeddings from a single lookup.
+    """Inside, forward passes of these micro-batches share one lookup of word embeddings.
 
     Nothing changes where embeddings are not trained, are split between processes (FSDP, DeepSpeed),
     or are more than a lookup.
@@ -50,7 +50,7 @@ def looked_up_once(model: nn.Module, micro_batches: Sequence[dict[str, Tensor]])
 
 
 def _trained_embedding(model: nn.Module) -> nn.Embedding | None:
-    """The table of the words if this process trains all of it by plain lookups; else None."""
+    """Return the word embeddings if this process trains all of them by plain lookups."""
     own = model.module if isinstance(model, DistributedDataParallel) else model
     if not isinstance(own, PreTrainedModel) or not torch.is_grad_enabled():
         return None

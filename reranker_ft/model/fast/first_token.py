@@ -27,10 +27,10 @@ HEADS_OF_FIRST_TOKEN = {
 
 @contextmanager
 def last_layer_at_first_token(layers: list[Any]) -> Iterator[None]:
-    """Forwards inside compute the last of these layers at the first position alone.
+    """Inside, compute the last of these layers at the first position alone.
 
     Args:
-        layers: See `layers_below_first_token`.
+        layers: See ``layers_below_first_token``.
     """
     attention = layers[-1].attention
     whole = attention.forward
@@ -51,7 +51,7 @@ def last_layer_at_first_token(layers: list[Any]) -> Iterator[None]:
 
 
 def heads_of(attention: Any, asking: Tensor, asked: Tensor) -> list[Tensor]:
-    """Queries of `asking` (.., h), keys and values of `asked` (.., h), each (.., heads, d)."""
+    """Return queries of ``asking`` and keys and values of ``asked``, (.., h) to (.., heads, d)."""
     own = attention.self
     states = (own.query(asking), own.key(asked), own.value(asked))
     return [each.unflatten(-1, (own.num_attention_heads, -1)) for each in states]
@@ -60,10 +60,10 @@ def heads_of(attention: Any, asking: Tensor, asked: Tensor) -> list[Tensor]:
 def attend(
     attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """(B, L, h) what L positions of B sequences gather from K positions.
+    """Return (B, L, h) what L positions of B sequences gather from K positions.
 
     Args:
-        query: (B, L, heads, d); `key` and `value` are (B, K, heads, d).
+        query: (B, L, heads, d); ``key`` and ``value`` are (B, K, heads, d).
         mask: (B or 1, 1, L, K), boolean or added to the logits.
     """
     own = attention.self
@@ -74,9 +74,9 @@ def attend(
 
 
 def layers_below_first_token(model: nn.Module) -> list[Any] | None:
-    """The layers of a classifier that is known to read its first position; else None.
+    """Return the layers of a classifier that is known to read its first position; else ``None``.
 
-    None too where the layers may not be told which positions to compute: with gradient
+    ``None`` too where the layers may not be told which positions to compute: with gradient
     checkpointing, which runs them again outside, and where hooks watch them.
     """
     classifier = classifier_at_first_token(model)

@@ -41,7 +41,7 @@ class Row:
 
     @classmethod
     def of(cls, inputs: dict[str, Tensor]) -> Row | None:
-        """None where the sequences are not on a CPU, or the first position of one is padding."""
+        """Return ``None`` unless all sequences are on a CPU and begin with a token."""
         ids = inputs["input_ids"]
         mask = inputs.get("attention_mask")
         if ids.device.type != "cpu" or (mask is not None and not mask[:, 0].all()):
@@ -52,19 +52,19 @@ class Row:
         return cls(present.flatten().nonzero()[:, 0], lengths.cumsum(0) - lengths, runs)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(B, L, h) -> (1, T, h)."""
+        """Return (B, L, h) -> (1, T, h)."""
         return padded.flatten(0, 1)[None, self.kept]
 
 
 @contextmanager
 def unpadded(layers: list[Any], row: Row, dropout: FastDropout | None) -> Iterator[None]:
-    """Forwards inside compute these layers at the tokens of `row`, the last at the first of each.
+    """Inside, compute these layers at the tokens of ``row``, the last at the first of each.
 
     The layers take the padded hidden states (B, L, h), and give (B, 1, h).
 
     Args:
-        layers: See `layers_below_first_token`.
-        dropout: What drops out probabilities of attention; None leaves it to torch.
+        layers: See ``layers_below_first_token``.
+        dropout: What drops out probabilities of attention; ``None`` leaves it to torch.
     """
     for number, layer in enumerate(layers):
         layer.attention.forward = partial(
@@ -107,7 +107,7 @@ def _attention_in_row(
     is_last: bool,
     **__: Any,
 ) -> tuple[Tensor, None]:
-    """The attention block: (1, T, h) -> (1, T, h), or (B, 1, h) in the last layer."""
+    """Return the attention block: (1, T, h) -> (1, T, h), or (B, 1, h) in the last layer."""
     hidden = row.pack(hidden) if is_first else hidden
     asking = hidden[:, row.starts] if is_last else hidden
     asking_runs = [(count, 1) for count, _ in row.runs] if is_last else row.runs
@@ -127,6 +127,6 @@ def _attention_in_row(
 
 
 def cut(row: Tensor, runs: list[tuple[int, int]]) -> list[Tensor]:
-    """(T, ...) -> a tensor (n, L, ...) for each run of n sequences of L tokens."""
+    """Return (T, ...) -> a tensor (n, L, ...) for each run of n sequences of L tokens."""
     parts = torch.split(row, [count * length for count, length in runs])
     return [part.reshape(*run, *part.shape[1:]) for part, run in zip(parts, runs, strict=True)]

@@ -90,7 +90,7 @@ def test_a_name_with_half_a_character(save: Save, tmp_path: Path) -> None:
     header = json.dumps({"\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
     data = struct.pack("<Q", len(header)) + header.encode() + bytes(4)
     (folder / "model.safetensors").write_bytes(data)
-    assert r"the name of tensor '\ud800' is no text" in refusal(folder)
+    assert r"the name of tensor '\ud800' is not text" in refusal(folder)
     assert r"the name of tensor '\ud800'" in refusal(
         pickled(tmp_path / "b", {"\ud800": torch.ones(1)})
     )

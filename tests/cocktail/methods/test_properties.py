@@ -226,7 +226,7 @@ def test_every_method_is_documented(method: Method) -> None:
 
 def test_an_unknown_method_names_the_nearest() -> None:
     assert method_named("ties") is METHODS["ties"]
-    with pytest.raises(RecipeError, match=r"'tie' is no merge method - did you mean ties\?"):
+    with pytest.raises(RecipeError, match=r"'tie' is not a merge method - did you mean ties\?"):
         method_named("tie")
     with pytest.raises(RecipeError, match="there are linear, slerp"):
         method_named("qqq")

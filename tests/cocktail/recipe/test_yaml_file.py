@@ -149,6 +149,17 @@ def test_a_plain_recipe_stays_plain() -> None:
     [
         ("merge_methud: ties", "did you mean merge_method?"),
         ("slices: []\nmerge_method: linear", "slices (layers of different models"),
+        ("models: &m [a, *m]", "an alias stands inside its own anchor"),
+        ("parameters: &p {weight: *p}", "an alias stands inside its own anchor"),
+        ("models: [&m {model: a, parameters: {weight: [*m]}}]", "an alias stands inside its own"),
+        ("name: a\nmodels: [b, x]\n---\nname: b\nmodels: [a, x]", "in a circle"),
+        ("tokenizer: {source: union, tokens: {<s>: {source: a}}}", "tokenizer has tokens - rows"),
+        (
+            "tokenizer: {source: union}\ntokenizer_source: base",
+            "has tokenizer and tokenizer_source",
+        ),
+        ("tokenizer: {sorce: union}", "did you mean source?"),
+        ("models: [a, b]\nweights: [1, 0]\nchat_template: chatml", "chat_template is 'chatml'"),
         ("experts: []", "a mixture of experts"),
         ("models: [{modle: a}]", "did you mean model?"),
         ("models: [{model: 3}]", "an item is a folder or Hub id"),
@@ -166,7 +177,7 @@ def test_a_plain_recipe_stays_plain() -> None:
         ),
         (
             "models: [a, b]\nmerge_method: ties\nbase_model: c\nweights: [1, 1]\n"
-            "parameters: {densty: 0.5}",
+            "parameters: {densty: 0.5, t: 1}",
             "ties has no parameter densty",
         ),
         (
@@ -176,7 +187,6 @@ def test_a_plain_recipe_stays_plain() -> None:
         ),
         ("models: [a, b, c]\nmerge_method: slerp\nbase_model: c\nparameters: {t: 1}", "takes 1"),
         ("models: [a, b]\nbase_model: c\nweights: [1, 0]", "not among the models"),
-        ("models: [a, b]\nweights: [1, 0]\ntokenizer_source: union", "tokenizer_source is 'union'"),
         ("models: [a, b]\nweights: [one, 0]", "every weight is a number"),
         ("models: [a, b]\nweights: [1, 0]\nseed: true", "a whole number"),
         ("[1, 2]", "is not a map"),
@@ -220,6 +230,103 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -
 def test_a_key_of_a_merged_map_may_be_given_again(tmp_path: Path) -> None:
     text = "models:\n- &one {model: a, parameters: {weight: 1}}\n- {<<: *one, model: b}\n"
     assert read_recipe(write(tmp_path, text))["models"] == ["a", "b"]
+
+
+SLICES = """
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2], parameters: {weight: 1}}
+      - {model: b, layer_range: [0, 2], parameters: {weight: 3}}
+  - sources:
+      - {model: a, layer_range: [2, 6], parameters: {weight: 1}}
+      - {model: b, layer_range: [2, 6], parameters: {weight: 3}}
+"""
+
+
+def test_slices_over_all_layers_are_models(tmp_path: Path) -> None:
+    recipe = recipe_of(read_recipe(write(tmp_path, SLICES)))
+    assert (recipe.models, recipe.layers, recipe.problems()) == (("a", "b"), 6, [])
+    assert recipe.for_tensor("x", depths("x"))[0] == (0.25, 0.75)
+    assert recipe_of(read_recipe(write(tmp_path, recipe.to_yaml()))) == recipe
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("[2, 6]", "[3, 6]"), ("model: b, layer_range: [2", "model: c, layer_range: [2"),
+     ("b, layer_range: [2, 6], parameters: {weight: 3}", "b, layer_range: [2, 6]"),
+     ("b, layer_range: [0, 2]", "b, layer_range: [1, 3]")],
+)  # fmt: skip
+def test_other_slices_are_refused(tmp_path: Path, change: tuple[str, str]) -> None:
+    assert "slices (layers of different models" in refusal(tmp_path, SLICES.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("slices: [3]", "a slice is 3"), ("slices: [{sources: [{model: a}]}]", "layer_range [None]"),
+     ("models: [a]\nslices: [{sources: []}]", "has models and slices")],
+)  # fmt: skip
+def test_broken_slices_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("last", ["first", "middle", "last"])
+def test_documents_in_any_order(tmp_path: Path, last: str) -> None:
+    documents = [
+        "name: one\nmodels: [a, b]\nweights: [1, 0]\n",
+        "name: two\nmodels: [one, c]\nweights: [1, 0]\n",
+    ]
+    documents.insert(
+        ["first", "middle", "last"].index(last), "models: [two, one]\nweights: [1, 0]\n"
+    )
+    found = read_recipes(write(tmp_path, "---\n".join(documents)))
+    assert [recipe.get("name") for recipe in found] == ["one", "two", None]
+
+
+@pytest.mark.parametrize(
+    ("method", "unused", "base"),
+    [
+        ("slerp", {"weight": 0.5, "t": 0.5, "rescale": True}, "a"),
+        ("model_stock", {"normalize": True, "int8_mask": True}, "c"),
+        ("linear", {"weight": 1, "density": 0.5, "lambda": 2, "t": 0.1}, None),
+    ],
+)
+def test_parameters_of_other_methods_are_passed_over(
+    method: str, unused: dict[str, Any], base: str | None
+) -> None:
+    recipe = make_recipe(["a", "b"], None, merge_method=method, base_model=base, parameters=unused)
+    assert recipe.problems() == []
+    (note,) = recipe.notes()
+    own = {option.name for option in recipe.options()}
+    named = note.partition("does not use ")[2].removesuffix("; passed over").split(", ")
+    assert set(named) == unused.keys() - own
+
+
+@pytest.mark.parametrize("given", [[{"weight": 1}, {"weight": 3}], []])
+def test_normalize_at_the_top_is_that_of_the_method(given: list[dict[str, Any]]) -> None:
+    parameters = {} if given else {"weight": 2}
+    recipe = make_recipe(
+        ["a", "b"], None, normalize=True, model_parameters=given, parameters=parameters
+    )
+    weights, _ = recipe.for_tensor("x", depths("x"))
+    assert weights == ((0.25, 0.75) if given else (0.5, 0.5))
+    slerp = make_recipe(
+        ["b"], None, normalize=True, merge_method="slerp", base_model="a", parameters={"t": 0.5}
+    )
+    assert slerp.problems() == []
+
+
+def test_one_folder_by_two_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("base", "./base", "base/", str(tmp_path / "base"), "link"):
+        recipe = make_recipe(
+            ["./base", "other"], None, merge_method="slerp", base_model=spelling,
+            parameters={"t": 0.5}, tokenizer_source=spelling,
+        )  # fmt: skip
+        assert recipe.ingredients == ("./base", "other")
+        assert recipe.base_index == 0
+        assert recipe.tokenizer_source in recipe.ingredients
 
 
 def ties(**parameters: Any) -> Recipe:

@@ -12,7 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from cocktail.measure.bench import prepare, search_plan
-from cocktail.search.objective import EnsembleObjective, MixObjective, Regularised
+from cocktail.search.gradient import descend, on_simplex
+from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions
 from tests.cocktail.tiny import FAMILIES, examples, ingredients
 
@@ -66,21 +67,6 @@ def test_mix_gradient_equals_finite_differences(family: str, tmp_path: Path) -> 
         assert gradient @ direction == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert-reranker", "bert-encoder", "llama"])
-def test_ensemble_gradient_equals_finite_differences(family: str, tmp_path: Path) -> None:
-    made = bench(family, tmp_path)
-    kept = torch.stack(
-        [made.mixture.rows(made.task, vertex, keep=True).double() for vertex in np.eye(3)]
-    )
-    prior = np.array([0.2, 0.3, 0.5])
-    objective = Regularised(EnsembleObjective(made.task, kept, range(6)), 0.1, prior)
-    weights = np.array([0.5, 0.3, 0.2])
-    _, gradient = objective.value_and_gradient(weights)
-    for direction in (np.array([1.0, -1.0, 0]), np.array([0.5, 0.5, -1.0])):
-        expected = slope(objective, weights, direction)
-        assert gradient @ direction == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
 def test_gradient_of_some_examples_is_that_of_a_search_over_them(tmp_path: Path) -> None:
     made = bench("bert-reranker", tmp_path)
     weights = np.array([0.5, 0.3, 0.2])
@@ -91,3 +77,38 @@ def test_gradient_of_some_examples_is_that_of_a_search_over_them(tmp_path: Path)
         part.task.scale_free = False  # a common scale would tie the parts together
     (_, a), (_, b), (_, c) = (part.value_and_gradient(weights) for part in (some, others, whole))
     np.testing.assert_allclose((2 * a + 4 * b) / 6, c, rtol=1e-4)
+
+
+class Bowl:
+    """A convex function whose lowest point on the simplex is known."""
+
+    size = 3
+    lowest = np.array([0.2, 0.8, 0.0])
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def value(self, weights: np.ndarray) -> float:
+        return float(((weights - self.lowest) ** 2).sum())
+
+    def value_and_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
+        self.count += 1
+        return self.value(weights), 2 * (weights - self.lowest)
+
+
+def test_the_lowest_point_is_found() -> None:
+    np.testing.assert_allclose(descend(Bowl(), np.full(3, 1 / 3)), Bowl.lowest, atol=1e-3)
+
+
+def test_evaluations_are_counted_and_the_best_is_kept() -> None:
+    bowl = Bowl()
+    start = np.full(3, 1 / 3)
+    found = descend(bowl, start, evaluations=2)
+    assert bowl.count == 2
+    assert bowl.value(found) <= bowl.value(start)
+
+
+def test_what_lies_a_hair_outside_is_put_on_the_simplex() -> None:
+    found = on_simplex(np.array([-1e-9, 0.5, 0.6]))
+    assert found.min() == 0
+    assert found.sum() == pytest.approx(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +13,9 @@ from safetensors.torch import load_file
 
 from cocktail.cli.search import search
 from cocktail.errors import CocktailError, OutputError
-from cocktail.search.pictures import draw_frontier
-from cocktail.search.result import Frontier, FrontierPoint
-from cocktail.search.verdict import Interval
+from cocktail.search.pictures import draw_curve
 from cocktail.write.modules import write_modules
+from tests.cocktail.search.results import made_up
 from tests.cocktail.tiny import ingredients, ranked, write_jsonl
 
 RUN = ["--device", "cpu", "--quiet"]
@@ -33,7 +31,7 @@ def ran(kitchen, rows, tmp_path_factory) -> tuple[Path, dict]:
         search,
         [kitchen["base"], kitchen["tuned"], "--data", str(data), "--retain", str(retain),
          "--report", str(folder / "report"), "--output", str(folder / "mixed"), "--json",
-         "--strategy", "ensemble", *RUN],
+         *RUN],
         catch_exceptions=False,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -51,19 +49,17 @@ def test_the_report_says_what_the_json_says(ran) -> None:
     assert json.loads((folder / "report" / "search.json").read_text()) == value
     text = (folder / "report" / "report.md").read_text()
     assert value["reason"] in text
-    for candidate in value["candidates"]:
-        assert f"{candidate['in_sample']['loss']:.4f}" in text
-    for point in value["frontier"]["points"]:
-        assert f"{point['retain']['mean']:.4f}" in text
+    for point in value["points"]:
+        for side in ("loss", "metric", "general"):
+            assert f"{point[side]['mean']:.4f}" in text
 
 
-def test_the_pictures_are_pictures(ran) -> None:
+def test_the_picture_is_a_picture(ran) -> None:
     folder, _ = ran
-    for name in ("weights.png", "frontier.png"):
-        assert (folder / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_report_without_matplotlib_says_what_is_missing(kitchen, data, tmp_path, monkeypatch):
+def test_a_report_without_pictures_says_what_is_missing(kitchen, data, tmp_path, monkeypatch):
     monkeypatch.setattr("cocktail.search.report.find_spec", lambda _: None)
     folder = tmp_path / "report"
     done = CliRunner().invoke(
@@ -72,7 +68,7 @@ def test_a_report_without_matplotlib_says_what_is_missing(kitchen, data, tmp_pat
     )  # fmt: skip
     assert done.exit_code == 0
     assert {path.name for path in folder.iterdir()} == {"report.md", "search.json"}
-    assert "pip install matplotlib" in (folder / "report.md").read_text()
+    assert "pip install matplotlib plotly" in (folder / "report.md").read_text()
 
 
 def test_a_report_never_lands_on_something_else(kitchen, data, tmp_path) -> None:
@@ -98,13 +94,41 @@ def test_models_come_from_the_recipe_file(kitchen, data, tmp_path, monkeypatch) 
         CliRunner().invoke(search, ["--data", str(data)], catch_exceptions=False)
 
 
-def test_the_table_shows_the_verdict(kitchen, data) -> None:
+def test_the_first_line_is_the_verdict(kitchen, data) -> None:
     done = CliRunner().invoke(
-        search, [kitchen["base"], kitchen["noise"], "--data", str(data), "--device", "cpu",
-                 "--strategy", "ensemble"], catch_exceptions=False,
+        search, [kitchen["base"], kitchen["noise"], "--data", str(data), "--device", "cpu"],
+        catch_exceptions=False,
     )  # fmt: skip
-    assert "ensemble *" in done.output and "held-out" in done.output
+    lines = done.output.splitlines()
+    assert lines[0] == "This is the base: nothing was gained."
+    assert any(line.startswith("*  0.00   base") for line in lines)
+    assert sum("of the way" in line or "average" in line for line in lines[3:]) >= 9
     assert "forward equivalents" in done.output
+
+
+def test_general_text_is_an_option(kitchen, data, tmp_path) -> None:
+    text = tmp_path / "general.txt"
+    lines = [
+        f"{row['pos'][0]} {row['neg'][0]}. {row['neg'][1]} {row['neg'][2]}"
+        for row in ranked(20, seed=8)
+    ]
+    text.write_text("\n".join(lines))
+    done = CliRunner().invoke(
+        search, [kitchen["base"], kitchen["noise"], "--data", str(data), "--retain-text", str(text),
+                 "--json", "-o", str(tmp_path / "mixed"), *RUN], catch_exceptions=False,
+    )  # fmt: skip
+    value = json.loads(done.stdout)
+    assert value["measures"]["general"] == "agreement"
+    assert value["notes"] == []
+
+
+def test_a_copy_of_the_base_is_called_one(kitchen, data, tmp_path) -> None:
+    output = tmp_path / "mixed"
+    done = CliRunner().invoke(
+        search, [kitchen["base"], kitchen["noise"], "--data", str(data), "--device", "cpu", "-o",
+                 str(output)], catch_exceptions=False,
+    )  # fmt: skip
+    assert f"{output}: a copy of {kitchen['base']}, since nothing was gained" in done.output
 
 
 def test_base_and_dtype_come_from_the_recipe_file_too(kitchen, data, tmp_path, monkeypatch) -> None:
@@ -118,7 +142,7 @@ def test_base_and_dtype_come_from_the_recipe_file_too(kitchen, data, tmp_path, m
     )  # fmt: skip
     found = json.loads(done.stdout)
     assert found["base"] == kitchen["base"]
-    assert next(c for c in found["candidates"] if c["name"] == "base")["weights"] == [0, 1]
+    assert next(p for p in found["points"] if p["name"] == "base")["weights"] == [0, 1]
     state = load_file(Path("mixed", "model.safetensors"))
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
 
@@ -159,32 +183,20 @@ def test_a_recipe_of_another_method_is_refused(kitchen, data, tmp_path, monkeypa
 
 def test_the_table_shows_every_ingredient_by_itself(kitchen, data) -> None:
     done = CliRunner().invoke(
-        search, [*kitchen.values(), "--data", str(data), "--device", "cpu", "--strategy",
-                 "lm-cocktail"], catch_exceptions=False,
-    )  # fmt: skip
-    lines = done.output.splitlines()
-    assert any(line.startswith(f"{kitchen['base']} (base)  ") for line in lines)
-    assert any(line.startswith(f"{kitchen['noise']}  ") for line in lines)
-
-
-def test_names_of_points_cover_neither_each_other_nor_points(tmp_path, monkeypatch) -> None:
-    """Candidates often do about the same; their names must be readable all the same."""
-    places = [(1.0, 2.0), (1.5, 1.6), (1.501, 1.601), (1.502, 1.6), (1.5, 1.602), (1.9, 1.2)]
-    names = ["base", "uniform", "lm-cocktail", "gradient", "ensemble", "noise"]
-    points = tuple(
-        FrontierPoint(name, (1.0,), Interval(y, y, y), Interval(x, x, x), role)
-        for name, (x, y), role in zip(
-            names, places, ["base", *["candidate"] * 4, "ingredient"], strict=True
-        )
+        search, [*kitchen.values(), "--data", str(data), "--device", "cpu"], catch_exceptions=False
     )
+    for name in ("tuned", "noise"):
+        assert f"{kitchen[name]} (ingredient)" in done.output
+
+
+def test_the_picture_draws_both_sides(tmp_path, monkeypatch) -> None:
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    frontier = Frontier("loss", 1.6, points, 1, 0.0)
-    draw_frontier(SimpleNamespace(frontier=frontier), tmp_path / "frontier.png")
-    axes = drawn[0].axes[0]
-    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
-    assert set(boxes) == set(names)
-    for name, box in boxes.items():
-        others = [other for other_name, other in boxes.items() if other_name != name]
-        assert not box.count_overlaps(others), name
-        assert not any(box.contains(*spot) for spot in axes.transData.transform(places)), name
+    draw_curve(made_up(), tmp_path / "curve.png")
+    target, general = drawn[0].axes
+    line = target.lines[0]
+    assert list(line.get_xdata()) == pytest.approx([i / 10 for i in range(11)])
+    assert list(line.get_ydata()) == [point.metric.mean.mean for point in made_up().points]
+    assert general.get_ylabel() == "general ndcg@10"
+    draw_curve(made_up(general=False), tmp_path / "curve.png")
+    assert len(drawn[1].axes) == 1

@@ -51,7 +51,7 @@ def test_existing_outputs(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("mine")
     assert "exists and is not empty" in output_problem(pair, tmp_path / "notes")
-    assert "holds files but no model" in output_problem(pair, tmp_path / "notes", overwrite=True)
+    assert "holds files but not a model" in output_problem(pair, tmp_path / "notes", overwrite=True)
     assert (tmp_path / "notes" / "thesis.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     mix(pair, tmp_path / "empty")
@@ -80,7 +80,7 @@ def test_only_a_model_is_overwritten(
     if is_model:
         mix(pair, tmp_path / "out", overwrite=True)
         return
-    assert "holds files but no model" in output_problem(pair, tmp_path / "out", overwrite=True)
+    assert "holds files but not a model" in output_problem(pair, tmp_path / "out", overwrite=True)
     out = tmp_path / "out"
     assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == set(files)
 
@@ -89,7 +89,7 @@ def test_only_a_model_is_overwritten(
 def test_paths_that_the_system_does_not_take(
     pair: tuple[Path, Path], tmp_path: Path, name: str
 ) -> None:
-    assert "is no path here" in output_problem(pair, tmp_path / name)
+    assert "is not a path here" in output_problem(pair, tmp_path / name)
 
 
 def test_ingredients_that_the_system_does_not_take(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_home_of_nobody(pair: tuple[Path, Path], tmp_path: Path) -> None:
     record = (tmp_path / "out/cocktail.json").read_text().replace(str(pair[0]), "~nosuchuser/x")
     (tmp_path / "out/cocktail.json").write_text(record)
     assert verify(tmp_path / "out", progress=False)[1].state == "unknown"
-    with pytest.raises(OutputError, match="'~nosuchuser/x' is no path here"):
+    with pytest.raises(OutputError, match="'~nosuchuser/x' is not a path here"):
         output_folder("~nosuchuser/x")
 
 

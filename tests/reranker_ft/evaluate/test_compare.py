@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from reranker_ft.cli.describe import describe_comparison
 from reranker_ft.errors import ArgumentError, DataError
 from reranker_ft.evaluate.compare import compare
 from reranker_ft.evaluate.metrics import per_query_metrics
-from reranker_ft.evaluate.picture import check_picture_format, draw_comparison
 from reranker_ft.score.reranker import Reranker
 from tests.reranker_ft.conftest import toy_rows
-
-
-@pytest.fixture
-def results(model_folders, write_jsonl):
-    models = [str(model_folders("bert")), str(model_folders("roberta"))]
-    data = [write_jsonl(toy_rows(12), "a.jsonl"), write_jsonl(toy_rows(9), "b.jsonl")]
-    return compare(models, data, reranker_options={"devices": "cpu"})
 
 
 def test_every_model_is_measured_on_every_set(results, model_folders):
@@ -70,40 +61,12 @@ def test_the_first_queries_are_taken(model_folders, write_jsonl):
     assert first.per_query["map"].tolist() == whole.per_query["map"][:5].tolist()
 
 
-def test_the_table_shows_means_intervals_and_differences(results):
-    table = describe_comparison(results)
-    lines = table.splitlines()
-    assert lines[0].endswith("a.jsonl, 12 queries, 95 % intervals")
-    mean = results[0].means["mrr@10"]
-    assert "MRR@10" in table and "R@1" in table
-    assert f"{mean.mean:.3f}" in lines[3] and lines[3].startswith(results[0].model)
-    assert f"[{mean.low:.3f}, {mean.high:.3f}]" in lines[4]
-    gain = results[1].differences["mrr@10"]
-    assert f"{gain.mean:+.3f}" in lines[7]
-    assert f"[{gain.low:+.3f}, {gain.high:+.3f}]" in lines[8]
-    assert table.count("95 % intervals") == 2
-    assert all(line == line.rstrip() for line in lines)
-
-
 def test_json_holds_every_figure(results):
     fields = results[1].to_dict()
     assert fields["queries"] == 12
     assert set(fields["metrics"]["ndcg@10"]) == {"mean", "low", "high"}
     assert fields["difference_to_first"].keys() == fields["metrics"].keys()
     assert results[0].to_dict()["difference_to_first"] is None
-
-
-@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
-def test_the_picture_is_drawn_and_replaces_nothing(results, tmp_path, suffix, magic):
-    path = tmp_path / f"comparison{suffix}"
-    draw_comparison(results, path)
-    assert path.read_bytes().startswith(magic)
-    with pytest.raises(ArgumentError, match="exists"):
-        draw_comparison(results, path)
-    with pytest.raises(ArgumentError, match="not measured"):
-        draw_comparison(results, path, metric="accuracy", overwrite=True)
-    with pytest.raises(ArgumentError, match="suffix says the format"):
-        check_picture_format("comparison.docx")
 
 
 def test_what_cannot_be_compared_is_refused(model_folders, write_jsonl):

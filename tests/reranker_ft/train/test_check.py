@@ -76,7 +76,7 @@ def test_pairs_are_cut_at_the_positions_of_the_model(write_jsonl, model_folders,
     report = check_data([data], tokenizer=tokenizer, positions=positions, max_length=512)
     assert (report.tokens.max_length, report.tokens.cut_pairs) == (MAX_POSITIONS, 1)
     text = describe_check(report)
-    assert f"max_len {MAX_POSITIONS} (the model's positions) cuts 1 of 2 pairs" in text
+    assert f"max_length {MAX_POSITIONS} (the model's positions) cuts 1 of 2 pairs" in text
     assert model_positions(str(tmp_path)) is None  # a tokenizer alone
 
 
@@ -90,7 +90,7 @@ def test_a_group_of_the_positive_alone_needs_no_negatives(write_jsonl):
     data = write_jsonl([{"query": "red", "pos": ["blue"]}])
     report = check_data([data], train_group_size=1)
     assert report.trainable
-    assert "nothing to remark" in describe_check(report)
+    assert "no issues found" in describe_check(report)
     refused = check_data([data], train_group_size=2)
     assert not refused.trainable
     assert "--train_group_size 1 and --in_batch_negatives" in describe_check(refused)

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
+from reranker_ft.errors import ArgumentError
 from reranker_ft.model.load import load_cross_encoder
 from reranker_ft.run import main
-from tests.reranker_ft.conftest import toy_rows
-from tests.reranker_ft.train.test_train import small
+from reranker_ft.train.output_folder import check_output
+from tests.reranker_ft.conftest import refusals, small, toy_rows
 
 
 @pytest.fixture
@@ -44,9 +45,18 @@ def test_what_cannot_be_made_leaves_the_old_output_alone(
     before = left(output)
     flags = [*flags, "--overwrite_output_dir", "--eval_data", data]
     assert main(small(model_folders("bert"), data, output, *flags)) == 2
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    (line,) = refusals(capsys)
     assert found in line
     assert left(output) == before
+
+
+def test_a_folder_without_permission_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    for output in (tmp_path / "out", tmp_path / "deep" / "out"):
+        with pytest.raises(ArgumentError, match=f"{tmp_path} does not permit it"):
+            check_output(output, "model", [], overwrite=False, resuming=False)
+    monkeypatch.undo()
+    check_output(tmp_path / "out", "model", [], overwrite=False, resuming=False)
 
 
 def test_a_first_step_that_fails_leaves_the_old_output_alone(

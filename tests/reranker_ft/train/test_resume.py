@@ -9,8 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from reranker_ft.errors import ArgumentError
 from reranker_ft.run import main
 from reranker_ft.train.resume import checkpoint_to_resume
-from tests.reranker_ft.conftest import make_tokenizer, toy_rows
-from tests.reranker_ft.train.test_train import small
+from tests.reranker_ft.conftest import make_tokenizer, refusals, small, toy_rows
 
 SAVING = ["--save_strategy", "steps", "--save_steps", 1, "--max_steps", 3]
 AGAIN = ["--resume_from_checkpoint", "True", "--max_steps", 4]
@@ -56,8 +55,8 @@ def test_the_last_whole_checkpoint_is_taken(harm, model_folders, data, stopped, 
     harm(stopped / "checkpoint-4")
     named = [*AGAIN, "--resume_from_checkpoint", stopped / "checkpoint-4"]
     assert main(small(model_folders("bert"), data, stopped, *named)) == 2
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
-    assert "checkpoint-4 is no checkpoint (it" in line
+    (line,) = refusals(capsys)
+    assert "checkpoint-4 is not a checkpoint (it" in line
 
 
 def test_without_a_whole_checkpoint_all_are_named(tmp_path):
@@ -71,7 +70,7 @@ def test_a_checkpoint_that_torch_cannot_read_is_one_line(model_folders, data, st
     optimizer = stopped / "checkpoint-3" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:200])
     assert main(small(model_folders("bert"), data, stopped, *AGAIN)) == 2
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    (line,) = refusals(capsys)
     assert "cannot go on from" in line
 
 
@@ -99,7 +98,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 ):
     model = deeper(tmp_path / "deeper") if kind == "deeper" else model_folders(kind)
     assert main(small(model, data, stopped, *AGAIN, *more)) == 2
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    (line,) = refusals(capsys)
     assert f"checkpoint-3 does not fit the model: {found}" in line
 
 

@@ -24,7 +24,7 @@ from reranker_ft.train.trainer import (
     has_unused_parameters,
     prepare_for_ddp,
 )
-from tests.reranker_ft.conftest import make_model, make_tokenizer, toy_rows
+from tests.reranker_ft.conftest import make_model, make_tokenizer, refusals, toy_rows
 
 # Plain gradient descent: Adam divides by the size of the gradient, which makes rounding visible.
 EXACT = ["--optim", "sgd", "--learning_rate", "0.1", "--lr_scheduler_type", "constant"]
@@ -196,7 +196,7 @@ def test_a_diverged_run_stops_in_one_line_and_keeps_its_checkpoints(
     output = tmp_path / "out"
     saving = ["--save_strategy", "steps", "--save_steps", 1, "--per_device_train_batch_size", 2]
     assert main(flags(model_folders("bert"), data, output, *saving, "--logging_steps", 1)) == 1
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    (line,) = refusals(capsys)
     assert "the loss is not a finite number at step 2: training has diverged" in line
     assert not (output / "model.safetensors").exists()
     weights = [load_file(output / f"checkpoint-{n}" / "model.safetensors") for n in (1, 2)]
