@@ -20,6 +20,7 @@ from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
 from reranker_ft.model.forward import keep_freed_memory
 from reranker_ft.model.pairs import PairEncoder
+from reranker_ft.model.readout import pair_encoder
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, position_limit
 from reranker_ft.train.collate import GroupCollator
@@ -233,7 +234,8 @@ def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairE
             limit,
             max_length,
         )
-    return PairEncoder(
+    return pair_encoder(
+        model,
         tokenizer,
         max_length=max_length,
         query_max_length=args.query_max_length,

@@ -20,7 +20,7 @@ from cocktail.measure.tasks.task import Batch, softmax_slopes
 from reranker_ft.errors import RerankerError
 from reranker_ft.model.forward import forward_logits
 from reranker_ft.model.loss import softmax_cross_entropy
-from reranker_ft.model.pairs import PairEncoder
+from reranker_ft.model.readout import pair_encoder
 from reranker_ft.model.scoring import needs_mask, to_device, token_batches
 from reranker_ft.model.scoring import position_limit as position_limit
 from reranker_ft.model.tokenizer import fit_tokenizer
@@ -52,7 +52,7 @@ class RerankerTask:
         self.places = [example.place for example in examples]
         with _as_cocktail_errors():
             fit_tokenizer(model.config.name_or_path or "the model", model, tokenizer)
-            encoder = PairEncoder(tokenizer, max_length=max_length)
+            encoder = pair_encoder(model, tokenizer, max_length=max_length)
             self._encodings = encoder(
                 [(example.query, text) for example in examples for text in example.passages]
             )
