@@ -232,7 +232,9 @@ def _task(
     written = [example for example in examples if isinstance(example, WrittenExample)]
     kind = mixture.plan.kind.name
     if kind == "reranker":
-        return RerankerTask(ranked, tokenizer, model, max_length=max_length)
+        return RerankerTask(
+            ranked, tokenizer, model, max_length=max_length, folder=mixture.plan.donor.folder
+        )
     if kind == "encoder":
         return EncoderTask(
             ranked, tokenizer, model, pooling=pooling or "cls", max_length=max_length

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cocktail.checkpoint.companions import companion_files, left_behind
-from cocktail.checkpoint.kinds import Kind, detect_kind, kind_named, kind_problem
+from cocktail.checkpoint.detect import kind_of
+from cocktail.checkpoint.kinds import Kind, kind_problem
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.resolve import resolve
 from cocktail.checkpoint.ties import is_quantised, is_tied
@@ -204,7 +205,7 @@ def parse_size(size: int | str) -> int:
 
 def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | None:
     try:
-        kind = kind_named(name) if name is not None else _detect(donor)
+        kind = _detect(donor, name)
     except PlanError as error:
         problems.append(str(error))
         return None
@@ -214,9 +215,8 @@ def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | No
     return kind
 
 
-def _detect(donor: Checkpoint) -> Kind:
-    has_modules = (donor.folder / "modules.json").is_file()
-    kind = detect_kind(donor.config, has_modules=has_modules)
+def _detect(donor: Checkpoint, name: str | None) -> Kind:
+    kind = kind_of(donor, name)
     if kind is None:
         raise PlanError(
             [

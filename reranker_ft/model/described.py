@@ -79,9 +79,7 @@ def _takes_messages(transformer: Mapping[str, Any]) -> bool:
     return modalities is None or "message" in modalities
 
 
-def _rendered(
-    name: str, tokenizer: Any, transformer: Mapping[str, Any], system: str
-) -> Prompt:
+def _rendered(name: str, tokenizer: Any, transformer: Mapping[str, Any], system: str) -> Prompt:
     """Return the prompt that the tokenizer's chat template writes around a query and a passage."""
     modality = (transformer.get("modality_config") or {}).get("message") or {}
     options = (transformer.get("processing_kwargs") or {}).get("chat_template") or {}
@@ -96,7 +94,11 @@ def _rendered(
     skipped = ("restore_suffix", "truncation", "max_length", "padding")
     options = {key: value for key, value in options.items() if key not in skipped}
     text = str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
-    if text.count(_QUERY) != 1 or text.count(_PASSAGE) != 1 or text.find(_PASSAGE) < text.find(_QUERY):
+    if (
+        text.count(_QUERY) != 1
+        or text.count(_PASSAGE) != 1
+        or text.find(_PASSAGE) < text.find(_QUERY)
+    ):
         raise ModelError(
             f"{name} has a chat template that does not write a query and then a document, each "
             "once - a reranker reads both - name the whole prompt (prompt_template)"

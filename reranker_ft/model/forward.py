@@ -31,7 +31,7 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         ModelError: The model does not give one logit per pair.
     """
     readout = readout_of(model)
-    if readout is not None:
+    if readout is not None and readout.yes is not None:
         return readout.scores(model, inputs)
     with _shortcuts(model, inputs):
         logits = model(**inputs).logits  # (B, 1)

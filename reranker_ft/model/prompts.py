@@ -51,21 +51,6 @@ class Prompt:
     joint: bool = False
     start_token: str = "never"
 
-    def giving_way(self, query: str | None, passage: str | None) -> Prompt:
-        """Return the prompt without what the caller's own instructions stand for.
-
-        Args:
-            query: The query's instruction: it fills the place of one, if the prompt has it; else
-                it is put before the query by the caller, and the prompt puts nothing there.
-            passage: The passage's, likewise.
-        """
-        changed = self
-        if query is not None:
-            changed = (
-                replace(self, instruction=query) if self.has_instruction else replace(self, query="")
-            )
-        return changed if passage is None else replace(changed, passage="")
-
     @property
     def has_instruction(self) -> bool:
         """Whether there is a place for an instruction."""
@@ -220,13 +205,14 @@ def prompt_named(text: str, *, yes: str | None = None, no: str | None = None) ->
 
 
 class PromptEncoder(PairEncoder):
-    """Turn (query, passage) pairs into the tokens of a prompt, padded on the left.
+    """Turn (query, passage) pairs into the tokens of a prompt.
 
     The query is capped and the passage cut to what is left; the prompt is never cut.
 
     Args:
         tokenizer: A transformers tokenizer.
         prompt: What stands around the two.
+        left: Pad on the left, so that every text ends at the last position.
         lengths: ``max_length`` (prompt included), ``query_max_length``, ``passage_max_length`` and
             ``pad_to_multiple_of``, as for PairEncoder.
 
@@ -236,13 +222,15 @@ class PromptEncoder(PairEncoder):
             tokens stand in the text.
     """
 
-    def __init__(self, tokenizer: Any, prompt: Prompt, **lengths: Any) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt: Prompt, *, left: bool = True, **lengths: Any
+    ) -> None:
         if prompt.joint and not tokenizer.is_fast:
             raise ModelError(
                 f"{type(tokenizer).__name__} does not tell where its tokens stand in a text - the "
                 "passage of a prompt is cut by that - use the fast tokenizer"
             )
-        super().__init__(tokenizer, template=_template(tokenizer, prompt), left=True, **lengths)
+        super().__init__(tokenizer, template=_template(tokenizer, prompt), left=left, **lengths)
         self.prompt = prompt
 
     def __call__(self, pairs: Sequence[Pair]) -> Encodings:
@@ -315,6 +303,11 @@ def _start_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
         # FlagEmbedding's rule: a start token that is padding too is left out.
         return [] if start == tokenizer.pad_token_id else [start]
     return [start] if list(tokenizer("query")["input_ids"])[:1] == [start] else []
+
+
+def start_text(tokenizer: Any, prompt: Prompt) -> str:
+    """Return the start token as text, if the prompt begins with it; else nothing."""
+    return str(tokenizer.bos_token) if _start_tokens(tokenizer, prompt) else ""
 
 
 def _template(tokenizer: Any, prompt: Prompt) -> PairTemplate:

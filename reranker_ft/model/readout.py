@@ -27,13 +27,13 @@ class Readout:
 
     Attributes:
         prompt: What the model reads; ``None`` for the tokenizer's own pairs.
-        yes: Token id.
+        yes: Token id; ``None`` for a model with a head of one logit that reads a prompt.
         no: Token id, or ``None``.
         layer: Of a layerwise model: how many layers it runs; ``None`` for all.
     """
 
     prompt: Prompt | None
-    yes: int
+    yes: int | None
     no: int | None = None
     layer: int | None = None
 
@@ -70,12 +70,14 @@ class Readout:
             ModelError: It is damaged.
         """
         prompt, yes, no = (record.get(key) for key in ("prompt", "yes_token_id", "no_token_id"))
-        if not isinstance(yes, int) or not (no is None or isinstance(no, int)):
+        if not all(answer is None or isinstance(answer, int) for answer in (yes, no)):
             raise ModelError(
                 f"config.json records the answers {yes!r} and {no!r} - they are token ids - train "
                 "or convert the model again"
             )
-        return cls(None if prompt is None else Prompt.from_dict(prompt), yes, no, record.get("layer"))
+        return cls(
+            None if prompt is None else Prompt.from_dict(prompt), yes, no, record.get("layer")
+        )
 
     def scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Return (B,) fp32 scores of one micro-batch, padded on the left.
@@ -145,20 +147,40 @@ def readout_of(model: nn.Module) -> Readout | None:
     return found
 
 
-def settle_instructions(model: nn.Module, query: str | None, passage: str | None) -> bool:
-    """Let a language model's prompt give way to the caller's own instructions.
+def settle_instructions(
+    model: nn.Module, query: tuple[str | None, str], passage: tuple[str | None, str]
+) -> tuple[str | None, str | None]:
+    """Put the caller's instructions into a language model's prompt, in place of its own.
+
+    The model then keeps them: its config records the prompt.
 
     Args:
-        query, passage: The instructions; ``None`` leaves what the prompt has.
+        query, passage: An instruction, or ``None`` to leave what the prompt has; and the format
+            that puts it together with a text.
 
     Returns:
-        Whether the prompt holds the query's now, so that the caller puts it nowhere.
+        The instructions that are still to be put around the texts: all of a model without a
+        prompt, and those whose format does not end with the text.
     """
     readout = readout_of(model)
-    if readout is None or readout.prompt is None or query is passage is None:
-        return False
-    attach_readout(model, replace(readout, prompt=readout.prompt.giving_way(query, passage)))
-    return query is not None and readout.prompt.has_instruction
+    if readout is None or readout.prompt is None:
+        return query[0], passage[0]
+    prompt, left = readout.prompt, [query[0], passage[0]]
+    if query[0] is not None and prompt.has_instruction:
+        prompt, left[0] = replace(prompt, instruction=query[0]), None
+    for number, (name, given) in enumerate((("query", query), ("passage", passage))):
+        if left[number] is not None:
+            prefix = _prefix(*given)
+            prompt = replace(prompt, **{name: prefix or ""})
+            left[number] = left[number] if prefix is None else None
+    attach_readout(model, replace(readout, prompt=prompt))
+    return left[0], left[1]
+
+
+def _prefix(instruction: str | None, template: str) -> str | None:
+    """Return what the format puts before a text; ``None`` if it puts something behind it, too."""
+    whole = template.replace("\\n", "\n").format(instruction, "\0")
+    return whole[:-1] if whole.endswith("\0") else None
 
 
 def pair_encoder(model: nn.Module, tokenizer: Any, **lengths: Any) -> PairEncoder:
@@ -173,6 +195,7 @@ def pair_encoder(model: nn.Module, tokenizer: Any, **lengths: Any) -> PairEncode
     readout = readout_of(model)
     if readout is None:
         return PairEncoder(tokenizer, **lengths)
+    left = readout.yes is not None  # a head finds a text's end by itself
     if readout.prompt is None:
-        return PairEncoder(tokenizer, left=True, **lengths)
-    return PromptEncoder(tokenizer, readout.prompt, **lengths)
+        return PairEncoder(tokenizer, left=left, **lengths)
+    return PromptEncoder(tokenizer, readout.prompt, left=left, **lengths)

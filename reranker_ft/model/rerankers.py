@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from reranker_ft.model.load import (
     tokenizer_home,
 )
 from reranker_ft.model.prompts import FAMILIES, prompt_named
-from reranker_ft.model.readout import Readout, attach_readout
+from reranker_ft.model.readout import CONFIG_KEY, Readout, attach_readout
 from reranker_ft.model.tokenizer import add_padding, require_vocabulary
 
 
@@ -61,17 +62,26 @@ def load_reranker(
                 f"{name} is not a language model ({_class_name(config)}) - prompt_template is what "
                 "those read - leave it out"
             )
-        return load_cross_encoder(
+        model, tokenizer = load_cross_encoder(
             name, trust_remote_code=trust_remote_code, cache_dir=cache_dir, sep_token=sep_token
         )
+        attach_recorded(model)
+        return model, tokenizer
     with model_errors(name, cache_dir):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_home(name), **options)
     readout = find_readout(
         name, config, tokenizer, prompt_template, yes_token, no_token, cache_dir=cache_dir
     )
-    model = load_language_model(name, options, adapter=adapter)
+    model = load_language_model(name, options, adapters=[] if adapter is None else [adapter])
     prepare_language_model(name, model, tokenizer, readout)
     return model.eval(), tokenizer
+
+
+def attach_recorded(model: Any) -> None:
+    """Let a model with a head of one logit read the prompt that its config records, if any."""
+    record = getattr(model.config, CONFIG_KEY, None)
+    if isinstance(record, Mapping):
+        attach_readout(model, Readout.from_dict(record))
 
 
 def find_readout(
@@ -114,13 +124,13 @@ def prepare_language_model(name: str, model: Any, tokenizer: Any, readout: Reado
 
 
 def load_language_model(
-    name: str, options: dict[str, Any], *, adapter: str | Path | None = None
+    name: str, options: dict[str, Any], *, adapters: Sequence[str | Path] = ()
 ) -> Any:
     """Load a causal language model; adapters on it are merged.
 
     Args:
         options: Of from_pretrained.
-        adapter: A further adapter's folder.
+        adapters: Further adapters' folders, merged in this order.
 
     Raises:
         ModelError: It does not load, or lacks parameters.
@@ -136,7 +146,7 @@ def load_language_model(
             f"{base} lacks {len(missing)} parameters ({', '.join(missing[:3])}) - scores of random "
             "weights mean nothing - name a whole model"
         )
-    for folder in ([name] if is_adapter(name) else []) + ([str(adapter)] if adapter else []):
+    for folder in ([name] if is_adapter(name) else []) + list(map(str, adapters)):
         from peft import PeftModel  # noqa: PLC0415 - optional
 
         with model_errors(folder):

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,9 @@ from reranker_ft.data.lines import lone_surrogate
 from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.model.devices import Devices, parse_devices
 from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
+from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.readout import pair_encoder, settle_instructions
 from reranker_ft.model.rerankers import load_reranker
-from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import default_micro_batch_tokens, position_limit, score_encodings
 from reranker_ft.model.turns import turn
 
@@ -129,15 +130,16 @@ class Reranker:
             no_token=no_token,
             adapter=peft_path,
         )
-        in_prompt = settle_instructions(
-            model, query_instruction_for_rerank, passage_instruction_for_rerank
-        )
-        self.instructions = Instructions(
-            query=None if in_prompt else query_instruction_for_rerank,
+        given = Instructions(
+            query=query_instruction_for_rerank,
             query_format=query_instruction_format,
             passage=passage_instruction_for_rerank,
             passage_format=passage_instruction_format,
         )
+        query, passage = settle_instructions(
+            model, (given.query, given.query_format), (given.passage, given.passage_format)
+        )
+        self.instructions = replace(given, query=query, passage=passage)
         self._replicas = _replicate(model, dtype, self.target_devices)
         self.model_name_or_path = str(model_name_or_path)
         self.batch_size = batch_size

@@ -201,7 +201,7 @@ def test_layerwise_models_score_at_the_layers_asked_for(
     monkeypatch.setattr(loading, "load_language_model", lambda *_, **__: layered)
     reranker = LayerWiseFlagLLMReranker(tmp_path, devices="cpu", cutoff_layers=[1, 2])
     first, second = reranker.compute_score(PAIRS)
-    ids = torch.tensor(reranker.encoder()([("A: " + PAIRS[0][0], "B: " + PAIRS[0][1])]).ids(0))
+    ids = torch.tensor(reranker.encoder()(PAIRS[:1]).ids(0))
     states = model(input_ids=ids[None].long(), output_hidden_states=True).hidden_states
     assert first[0] == pytest.approx(float(states[1][0, -1].sum()), abs=1e-4)
     assert second[0] == pytest.approx(float(states[2][0, -1].sum()), abs=1e-4)
@@ -216,5 +216,9 @@ def test_a_language_model_without_a_prompt_is_refused(tmp_path: Path) -> None:
         Reranker(tmp_path, devices="cpu", prompt_template="Is it {query}?")
     with pytest.raises(RerankerError, match="same token"):
         Reranker(
-            tmp_path, devices="cpu", prompt_template="{query} {passage}", yes_token="no", no_token="no"
+            tmp_path,
+            devices="cpu",
+            prompt_template="{query} {passage}",
+            yes_token="no",
+            no_token="no",
         )
