@@ -1,4 +1,4 @@
-"""Tiny language models of the classes that rerankers are published in, with a real BPE tokenizer."""
+"""Tiny language models of the classes that rerankers are published in, with a BPE tokenizer."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cocktail.checkpoint.companions import companion_files, left_behind
-from cocktail.checkpoint.detect import kind_of
-from cocktail.checkpoint.kinds import Kind, kind_problem
+from cocktail.checkpoint.detect import kind_of, scoring
+from cocktail.checkpoint.kinds import LANGUAGE_RERANKER, Kind, kind_problem
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.resolve import resolve
 from cocktail.checkpoint.ties import is_quantised, is_tied
@@ -167,6 +167,7 @@ def build_plan(
     aligned = align_parts(ingredients, recipe, vocabularies)
     donor = ingredients[aligned.donor]
     kind = _kind(recipe.model_type, donor, problems)
+    problems += _scoring_problems(kind, donor, ingredients)
     problems += _agreement_problems(ingredients, kind, vocabularies)
     if vocabularies.grew and recipe.tokenizer_source not in (None, donor.reference):
         problems.append(
@@ -226,6 +227,21 @@ def _detect(donor: Checkpoint, name: str | None) -> Kind:
             ]
         )
     return kind
+
+
+def _scoring_problems(
+    kind: Kind | None, donor: Checkpoint, ingredients: Sequence[Checkpoint]
+) -> list[str]:
+    """The config that tells how a language model reranks is the first ingredient's."""
+    if kind is None or kind.auto_class != LANGUAGE_RERANKER.auto_class or scoring(donor):
+        return []
+    told = [other.reference for other in ingredients if scoring(other)]
+    if not told:
+        return []
+    return [
+        f"{donor.reference} says nothing of how it reranks and {told[0]} does - the mix takes its "
+        f"config from the first - name {told[0]} first"
+    ]
 
 
 def _vocabularies(ingredients: Sequence[Checkpoint]) -> Vocabularies:

@@ -1,6 +1,7 @@
 """Scores of language models against what their families' own code computes, text for text."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,10 +185,7 @@ class Layered(torch.nn.Module):
         ).hidden_states
         layers = cutoff_layers or [len(states) - 1]
 
-        class Output:
-            logits = [states[layer].sum(dim=2) for layer in layers]
-
-        return Output
+        return SimpleNamespace(logits=[states[layer].sum(dim=2) for layer in layers])
 
 
 def test_layerwise_models_score_at_the_layers_asked_for(
