@@ -15,6 +15,7 @@ from reranker_ft.model.prompts import Prompt, published_prompt
 from reranker_ft.model.readout import CONFIG_KEY, Readout
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
+_SCORE = ".LogitScore"
 # Characters of no script, which stand for the two texts while a chat template is rendered.
 _QUERY, _PASSAGE = "\ue000", "\ue001"
 _PAIR = Prompt("pair", (), "", (), "", (), yes="yes", no="no", start_token="usual")
@@ -24,6 +25,24 @@ def is_language_model(config: Any) -> bool:
     """Whether the first class that a config names has a language model's head."""
     names = getattr(config, "architectures", None) or [""]
     return str(names[0]).endswith(CAUSAL)
+
+
+def is_described(name: str, config: Any, **hub: Any) -> bool:
+    """Whether something with a language model says that it reranks, as ``described_readout`` asks.
+
+    Raises:
+        ModelError: A file that would say it is damaged.
+    """
+    modules = _json(name, "modules.json", hub) or ()
+    return (
+        isinstance(getattr(config, CONFIG_KEY, None), Mapping)
+        or any(str(module.get("type", "")).endswith(_SCORE) for module in modules)
+        or _family(name, config) is not None
+    )
+
+
+def _family(name: str, config: Any) -> Prompt | None:
+    return published_prompt(Path(name).name, name, getattr(config, "_name_or_path", None))
 
 
 def described_readout(name: str, config: Any, tokenizer: Any, **hub: Any) -> Readout | None:
@@ -49,13 +68,13 @@ def described_readout(name: str, config: Any, tokenizer: Any, **hub: Any) -> Rea
         found = _from_modules(name, modules, tokenizer, hub)
         if found is not None:
             return found
-    prompt = published_prompt(Path(name).name, name, getattr(config, "_name_or_path", None))
+    prompt = _family(name, config)
     return None if prompt is None else Readout.of(prompt, tokenizer)
 
 
 def _from_modules(name: str, modules: Any, tokenizer: Any, hub: dict[str, Any]) -> Readout | None:
     """Read the modules that sentence-transformers 6 stores a causal ``CrossEncoder`` as."""
-    score = next((m for m in modules if str(m.get("type", "")).endswith(".LogitScore")), None)
+    score = next((m for m in modules if str(m.get("type", "")).endswith(_SCORE)), None)
     if score is None:
         return None
     answers = _json(name, f"{score['path']}/config.json", hub) or {}

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from reranker_ft.errors import ArgumentError, one_line
-from reranker_ft.model.described import described_readout, is_language_model
+from reranker_ft.model.described import described_readout, is_described, is_language_model
 from reranker_ft.model.load import adapter_base, is_adapter, model_errors, tokenizer_home
 from reranker_ft.model.prompts import BGE, prompt_named
 from reranker_ft.model.readout import Readout
@@ -26,7 +26,6 @@ def trains_language_model(args: ModelArguments) -> bool:
     """Whether a run trains a language model as one: if asked to, or if it is a reranker already.
 
     Raises:
-        ArgumentError: It is asked to, and the model is not one.
         ModelError: The config does not load.
     """
     if args.model_type == "decoder":
@@ -35,11 +34,12 @@ def trains_language_model(args: ModelArguments) -> bool:
     home = name
     if is_adapter(name) and not (Path(name) / "config.json").is_file():
         home = adapter_base(name)
+    hub = {"cache_dir": args.cache_dir, "token": args.token}
     with model_errors(name, args.cache_dir):
         config = AutoConfig.from_pretrained(
-            home, cache_dir=args.cache_dir, trust_remote_code=args.trust_remote_code
+            args.config_name or home, trust_remote_code=args.trust_remote_code, **hub
         )
-    return is_language_model(config) and hasattr(config, "reranker")
+    return is_language_model(config) and is_described(name, config, **hub)
 
 
 def load_decoder_for_training(args: ModelArguments) -> tuple[Any, Any]:
