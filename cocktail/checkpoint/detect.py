@@ -10,6 +10,7 @@ from cocktail.checkpoint.folder import read_json
 from cocktail.checkpoint.kinds import (
     KINDS,
     LANGUAGE_RERANKER,
+    STACK_RERANKER,
     Kind,
     architecture,
     detect_kind,
@@ -42,17 +43,21 @@ def kind_of(checkpoint: Checkpoint, name: str | None = None) -> Kind | None:
     is_language_model = architecture(checkpoint.config).endswith(LANGUAGE_RERANKER.architectures)
     if name is not None:
         kind = kind_named(name)
-        reranks = kind.name == "reranker"
-        return LANGUAGE_RERANKER if reranks and is_language_model else kind
+        if kind.name != "reranker":
+            return kind
+        return LANGUAGE_RERANKER if is_language_model else _with_modules(checkpoint) or kind
     if is_language_model and scoring(checkpoint) is not None:
         return LANGUAGE_RERANKER
     has_modules = (checkpoint.folder / "modules.json").is_file()
-    if (
-        has_modules
-        and _sentence_transformers(checkpoint.folder).get("model_type") == "CrossEncoder"
-    ):
-        return KINDS["reranker"]
-    return detect_kind(checkpoint.config, has_modules=has_modules)
+    return _with_modules(checkpoint) or detect_kind(checkpoint.config, has_modules=has_modules)
+
+
+def _with_modules(checkpoint: Checkpoint) -> Kind | None:
+    """The kind of a cross-encoder of sentence-transformers; ``None`` if it is not one."""
+    if _sentence_transformers(checkpoint.folder).get("model_type") != "CrossEncoder":
+        return None
+    has_head = architecture(checkpoint.config).endswith(KINDS["reranker"].architectures)
+    return KINDS["reranker"] if has_head or not _modules(checkpoint.folder) else STACK_RERANKER
 
 
 def scoring(checkpoint: Checkpoint) -> dict[str, Any] | None:

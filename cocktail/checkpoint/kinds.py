@@ -83,6 +83,15 @@ LANGUAGE_RERANKER = replace(
 """A reranker that is a language model: it scores a pair by the logits of its answer to a prompt."""
 
 
+STACK_RERANKER = replace(
+    KINDS["reranker"],
+    auto_class="AutoModel",
+    architectures=KINDS["encoder"].architectures,
+    heads=(),
+)
+"""A reranker of sentence-transformers' modules: its head is a part of its own."""
+
+
 def kind_named(name: str) -> Kind:
     """Look a kind up.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cocktail.checkpoint.kinds import Kind
+from cocktail.checkpoint.kinds import STACK_RERANKER, Kind
 from cocktail.checkpoint.model import MAIN
 from cocktail.errors import CheckpointError, PlanError, RecipeError
 from cocktail.measure.mixture import Mixture
@@ -123,6 +123,14 @@ def prepare(
         PlanError: the model cannot be built.
     """
     _check_options(plan.kind, options)
+    if plan.kind is STACK_RERANKER:
+        raise PlanError(
+            [
+                f"{plan.donor.reference} is a reranker of a transformer, Pooling and Dense - a "
+                "search measures one model, without modules beside it - mix with fixed weights, "
+                "or store it with a head of its class"
+            ]
+        )
     target_examples = read_examples(plan, target, options)
     retain_examples = [] if retain is None else read_examples(plan, retain, options)
     if for_search:

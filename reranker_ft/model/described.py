@@ -137,20 +137,46 @@ def _rendered(name: str, tokenizer: Any, transformer: Mapping[str, Any], system:
     )
 
 
+def read_modules(name: str, **hub: Any) -> list[Any] | None:
+    """Read the ``modules.json`` of a cross-encoder that sentence-transformers stores as modules.
+
+    Returns:
+        ``None`` for a model without modules, and one of a transformer alone.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    modules = _json(name, "modules.json", hub)
+    return modules if isinstance(modules, list) and len(modules) > 1 else None
+
+
+def read_file(name: str, file: str, **hub: Any) -> Any:
+    """Read a JSON file of a folder or of the Hub; ``None`` if there is none.
+
+    Raises:
+        ModelError: It is damaged.
+    """
+    return _json(name, file, hub)
+
+
+def locate(name: str, file: str, **hub: Any) -> Path | None:
+    """Find a file of a folder or of the Hub; ``None`` if there is none."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    found = cached_file(
+        name,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    return None if found is None else Path(found)
+
+
 def _json(name: str, file: str, hub: dict[str, Any]) -> Any:
     """Read a JSON file of a folder or of the Hub; ``None`` if there is none."""
-    if Path(name).is_dir():
-        path: Path | None = Path(name) / file
-        path = path if path is not None and path.is_file() else None
-    else:
-        found = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **hub,
-        )
-        path = None if found is None else Path(found)
+    path = locate(name, file, **hub)
     if path is None:
         return None
     try:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from reranker_ft.errors import ModelError
-from reranker_ft.model.described import described_readout, is_language_model
+from reranker_ft.model.described import (
+    described_readout,
+    is_language_model,
+    locate,
+    read_file,
+    read_modules,
+)
 from reranker_ft.model.load import (
     adapter_base,
     is_adapter,
@@ -19,6 +26,7 @@ from reranker_ft.model.load import (
     no_load_report,
     tokenizer_home,
 )
+from reranker_ft.model.modules import make_stack
 from reranker_ft.model.prompts import FAMILIES, prompt_named
 from reranker_ft.model.readout import CONFIG_KEY, Readout, attach_readout
 from reranker_ft.model.tokenizer import add_padding, require_vocabulary
@@ -62,6 +70,9 @@ def load_reranker(
                 f"{name} is not a language model ({_class_name(config)}) - prompt_template is what "
                 "those read - leave it out"
             )
+        stack = _load_stack(name, config, options)
+        if stack is not None:
+            return stack
         model, tokenizer = load_cross_encoder(
             name, trust_remote_code=trust_remote_code, cache_dir=cache_dir, sep_token=sep_token
         )
@@ -74,6 +85,24 @@ def load_reranker(
     )
     model = load_language_model(name, options, adapters=[] if adapter is None else [adapter])
     prepare_language_model(name, model, tokenizer, readout)
+    return model.eval(), tokenizer
+
+
+def _load_stack(name: str, config: Any, options: dict[str, Any]) -> tuple[nn.Module, Any] | None:
+    """Load a transformer with Pooling and Dense; ``None`` if the model is not stored so."""
+    hub = {"cache_dir": options["cache_dir"]}
+    modules = read_modules(name, **hub)
+    heads = str((config.architectures or [""])[0])
+    if modules is None or "ForSequenceClassification" in heads:
+        return None
+    with model_errors(name, options["cache_dir"]), no_load_report():
+        body = AutoModel.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    model = make_stack(
+        name, body, modules, partial(read_file, name, **hub), partial(locate, name, **hub)
+    )
+    require_vocabulary(name, model, tokenizer)
+    add_padding(name, tokenizer)
     return model.eval(), tokenizer
 
 
