@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import cocktail
+from cocktail.checkpoint.inspect import inspect
+from cocktail.checkpoint.resolve import resolve
 from cocktail.cli.main import main
 from reranker_ft import FlagLLMReranker, Reranker
 from reranker_ft.train.flags import parse
@@ -61,15 +63,15 @@ def test_the_whole_way(tmp_path: Path, kind: str, prompt: str, start: bool) -> N
         theirs = FlagLLMReranker(tuned, devices="cpu").compute_score(PAIRS)
         assert scores == pytest.approx(theirs, abs=1e-5)
 
-    found = cocktail.inspect(str(tuned))
+    found = inspect(resolve(str(tuned)))
     assert found["kind"] == "reranker"
     assert found["scoring"]["yes_token_id"] == reranker.tokenizer.convert_tokens_to_ids(
         {"bge-llm": "Yes", "qwen3-reranker": "yes", "mxbai-rerank-v2": "1"}[prompt]
     )
     assert "{query}" in found["scoring"]["prompt"]
 
-    cocktail.mix_models([str(tuned), str(base)], [0.5, 0.5], output_path=str(mixed))
-    assert cocktail.inspect(str(mixed))["kind"] == "reranker"
+    cocktail.mix_models([tuned, base], "reranker", [0.5, 0.5], output_path=mixed)
+    assert inspect(resolve(str(mixed)))["kind"] == "reranker"
     assert "pipeline_tag: text-ranking" in (mixed / "README.md").read_text()
     average = {
         name: (weight + AutoModelForCausalLM.from_pretrained(base).state_dict()[name]) / 2

@@ -7,6 +7,7 @@ import pytest
 
 import cocktail
 from cocktail.checkpoint.detect import kind_of, scoring
+from cocktail.checkpoint.inspect import inspect
 from cocktail.checkpoint.resolve import resolve
 from cocktail.errors import CocktailError
 from tests.language_models import make_language_model
@@ -38,7 +39,7 @@ def test_a_language_model_is_a_decoder_until_something_says_more(tmp_path: Path)
 def test_logit_score_makes_a_reranker_and_pooling_an_encoder(tmp_path: Path) -> None:
     make_language_model(tmp_path / "stack", "qwen3")
     write_modules(tmp_path / "stack", LOGIT_SCORE, {"true_token_id": 9, "false_token_id": 7})
-    found = cocktail.inspect(str(tmp_path / "stack"))
+    found = inspect(resolve(str(tmp_path / "stack")))
     assert found["kind"] == "reranker"
     assert found["scoring"] == {
         "by": "modules",
@@ -48,12 +49,12 @@ def test_logit_score_makes_a_reranker_and_pooling_an_encoder(tmp_path: Path) -> 
     }
     make_language_model(tmp_path / "encoder", "qwen3")
     write_modules(tmp_path / "encoder", POOLING, {"pooling_mode": "lasttoken"})
-    assert cocktail.inspect(str(tmp_path / "encoder"))["kind"] == "encoder"
+    assert inspect(resolve(str(tmp_path / "encoder")))["kind"] == "encoder"
 
 
 def test_a_published_name_makes_a_reranker(tmp_path: Path) -> None:
     make_language_model(tmp_path / "Qwen3-Reranker-0.6B", "qwen3")
-    found = cocktail.inspect(str(tmp_path / "Qwen3-Reranker-0.6B"))
+    found = inspect(resolve(str(tmp_path / "Qwen3-Reranker-0.6B")))
     assert found["kind"] == "reranker" and found["scoring"]["prompt"] == "qwen3-reranker"
 
 
@@ -62,7 +63,5 @@ def test_the_reranker_goes_before_a_plain_language_model(tmp_path: Path) -> None
     make_language_model(tmp_path / "Qwen3-Reranker-0.6B", "qwen3", seed=1)
     models = [str(tmp_path / "lm"), str(tmp_path / "Qwen3-Reranker-0.6B")]
     with pytest.raises(CocktailError, match=r"name .*Qwen3-Reranker-0.6B first"):
-        cocktail.mix_models(
-            models, [0.5, 0.5], output_path=str(tmp_path / "mixed"), model_type="reranker"
-        )
+        cocktail.mix_models(models, "reranker", [0.5, 0.5], output_path=tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()

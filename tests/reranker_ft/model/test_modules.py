@@ -7,6 +7,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 import cocktail
+from cocktail.checkpoint.inspect import inspect
+from cocktail.checkpoint.resolve import resolve
 from reranker_ft import Reranker
 from tests.reranker_ft.conftest import make_tokenizer
 
@@ -46,9 +48,9 @@ def test_stacks_score_as_sentence_transformers(tmp_path: Path, pooling: str) -> 
     ours = Reranker(tmp_path / "stack", devices="cpu").compute_score(PAIRS)
     assert ours == pytest.approx(expected, abs=1e-5)
 
-    assert cocktail.inspect(str(tmp_path / "stack"))["kind"] == "reranker"
+    assert inspect(resolve(str(tmp_path / "stack")))["kind"] == "reranker"
     both = [str(tmp_path / "stack")] * 2
-    cocktail.mix_models(both, [0.5, 0.5], output_path=str(tmp_path / "mixed"))
+    cocktail.mix_models(both, "reranker", [0.5, 0.5], output_path=tmp_path / "mixed")
     assert "pipeline_tag: text-ranking" in (tmp_path / "mixed" / "README.md").read_text()
     mixed = Reranker(tmp_path / "mixed", devices="cpu").compute_score(PAIRS)
     assert mixed == pytest.approx(expected, abs=1e-5)
