@@ -83,7 +83,7 @@ class _Layer:
             query, key, value = torch.split(self._query_key_value(hidden), width, 1)
         heads = self._attention.self.num_attention_heads
         parts = (
-            cut(each.unflatten(1, (heads, -1)), lengths)
+            cut(torch.unflatten(each, 1, (heads, -1)), lengths)
             for each, lengths in ((query, asking_runs), (key, runs), (value, runs))
         )
         mixed = [attend(self._attention, *part).flatten(0, 1) for part in zip(*parts, strict=True)]
