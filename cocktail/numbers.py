@@ -24,7 +24,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_number(value: Any) -> float:
-    """The value as a float: infinite where it is too large for one, NaN where it is not a number."""
+    """The value as a float: infinite where it is too large, NaN where it is not a number."""
     try:
         # YAML 1.1 reads 1e-3 as text.
         return math.nan if isinstance(value, bool) else float(value)

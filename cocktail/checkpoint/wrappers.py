@@ -49,8 +49,11 @@ def _own_wrapper(names: list[str], config: Mapping[str, Any]) -> str:
     return max(prefixes, key=lambda prefix: _loaded(names, prefix, architecture))
 
 
-def _loaded(names: list[str], prefix: str, architecture: Architecture) -> int:
-    return sum(architecture.place(name.removeprefix(prefix)) is not None for name in names)
+def _loaded(names: list[str], prefix: str, architecture: Architecture) -> tuple[int, int]:
+    """How many names the class loads without a prefix, and how many it has just so."""
+    bare = [name.removeprefix(prefix) for name in names]
+    placed = sum(architecture.place(name) is not None for name in bare)
+    return placed, sum(name in architecture.shapes for name in bare)
 
 
 def _shared_prefixes(names: list[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What one thread of the engine does with torch: merge methods, adapters, fp16 and fp64."""
+"""What one thread of the engine does with torch: merge methods, adapters, fp64, and much fp16."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class MergingWorker(Worker):
         self, tensor: MixedTensor, start: int, stop: int, inputs: Sequence[xxhash.xxh3_128]
     ) -> Bytes:
         """The sources combined by the tensor's method or their weights, in the output's type."""
-        if tensor.is_plain_sum:
+        if tensor.is_plain_sum and not tensor.halves:
             return super().mix(tensor, start, stop, inputs)
         blocks = (
             self._read(source.info, start, stop, hasher)

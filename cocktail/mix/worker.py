@@ -10,7 +10,7 @@ import xxhash
 
 from cocktail.mix.digests import SegmentDigests
 from cocktail.plan.mixed_tensor import MixedTensor
-from cocktail.tensors.bf16 import SUMMED, narrow, require_finite, weigh
+from cocktail.tensors.bf16 import SUMMED, add_weighed, require_finite, rounded
 from cocktail.tensors.dtypes import Bytes
 from cocktail.tensors.reading import TensorReader, block_bounds
 
@@ -81,12 +81,8 @@ class Worker:
             if tensor.is_copy and tensor.dtype not in SUMMED:
                 return raw
             with np.errstate(over="ignore", invalid="ignore"):  # an error tells more than a warning
-                weigh(raw, source.info.dtype, source.weight, term if position else total)
-                if position:
-                    np.add(total, term, out=total)
-        require_finite(total, tensor.dtype, tensor.key)
+                add_weighed(raw, source.info.dtype, source.weight, term, total, first=position == 0)
         if tensor.is_copy:
+            require_finite(total, tensor.dtype, tensor.key)
             return raw
-        if tensor.dtype == "BF16":
-            return narrow(total, term, self.raw)  # the last source is summed
-        return total.view(np.uint8)
+        return rounded(total, tensor.dtype, term, self.raw, tensor.key)  # the last source is summed

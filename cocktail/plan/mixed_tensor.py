@@ -167,12 +167,24 @@ class MixedTensor:
 
     @cached_property
     def is_plain_sum(self) -> bool:
-        """Whether NumPy makes it: a weighted sum of fp32 and bf16, or a copy of integers."""
+        """Whether NumPy can make it: a sum of fp32, bf16 and fp16, or a copy of integers."""
         if self.merge is not None or not all(source.info.is_plain for source in self.active):
             return False
         if self.is_copy and self.dtype not in FLOATING:
             return True
-        return {self.dtype, *(source.info.dtype for source in self.active)} <= SUMMED
+        return self._floats <= SUMMED
+
+    @cached_property
+    def halves(self) -> int:
+        """Elements of fp16 that a sum reads and writes."""
+        if self.merge is not None or "F16" not in self._floats:
+            return 0
+        codes = [self.dtype, *(source.info.dtype for source in self.active)]
+        return self.numel * codes.count("F16")
+
+    @cached_property
+    def _floats(self) -> set[str]:
+        return {self.dtype, *(source.info.dtype for source in self.active)}
 
     @property
     def is_whole(self) -> bool:

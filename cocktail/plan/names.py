@@ -88,6 +88,8 @@ class Names:
         own = self.stored[donor]
         asked = self.classes[donor] if self.classes else None
         owner = next(table for table in (own, *self.stored) if name in table)
+        if asked is None and name not in own and not _prefix(owner):
+            return _prefix(own) + name  # of the transformer alone, such as its pooler
         if asked is None or not asked.prefix or not self.is_body(name):
             return owner[name]
         with_prefix = any(stored.startswith(asked.prefix) for stored in own.values())
@@ -96,6 +98,12 @@ class Names:
         if name in own:
             return own[name]
         return asked.prefix + name if with_prefix else name
+
+
+def _prefix(stored: Mapping[str, str]) -> str:
+    """What a file puts before the common names of a transformer's tensors."""
+    found = (old.removesuffix(name) for name, old in stored.items() if old.endswith(name))
+    return next(filter(None, found), "")
 
 
 def common_names(ingredients: Sequence[Checkpoint]) -> Names:

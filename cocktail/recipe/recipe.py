@@ -213,8 +213,8 @@ class Recipe:
             takes = "each model takes one weight, in the same order"
             if count < len(self.models):
                 takes = f"the base {self.base_model} takes none, each other model one, in order"
-            given = f"{len(self.weights)} weight{'s' * (len(self.weights) != 1)}"
-            return [f"{given} for {count} models - {takes} - make them agree"]
+            counted = f"{len(self.weights)} weight{'s' * (len(self.weights) != 1)}"
+            return [f"{counted} for {count} models - {takes} - make them agree"]
         total = exact_sum(self.weights)
         if self.is_weighted_sum and not abs(total - 1) <= WEIGHT_TOLERANCE:
             return [
@@ -422,7 +422,7 @@ def make_recipe(
         _as_named(base_model, names),
         plain(parameters or {}),
         tuple(plain(given) for given in model_parameters),
-        _as_named(tokenizer_source, (*names, *([str(base_model)] if base_model else []))),
+        _as_named(tokenizer_source, (*names, *filter(None, [_as_named(base_model, names)]))),
         seed,
         name,
         None if data is None else str(data),

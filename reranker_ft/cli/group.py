@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -57,12 +57,17 @@ def _own_warnings_in_a_line() -> Iterator[None]:
         show = warnings.showwarning
 
         def said(
-            message: Any, category: type[Warning], filename: str, lineno: int, *others: Any
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
         ) -> None:
             if Path(filename).is_relative_to(PACKAGE):
                 say(str(message))
             else:
-                show(message, category, filename, lineno, *others)
+                show(message, category, filename, lineno, file, line)
 
         warnings.showwarning = said
         yield

@@ -193,8 +193,9 @@ def softmax_slopes(
 
 
 def ndcg_at_10(scores: Tensor) -> Values:
-    """(Q,) NDCG@10 of rows (Q, G) with one relevant passage, in column 0; ``-inf`` marks a missing
-    passage.
+    """(Q,) NDCG@10 of rows (Q, G) with one relevant passage, in column 0.
+
+    Missing passages are ``-inf``.
 
     With one relevant passage the ideal gain is 1, and NDCG is 1 / log2(1 + rank) down to rank 10.
     A tie counts against the model, so that one which scores everything alike has no luck.

@@ -15,6 +15,7 @@ from cocktail.errors import PlanError
 from cocktail.plan.plan import Plan, build_plan
 from cocktail.recipe.recipe import make_recipe
 from tests.cocktail.checkpoints import CONFIG, Save, streamed, weights
+from tests.cocktail.tiny import FAMILIES
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 T5 = {
@@ -78,12 +79,21 @@ def test_a_tied_pickle_keeps_the_input_embedding(tmp_path: Path, first: str) -> 
     assert part.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
 
 
+def real(family: str, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and config of a tiny model, for which its class is asked."""
+    torch.manual_seed(seed)
+    model = FAMILIES[family][1]()
+    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    return dict(model.state_dict()), config
+
+
 def test_a_class_that_does_not_tie_by_itself_keeps_the_head(tmp_path: Path) -> None:
     models = []
     for seed in (0, 1):
-        state = llama(seed)
+        state, config = real("llama", seed)
+        config.pop("tie_word_embeddings")
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        models.append(pickled(tmp_path / str(seed), state, **LLAMA))
+        models.append(pickled(tmp_path / str(seed), state, **config))
     assert "lm_head.weight" in names(plan(*models))
 
 
@@ -109,15 +119,18 @@ def test_a_silent_config_of_an_untied_class_needs_its_head(save: Save) -> None:
 def test_copies_of_a_shared_embedding_are_no_reason_to_refuse(
     save: Save, tmp_path: Path, is_pickled: bool
 ) -> None:
-    untied = T5 | {"tie_word_embeddings": False}
-    head = {"lm_head.weight": torch.ones(10, 4)}
-    state = t5(0) | head
+    state, config = real("t5", 0)
+    other, _ = real("t5", 1)
+    for table in (state, other):
+        for name in COPIES:
+            del table[name]
+        table["lm_head.weight"] = torch.ones_like(table["shared.weight"])
     copies = dict.fromkeys(COPIES, state["shared.weight"])
     if is_pickled:
-        first = pickled(tmp_path / "first", state | copies, **untied)
+        first = pickled(tmp_path / "first", state | copies, **config)
     else:
-        first = save("first", state | {k: t.clone() for k, t in copies.items()}, **untied)
-    second = save("second", t5(1) | head, **untied)
+        first = save("first", state | {k: t.clone() for k, t in copies.items()}, **config)
+    second = save("second", other, **config)
     assert names(plan(first, second)) == names(plan(second, first)) == set(state)
 
 

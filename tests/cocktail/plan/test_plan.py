@@ -199,7 +199,7 @@ def test_tied_in_one_only(save: Save) -> None:
 
 
 def test_a_stored_copy_of_the_tied_embedding_is_left_out(save: Save) -> None:
-    tied = {"tie_word_embeddings": True, **DECODER}
+    tied = {"tie_word_embeddings": True, **DECODER, "model_type": "made-up"}
     plain = save("plain", llama(0), **tied)
     copy = save("copy", llama(1, lm_head=torch.full((3, 2), 1.0)), **tied)
     made = plan(plain, copy)
@@ -211,7 +211,7 @@ def test_a_stored_copy_of_the_tied_embedding_is_left_out(save: Save) -> None:
 
 def test_a_tied_embedding_that_all_store_twice_is_mixed_once(save: Save) -> None:
     """Two names have two places in a random sequence, and a filter may fit one of them alone."""
-    tied = {"tie_word_embeddings": True, **DECODER}
+    tied = {"tie_word_embeddings": True, **DECODER, "model_type": "made-up"}
     copies = [torch.full((3, 2), float(seed)) for seed in range(3)]
     twice = [save(f"m{i}", llama(i, lm_head=copies[i]), **tied) for i in range(3)]
     made = plan(*twice[1:], base_model=twice[0], merge_method="dare_ties")
@@ -220,7 +220,7 @@ def test_a_tied_embedding_that_all_store_twice_is_mixed_once(save: Save) -> None
     apart = save("apart", llama(1, lm_head=torch.full((3, 2), 9.0)), **tied)
     assert "lm_head.weight" in {tensor.name for tensor in plan(apart, *twice[:1]).tensors}
     untied = [
-        save(f"u{i}", llama(i, lm_head=copies[i]), tie_word_embeddings=False, **DECODER)
+        save(f"u{i}", llama(i, lm_head=copies[i]), **{**tied, "tie_word_embeddings": False})
         for i in range(2)
     ]
     assert "lm_head.weight" in {tensor.name for tensor in plan(*untied).tensors}
@@ -228,7 +228,7 @@ def test_a_tied_embedding_that_all_store_twice_is_mixed_once(save: Save) -> None
 
 def test_copies_of_one_embedding_for_encoder_and_decoder_are_mixed_once(save: Save) -> None:
     names = ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
-    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
+    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "made-up"}
     models = [
         save(f"m{i}", weights(i) | {f"{n}.weight": torch.full((3, 2), 1.0 + i) for n in names},
              is_encoder_decoder=True, tie_word_embeddings=True, **config)

@@ -30,6 +30,7 @@ from cocktail.recipe.recipe import make_recipe
 from cocktail.tensors.lowrank import TILE
 from cocktail.write.modules import write_modules
 from cocktail.write.verify import verify
+from tests.cocktail.architectures import build
 from tests.cocktail.checkpoint.adapter.conftest import (
     Train,
     as_reranker,
@@ -360,3 +361,16 @@ def test_the_plan_counts_what_is_held(train: Train) -> None:
     extra -= peak_memory(merged, 2) - BARE_RUNTIME_BYTES  # merged, it takes no torch
     tiles = 2 * (4 * 4 + 4) * TILE * 8  # at most, for ranks below the width of these layers
     assert 0.9 * held < extra < held + tiles
+
+
+def test_a_vision_language_model_whose_modules_are_called_otherwise(
+    train: Train, tmp_path: Path
+) -> None:
+    """transformers renames what it loads; the adapter has the names of today, files have others."""
+    trained = train(
+        "lora",
+        lambda: build("LlavaForConditionalGeneration"),
+        target_modules=["q_proj", "v_proj", "linear_1"],
+    )
+    found = mix([trained.pair, trained.base], [1.0, 0.0], tmp_path / "out")
+    assert_close(found, load(Path(trained.merged)))
