@@ -8,14 +8,14 @@ once on all examples, which ``curve.npz`` beside it keeps; then each draw choose
 examples and 40 general ones of the pools, and is judged on the rest. Rules:
 
     fine-tune, half          shares of 1 and .5
-    lm-cocktail T=5, best T  its rule; the best of five temperatures, in hindsight, over all pairs
+    lm-cocktail T=5, best T  its rule; the best of five temperatures in hindsight, over all pairs
     search                   what ``cocktail search`` chooses without general examples
     search, labels           with labelled ones; search, text: with text alone
 
 Printed for each: the target's gain over the base as a share of what the best of the eleven points
 gains that loses at most .01 in general; how often the general loss exceeds .01, and how often the
-target is worse than the base, beyond the interval of 95 %. Means over pairs, with bootstrap intervals
-over pairs. Where there is less to gain than .01 (NDCG@10) or .02 (nats), a pair counts in the two
+target is worse than the base, beyond the interval of 95 %. Means over pairs, with bootstrap
+intervals over pairs. Where there is less to gain than .01 (NDCG@10) or .02 (nats), a pair counts in the two
 frequencies alone. Shares between the eleven are interpolated.
 """
 
@@ -52,9 +52,9 @@ class Curve:
     """What the eleven mixes of a pair do; less is better in all tables.
 
     Attributes:
-        target, general: (N, 11) of pool and test together, the pool first.
+        target, general: (N, 11) metric, or loss without one; the pool first, then the test.
         text: (M, 11) of general text without labels.
-        losses: (N, 2) target losses of base and fine-tune.
+        losses: (N, 11) of the target.
         pools: examples of the target's and of the general pool.
     """
 
@@ -153,7 +153,7 @@ def measured(folder: Path, pair: dict) -> dict[str, np.ndarray]:
         "target": -tables[0][order],
         "general": -tables[1][back],
         "text": sign * np.stack([agreement.values(way.at(share)) for share in SHARES], axis=1),
-        "losses": np.stack([points[i][0].losses[order] for i in (0, -1)], axis=1),
+        "losses": np.stack([point[0].losses[order] for point in points], axis=1),
         "pools": np.array([len(rows["target_pool"]), len(rows["general_pool"])]),
     }
 
@@ -167,7 +167,9 @@ def lines(path: Path) -> list[dict]:
 
 def lm_cocktail(temperature: float) -> Rule:
     def share(curve: Curve, target: np.ndarray, _: np.ndarray) -> float:
-        return float(softmax_of_losses(curve.losses[target].mean(axis=0), temperature)[1])
+        return float(
+            softmax_of_losses(curve.losses[target][:, [0, -1]].mean(axis=0), temperature)[1]
+        )
 
     return share
 
@@ -177,7 +179,7 @@ def chosen_by(side: str | None) -> Rule:
         kept = None if side is None else getattr(curve, side)
         if kept is not None:
             kept = kept[general % len(kept)]
-        return SHARES[choose_point(curve.target[target], kept, max_drop=LIMIT).place]
+        return SHARES[choose_point(SHARES, curve.losses[target], kept, max_drop=LIMIT).place]
 
     return share
 
@@ -207,9 +209,7 @@ def judged(curve: Curve, rule: Rule, draws: int) -> dict[str, float]:
                 "share": share,
             }
         )
-    return {
-        name: float(np.mean([each[name] for each in found])) for name in found[0]
-    }
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
 def rest(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -235,13 +235,17 @@ def report(found: dict[str, list[dict]], curves: list[Curve], best: str) -> None
     for name, each in found.items():
         captured = np.array([pair["captured"] for pair in each])
         shown = f"{name} (in hindsight)" if name == best else name
-        means = [np.mean([pair[key] for pair in each]) for key in ("exceeds", "worse", "drop", "share")]
+        means = [
+            np.mean([pair[key] for pair in each]) for key in ("exceeds", "worse", "drop", "share")
+        ]
         rows.append([shown, interval(captured), *(f"{mean:.3f}" for mean in means)])
     print(f"\n{len(curves)} pairs\n\n{table(rows)}\n\nsearch with text alone, less\n")
     mine = np.array([pair["captured"] for pair in found["search, text"]])
     for name, each in found.items():
         if name != "search, text":
-            print(f"- {name}: {interval(mine - np.array([pair['captured'] for pair in each]), '+')}")
+            print(
+                f"- {name}: {interval(mine - np.array([pair['captured'] for pair in each]), '+')}"
+            )
     print()
     rows = [["pair", *found]]
     for i, curve in enumerate(curves):

@@ -4,7 +4,7 @@
 
 A query is the first sentence of a docstring, its positive the rest of it; the negatives are the
 rests that BM25 puts first for the query. No module is imported, its source is read. OUT gets
-``train.jsonl`` and ``target.jsonl``, of different files, and, about the world, ``general.jsonl`` and
+``train.jsonl`` and ``target.jsonl``, of different files, and about the world ``general.jsonl`` and
 ``general.txt`` (the same kind without labels; no line of one stands in the other).
 """
 
@@ -38,9 +38,7 @@ def main() -> None:
     training, test = split(pairs)
     write(out / "train.jsonl", with_negatives(training)[:TRAIN])
     write(out / "target.jsonl", with_negatives(test)[:TEST])
-    facts = {
-        use: lines(HERE / f"data/facts_{use}.jsonl") for use in ("train", "examples", "test")
-    }
+    facts = {use: lines(HERE / f"data/facts_{use}.jsonl") for use in ("train", "examples", "test")}
     general = [*facts["examples"], *facts["test"]]
     write(out / "general.jsonl", with_negatives([(row["query"], row["pos"][0]) for row in general]))
     text = [{"query": row["query"], "text": row["pos"][0]} for row in facts["train"]]
@@ -82,7 +80,9 @@ def split(pairs: dict[str, list[tuple[str, str]]]) -> tuple[list, list]:
     draw = random.Random(0)
     files = draw.sample(sorted(pairs), len(pairs))
     half = len(files) // 2
-    parts = [[pair for name in names for pair in pairs[name]] for names in (files[:half], files[half:])]
+    parts = [
+        [pair for name in names for pair in pairs[name]] for names in (files[:half], files[half:])
+    ]
     return draw.sample(parts[0], len(parts[0])), draw.sample(parts[1], len(parts[1]))
 
 
