@@ -17,7 +17,7 @@ from pathlib import Path
 import measure
 
 WORK = Path(__file__).parent / ".work"
-STRATEGIES = ("lm-cocktail", "ensemble", "gradient", "auto")
+STRATEGIES = ("lm-cocktail", "gradient", "auto")
 
 
 def main() -> None:

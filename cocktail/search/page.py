@@ -46,7 +46,7 @@ def page(result: SearchResult) -> str:
     held_out = ""
     if verdict.held_out is not None:
         held_out = (
-            f"<p>On examples that it did not see, the rule's {result.metric or 'loss'} is "
+            f"<p>On examples that it did not see, the rule's loss is "
             f"{verdict.held_out} from the base's.</p>"
         )
     template = Template(files("cocktail.search").joinpath("page.html").read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ def summary(result: SearchResult) -> str:
 def held_out_sentence(result: SearchResult) -> str:
     """What the rule is worth on examples that it did not see."""
     return (
-        f"Held out, the rule's {result.metric or 'loss'} is {result.verdict.held_out} from the "
+        f"Held out, the rule's loss is {result.verdict.held_out} from the "
         "base's: each example at the point that the other folds choose."
     )
 

@@ -123,11 +123,12 @@ class Search:
     def _verdict(self, wanted: Weights | None) -> Verdict:
         measure, drop = self.gauge.measure, self.options.max_drop
         curve = [point for point in self.points if point.share is not None]
+        shares = [point.share or 0.0 for point in curve]
         target, general = self._target(curve), self._general(curve)
         if wanted is not None:
             allowed = allowed_points(general, drop, len(curve))
-            shares = np.abs(np.array([point.weights for point in curve]) - wanted).max(axis=1)
-            aim = int(shares.argmin())
+            away = np.abs(np.array([point.weights for point in curve]) - wanted).max(axis=1)
+            aim = int(away.argmin())
             place = max(i for i in range(aim + 1) if allowed[i])
             return asked_for(curve[place], self.options.strategy, curve[aim], measure)
         if len(target) < FEWEST:
@@ -135,12 +136,11 @@ class Search:
             self.notes.append(f"{examples} cannot choose: the base is kept")
             target = np.zeros_like(target)
         seed = self.options.seed
-        choice = choose_point(target, general, max_drop=drop, seed=seed)
+        choice = choose_point(shares, target, general, max_drop=drop, seed=seed)
         held_out = None
         if len(target) > FEWEST:
-            found = held_out_values(target, general, max_drop=drop, seed=seed)
-            sign = 1 if self.bench.task.metric is None else -1
-            held_out = bootstrap_interval(sign * (found - target[:, 0]), seed=seed)
+            found = held_out_values(shares, target, general, max_drop=drop, seed=seed)
+            held_out = bootstrap_interval(found - target[:, 0], seed=seed)
         better = self._off_the_curve(curve[choice.place])
         if better is not None:
             return better
@@ -167,16 +167,10 @@ class Search:
         return off_the_curve(point, gain, self.gauge.measure)
 
     def _target(self, points: Sequence[Point]) -> Values:
-        """(N, S) target values of which less is better: those of the metric, where there is one.
-
-        In an order of the examples that does not depend on the file's.
-        """
+        """(N, S) target losses, in an order of the examples that does not depend on the file's."""
         order = list(self.bench.order)
-        found = [
-            point.loss.values if point.metric is None else -point.metric.values for point in points
-        ]
-        values: Values = np.stack([each[order] for each in found], axis=1)
-        return values
+        losses: Values = np.stack([point.loss.values[order] for point in points], axis=1)
+        return losses
 
     def _general(self, points: Sequence[Point]) -> Values | None:
         """(M, S) general values of which less is better."""

@@ -26,7 +26,7 @@ class Verdict:
             ``stopped`` after Ctrl-C.
         headline: one sentence that says what to do.
         reason: one sentence that says why, with figures.
-        held_out: difference of the metric (or loss) from the base's, each example at the point
+        held_out: difference of the target loss from the base's, each example at the point
             that the others would have chosen; ``None`` where there are too few, or nothing was
             chosen by the rule.
     """
@@ -80,7 +80,7 @@ def off_the_curve(point: Point, better: Interval, measure: str | None) -> Verdic
         point.name,
         "ingredient",
         f"Take {point.name}.",
-        f"it is {better} better on the target than the best point of the curve; "
+        f"its target loss is lower by {better} than that of the best point of the curve; "
         f"{_figures(point, measure)}",
     )
 
