@@ -40,7 +40,7 @@ class RerankerTask:
     Args:
         model: tells how many positions there are, and whether it needs a mask.
         max_length: most tokens of a pair.
-        folder: of the model; says how a language model scores.
+        folder: of the model; says how a language model scores. A head scores without it.
 
     Raises:
         CocktailError: the tokenizer makes no pairs, or the length leaves no room for them.
@@ -57,11 +57,12 @@ class RerankerTask:
         model: Any,
         *,
         max_length: int,
-        folder: Path,
+        folder: Path | None = None,
     ) -> None:
         self.places = [example.place for example in examples]
         with _as_cocktail_errors():
-            _attach_readout(model, tokenizer, folder)
+            if folder is not None:
+                _attach_readout(model, tokenizer, folder)
             fit_tokenizer(model.config.name_or_path or "the model", model, tokenizer)
             encoder = pair_encoder(model, tokenizer, max_length=max_length)
             self._encodings = encoder(
