@@ -13,8 +13,8 @@ with ``pair.json``:
     general_pool, general_test    the same of what is to be kept
     general_text   the general pool without its labels: queries and passages, one a line
 
-All paths are relative to the pair's folder. No line of a pool or a test was trained on. A model that
-is there is not made again. With NAMEs, only these pairs.
+All paths are relative to the pair's folder. No line of a pool or a test was trained on. A model
+that is there is not made again. With NAMEs, only these pairs.
 """
 
 from __future__ import annotations

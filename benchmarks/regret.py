@@ -15,8 +15,8 @@ examples and 40 general ones of the pools, and is judged on the rest. Rules:
 Printed for each: the target's gain over the base as a share of what the best of the eleven points
 gains that loses at most .01 in general; how often the general loss exceeds .01, and how often the
 target is worse than the base, beyond the interval of 95 %. Means over pairs, with bootstrap
-intervals over pairs. Where there is less to gain than .01 (NDCG@10) or .02 (nats), a pair counts in the two
-frequencies alone. Shares between the eleven are interpolated.
+intervals over pairs. Where there is less to gain than .01 (NDCG@10) or .02 (nats), a pair counts in
+the two frequencies alone. Shares between the eleven are interpolated.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Architecture:
         name: of the class.
         prefix: what its transformer's tensors begin with under a head, such as ``bert.``.
         shapes: of all parameters and stored buffers, by name in the class.
-        buffers: which of them are no parameters.
+        buffers: which of them are not trained: the class can compute them by itself.
         ties: the names that the class fills from another, each with that one.
         ignored: patterns of stored names that the class passes over when it loads.
         rename: gives a name in a file the form in which the class has it; a second name follows
@@ -120,11 +120,15 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
 
 @lru_cache(maxsize=32)
 def _asked(text: str) -> Architecture | None:
-    model = _empty_model(json.loads(text))
+    model = _empty_model(json.loads(text, object_hook=_number))
     if model is None:
         return None
     names = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    } - set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     prefix = getattr(model, "base_model_prefix", "") or ""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     return Architecture(
@@ -136,6 +140,11 @@ def _asked(text: str) -> Architecture | None:
         tuple(re.compile(pattern) for pattern in sorted(patterns)),
         _renaming(model),
     )
+
+
+def _number(value: dict[str, Any]) -> Any:
+    """A number that JSON has no word for, as transformers 5 writes it: ``{"__float__": "NaN"}``."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _empty_model(config: dict[str, Any]) -> Any:
@@ -301,8 +310,10 @@ def _source_of(model_type: str, kind: str) -> str:
     spec = find_spec("transformers")
     if not re.fullmatch(r"\w+", model_type) or spec is None:
         return ""
+    folders = model_type, model_type.rpartition("_")[0]  # openai_gpt is kept under openai
     for place in spec.submodule_search_locations or ():
-        path = Path(place, "models", model_type, f"{kind}_{model_type}.py")
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
+        for folder in filter(None, folders):
+            path = Path(place, "models", folder, f"{kind}_{folder}.py")
+            if path.is_file():
+                return path.read_text(encoding="utf-8")
     return ""

@@ -67,7 +67,7 @@ def check_report_folder(
     try:
         problem = _folder_problem(folder, models, output)
     except (OSError, ValueError) as error:  # too long, a null byte
-        problem = f"is no path here ({error})"
+        problem = f"is not a path here ({error})"
     if problem is not None:
         raise OutputError(f"{folder} {problem} - name another")
 

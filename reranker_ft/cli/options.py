@@ -64,8 +64,14 @@ def reranker_options(command: Command) -> Command:
         click.option(
             "--micro-batch-tokens", type=int, help="Maximum padded tokens per forward pass."
         ),
-        click.option("--use-fp16", is_flag=True, help="Use half precision, on a GPU."),
-        click.option("--use-bf16", is_flag=True, help="Use bfloat16, on a GPU."),
+        click.option(
+            "--use-fp16",
+            is_flag=True,
+            help="Use half precision, on a GPU; bfloat16, on a CPU that multiplies it.",
+        ),
+        click.option(
+            "--use-bf16", is_flag=True, help="Use bfloat16, on a GPU or a CPU that multiplies it."
+        ),
         click.option("--devices", multiple=True, help="cuda:0, cpu, ...; repeatable."),
         click.option("--query-instruction-for-rerank", help="Instruction for the query."),
         click.option(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from reranker_ft.errors import ModelError
 from reranker_ft.model.fast.attention import attention_without_plans as attention_without_plans
+from reranker_ft.model.fast.bf16_layers import bf16_layers, has_bf16_layers
+from reranker_ft.model.fast.bf16_layers import keep_bf16_layers as keep_bf16_layers
 from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
 from reranker_ft.model.fast.embedding import looked_up_once as looked_up_once
 from reranker_ft.model.fast.first_token import last_layer_at_first_token, layers_below_first_token
@@ -62,9 +64,12 @@ def _positions_that_count(
         yield
         return
     row = Row.of(inputs)
+    if row is None:
+        shortcut = last_layer_at_first_token(layers)
+    elif has_bf16_layers(model):
+        shortcut = bf16_layers(model, row)
+    else:
+        shortcut = unpadded(layers, row, dropout)
     # The layers hold what they compute instead, for all threads that share them.
-    with (
-        turn(layers[-1]),
-        last_layer_at_first_token(layers) if row is None else unpadded(layers, row, dropout),
-    ):
+    with turn(layers[-1]), shortcut:
         yield

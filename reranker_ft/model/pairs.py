@@ -262,11 +262,7 @@ class PairEncoder:
     def tokenizer_as_it_came(self) -> Iterator[None]:
         """Inside, the tokenizer has the settings that it was loaded with, and may be saved."""
         with turn(self.tokenizer):
-            if self._settings is not None:
-                truncation, padding = self._settings
-                backend = self.tokenizer.backend_tokenizer
-                backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
-                backend.enable_padding(**padding) if padding else backend.no_padding()
+            _restore(self.tokenizer, self._settings)
             yield
 
     def _tokenize(self, texts: Iterable[str], max_length: int | None) -> dict[str, TokenIds]:
@@ -290,3 +286,21 @@ def _settings_of(tokenizer: Any) -> tuple[Any, Any] | None:
     """Return truncation and padding that are part of a fast tokenizer; others have none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else (backend.truncation, backend.padding)
+
+
+def _restore(tokenizer: Any, settings: tuple[Any, Any] | None) -> None:
+    if settings is not None:
+        truncation, padding = settings
+        backend = tokenizer.backend_tokenizer
+        backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+        backend.enable_padding(**padding) if padding else backend.no_padding()
+
+
+@contextmanager
+def settings_kept(tokenizer: Any) -> Iterator[None]:
+    """Give back truncation and padding that are part of a fast tokenizer, which calls change."""
+    settings = _settings_of(tokenizer)
+    try:
+        yield
+    finally:
+        _restore(tokenizer, settings)

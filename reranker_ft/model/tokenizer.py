@@ -16,7 +16,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from reranker_ft.errors import ModelError
-from reranker_ft.model.pairs import PairTemplate
+from reranker_ft.model.pairs import PairTemplate, settings_kept
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ def _drop_unknown_types(model: Any, tokenizer: Any) -> None:
     if "token_type_ids" not in tokenizer.model_input_names:
         return
     there = getattr(model.config, "type_vocab_size", None)
-    types = tokenizer("query", "passage").get("token_type_ids", [0])
+    with settings_kept(tokenizer):
+        types = tokenizer("query", "passage").get("token_type_ids", [0])
     takes = "token_type_ids" in inspect.signature(model.forward).parameters
     if takes and (not there or max(types) < there):
         return
@@ -122,7 +123,8 @@ def separate_pairs(name: str, tokenizer: Any, separator: str | None, *, fresh: b
     Raises:
         ModelError: A separator is named and the tokenizer cannot be given one.
     """
-    template = PairTemplate.of(tokenizer)
+    with settings_kept(tokenizer):
+        template = PairTemplate.of(tokenizer)
     if len(template.middle):
         if separator is not None:
             logger.warning(
@@ -138,7 +140,9 @@ def separate_pairs(name: str, tokenizer: Any, separator: str | None, *, fresh: b
             f"{name} has a tokenizer without tokenizer.json, which takes no separator - sep_token "
             "is put between query and passage - use the fast tokenizer, or leave sep_token out"
         )
-    return _rebuilt(tokenizer, _separator_tokens(name, tokenizer, separator))
+    with settings_kept(tokenizer):
+        between = _separator_tokens(name, tokenizer, separator)
+        return _rebuilt(tokenizer, between)
 
 
 def _separator_tokens(name: str, tokenizer: Any, separator: str | None) -> list[int]:

@@ -23,6 +23,7 @@ from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.model.devices import Devices, parse_devices
 from reranker_ft.model.load import load_cross_encoder
 from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
+from reranker_ft.model.precision import cpu_computes_in_bf16, in_half_precision
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import default_micro_batch_tokens, position_limit, score_encodings
 from reranker_ft.model.turns import turn
@@ -55,7 +56,8 @@ class Reranker:
 
     Args:
         model_name_or_path: A folder, a PEFT adapter's folder, or a Hub id.
-        use_fp16: Half precision where there is a GPU; on a CPU, which is slower in it, fp32.
+        use_fp16: Half precision on a GPU; on a CPU that multiplies bf16, bf16, and on others fp32
+            and a warning.
         query_instruction_for_rerank, query_instruction_format: The format's two ``{}`` take the
             instruction and the query. No instruction, no change.
         passage_instruction_for_rerank, passage_instruction_format: The same for passages.
@@ -254,7 +256,7 @@ class Reranker:
         return [RankedDocument(i, scores[i], documents[i]) for i in best]
 
     def save(self, output_path: str | Path, *, overwrite: bool = False) -> None:
-        """Write model and tokenizer for transformers, in the dtype that they run in.
+        """Write model and tokenizer for transformers, in the dtype of the weights of ``model``.
 
         Raises:
             ArgumentError: The path exists and ``overwrite`` is false.
@@ -304,8 +306,10 @@ def _dtype(use_fp16: bool, use_bf16: bool, devices: Sequence[torch.device]) -> t
     if not (use_fp16 or use_bf16):
         return torch.float32
     if any(device.type == "cpu" for device in devices):
+        if cpu_computes_in_bf16():
+            return torch.bfloat16
         # To the caller's caller, who wrote the argument.
-        warnings.warn("no half precision on a CPU: scoring in fp32", stacklevel=3)
+        warnings.warn("this processor does not compute in bf16: scoring in fp32", stacklevel=3)
         return torch.float32
     return torch.float16 if use_fp16 else torch.bfloat16
 
@@ -314,8 +318,9 @@ def _replicate(
     model: nn.Module, dtype: torch.dtype, devices: Sequence[torch.device]
 ) -> list[nn.Module]:
     """Return one model per device; the first is the one given."""
-    copies = [copy.deepcopy(model).to(device, dtype) for device in devices[1:]]
-    return [model.to(devices[0], dtype), *copies]
+    place = in_half_precision if dtype != torch.float32 else nn.Module.to
+    copies = [place(copy.deepcopy(model), device, dtype) for device in devices[1:]]
+    return [place(model, devices[0], dtype), *copies]
 
 
 def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:

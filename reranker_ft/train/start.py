@@ -69,7 +69,7 @@ def _adapter_for_training(args: ModelArguments, common: dict[str, Any]) -> Any:
     with model_errors(name, args.cache_dir):
         model = load_adapter(name, options, trainable=args.use_lora)
     if not args.use_lora:
-        return model.merge_and_unload()
+        return model.merge_and_unload().requires_grad_(True)  # an adapter freezes its base
     logger.warning(
         "%s is an adapter: its training goes on with its own rank, alpha and modules.", name
     )

@@ -1,5 +1,6 @@
 """Fixtures that the tests of several rooms share."""
 
 from tests.cocktail.checkpoints import pair, save
+from tests.cocktail.kitchen import data, kitchen, rows
 
-__all__ = ["pair", "save"]
+__all__ = ["data", "kitchen", "pair", "rows", "save"]

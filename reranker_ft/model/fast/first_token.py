@@ -79,7 +79,7 @@ def layers_below_first_token(model: nn.Module) -> list[Any] | None:
     ``None`` too where the layers may not be told which positions to compute: with gradient
     checkpointing, which runs them again outside, and where hooks watch them.
     """
-    classifier: Any = next((m for m in model.modules() if _reads_first_token(type(m))), None)
+    classifier = classifier_at_first_token(model)
     if classifier is None:
         return None
     config: Any = classifier.config
@@ -95,6 +95,11 @@ def layers_below_first_token(model: nn.Module) -> list[Any] | None:
     )
     watched = any(each._forward_hooks or each._forward_pre_hooks for each in layers.modules())
     return list(layers) if usual and not checkpointed and not watched else None
+
+
+def classifier_at_first_token(model: nn.Module) -> Any | None:
+    """The model, or the one inside it, whose head is known to read the first position."""
+    return next((m for m in model.modules() if _reads_first_token(type(m))), None)
 
 
 def _reads_first_token(module: type) -> bool:

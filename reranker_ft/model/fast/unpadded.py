@@ -89,8 +89,12 @@ def unpadded(layers: list[Any], row: Row, dropout: FastDropout | None) -> Iterat
 
 
 def _exact_gelus(layers: list[Any]) -> list[Any]:
-    activations = [layer.intermediate.intermediate_act_fn for layer in layers]
-    return [each for each in activations if getattr(each, "act", None) is functional.gelu]
+    return [layer.intermediate.intermediate_act_fn for layer in layers if has_exact_gelu(layer)]
+
+
+def has_exact_gelu(layer: Any) -> bool:
+    """Whether a BERT-like layer's activation is GELU by the error function."""
+    return getattr(layer.intermediate.intermediate_act_fn, "act", None) is functional.gelu
 
 
 def _attention_in_row(
@@ -114,7 +118,7 @@ def _attention_in_row(
         lengths = [Lengths(asks, asked) for (n, asks), (_, asked) in runs for _ in range(n)]
         mixed = attention_with_dropout(query, key, value, lengths, dropout.masks, p=p).flatten(1)
     else:
-        parts = (_cut(query, asking_runs), _cut(key, row.runs), _cut(value, row.runs))
+        parts = (cut(query, asking_runs), cut(key, row.runs), cut(value, row.runs))
         mixed = torch.cat(
             [attend(attention, *part).flatten(0, 1) for part in zip(*parts, strict=True)]
         )
@@ -122,7 +126,7 @@ def _attention_in_row(
     return states.transpose(0, 1) if is_last else states, None
 
 
-def _cut(row: Tensor, runs: list[tuple[int, int]]) -> list[Tensor]:
+def cut(row: Tensor, runs: list[tuple[int, int]]) -> list[Tensor]:
     """Return (T, ...) -> a tensor (n, L, ...) for each run of n sequences of L tokens."""
     parts = torch.split(row, [count * length for count, length in runs])
     return [part.reshape(*run, *part.shape[1:]) for part, run in zip(parts, runs, strict=True)]

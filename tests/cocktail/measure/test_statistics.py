@@ -324,7 +324,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"weights": [1, -1]}, "weight is -1.0 - it is a number from 0"),
     ({"weights": [0, 0]}, "weights are all 0"),
     ({"parameters": {"weight": 0}}, "the weights of .* are all 0"),
-    ({"parameters": {"alpha": 0.5}}, "fisher has no parameter alpha"),
+    ({"parameters": {"alfa": 0.5}}, "fisher has no parameter alfa"),
     ({"merge_method": "regmean", "parameters": {"alpha": 1.5}}, "alpha is 1.5 .* from 0 to 1"),
     ({"data": "nowhere.jsonl"}, "nowhere.jsonl: cannot be read"),
     ({"data": ONE_PASSAGE}, "no example has a negative"),

@@ -56,7 +56,7 @@ def test_numbers_of_any_library_are_written_as_plain_ones(tmp_path: Path) -> Non
         ({"weights": [0.3, -0.1, -0.2], "normalize": True}, "can be normalised"),
         ({"threads": -1}, "threads are -1"),
         ({"threads": 1.5}, "threads are 1.5"),
-        ({"output_path": 5}, "'5' is no path"),
+        ({"output_path": 5}, "'5' is not a path"),
     ],
 )
 def test_what_is_no_recipe_is_one_line(options: dict[str, Any], message: str) -> None:

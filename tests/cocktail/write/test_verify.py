@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cocktail.pipeline import checked_plan, mix_to_folder
 from cocktail.recipe.recipe import make_recipe
 from cocktail.write.verify import verify
-from tests.cocktail.checkpoints import Save, weights
 
 
 def mix(models: tuple[Path, ...], output: Path, *, overwrite: bool = False, **options: Any) -> None:
@@ -32,13 +30,6 @@ def test_verify_finds_a_changed_byte(pair: tuple[Path, Path], tmp_path: Path) ->
         file.write_bytes(content)
     pair[0].rename(tmp_path / "moved")
     assert verify(tmp_path / "out", progress=False)[1].state == "unknown"
-
-
-def test_verify_passes_over_tensors_without_elements(save: Save, tmp_path: Path) -> None:
-    empty = {"encoder.extra": torch.zeros(0, 4), "encoder.none": torch.zeros(0)}
-    pair = save("a", weights(0) | empty), save("b", weights(1) | empty)
-    mix(pair, tmp_path / "out")
-    assert [v.state for v in verify(tmp_path / "out", progress=False)] == ["same"] * 3
 
 
 def test_verify_looks_for_no_folder_on_the_hub(

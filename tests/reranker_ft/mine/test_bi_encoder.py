@@ -75,7 +75,7 @@ def test_texts_are_cut_at_the_model_s_positions(encoder_folder, tmp_path):
     ("wrong", "found"),
     [
         ({"device": "foo"}, "device 'foo' is unknown"),
-        ({"device": "meta"}, "'meta' computes nothing"),
+        ({"device": "meta"}, "'meta' does not work here"),
         ({"query_max_length": -5}, "query_max_length is -5"),
         ({"passage_max_length": 0}, "passage_max_length is 0"),
         ({"passage_max_length": 2, "pooling": "cls"}, "2 tokens - 2 of a text's are special"),

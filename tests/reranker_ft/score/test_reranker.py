@@ -223,15 +223,28 @@ def test_out_of_memory_halves_the_budget_and_scores_no_pair_twice(model_folders)
     assert len(refused) >= 3
 
 
-def test_half_precision_on_a_cpu_warns_and_stays_fp32(model_folders):
-    with pytest.warns(UserWarning, match="scoring in fp32"):
+def test_half_precision_on_a_cpu_without_it_warns_and_stays_fp32(model_folders, monkeypatch):
+    monkeypatch.setattr(score_module, "cpu_computes_in_bf16", lambda: False)
+    expected = Reranker(model_folders(), devices="cpu").compute_score(PAIRS)
+    with pytest.warns(UserWarning, match="does not compute in bf16: scoring in fp32"):
         reranker = Reranker(model_folders(), use_fp16=True, devices="cpu")
-    assert reranker.model.dtype == torch.float32
+    assert reranker.compute_score(PAIRS) == expected
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Reranker(model_folders(), devices="cpu")
     with pytest.raises(ArgumentError, match="both set"):
         Reranker(model_folders(), use_fp16=True, use_bf16=True, devices="cpu")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("flag", ["use_fp16", "use_bf16"])
+def test_half_precision_on_a_cpu_that_has_it_is_bf16(model_folders, monkeypatch, kind, flag):
+    monkeypatch.setattr(score_module, "cpu_computes_in_bf16", lambda: True)
+    expected = Reranker(model_folders(kind), devices="cpu").compute_score(PAIRS)
+    found = Reranker(model_folders(kind), devices=["cpu", "cpu"], **{flag: True})
+    scores = found.compute_score(PAIRS)
+    assert scores != expected
+    assert scores == pytest.approx(expected, rel=0.02, abs=0.03)
 
 
 def test_a_half_precision_checkpoint_is_scored_in_fp32(model_folders, tmp_path):

@@ -48,11 +48,11 @@ def test_search_over_a_base_and_its_adapter(train: Train) -> None:
     options: dict[str, Any] = {"progress": False, "device": "cpu"}
     found = search_weights([trained.base, trained.adapter], "reranker", rows, **options)
     merged = search_weights([trained.base, trained.merged], "reranker", rows, **options)
-    assert len(found.candidates) == len(merged.candidates)
-    for one, other in zip(found.candidates, merged.candidates, strict=True):
+    assert len(found.points) == len(merged.points)
+    for one, other in zip(found.points, merged.points, strict=True):
         assert one.name == other.name
         assert one.weights == pytest.approx(other.weights, abs=1e-2)
-        assert one.measured.losses == pytest.approx(other.measured.losses, abs=1e-2)
+        assert one.loss.mean.mean == pytest.approx(other.loss.mean.mean, abs=1e-2)
 
 
 def test_a_lora_reranker_of_the_trainer(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What bf16 gains and costs where a cross-encoder scores on a CPU.
+
+    python benchmarks/half_precision.py --model MODEL --data ../shared/data/xquad_en/test.jsonl
+
+In one process, in turn: fp32, ``use_bf16`` and transformers' own forward with its weights in bf16,
+padded, in the same micro-batches. Medians of seconds, and of the processor's seconds, which other
+processes' work changes less; the largest difference of a score, and of NDCG@10 with its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reranker_ft import Reranker
+from reranker_ft.data.examples import ExampleFiles
+from reranker_ft.evaluate.metrics import bootstrap_difference, per_query_metrics
+from reranker_ft.model.scoring import token_batches
+
+
+def padded_forwards(reranker: Reranker) -> Callable[[list[tuple[str, str]]], list[float]]:
+    """The scores that transformers gives without any of the package's shortcuts."""
+
+    @torch.no_grad()
+    def score(pairs: list[tuple[str, str]]) -> list[float]:
+        encodings = reranker.encoder()(pairs)
+        scores = torch.empty(len(pairs))
+        for batch in token_batches(encodings.lengths, reranker.token_budget(512)):
+            scores[batch] = reranker.model(**encodings.pad(batch)).logits[:, 0].float()
+        return scores.tolist()
+
+    return score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--queries", type=int, default=60)
+    parser.add_argument("--request", type=int, help="pairs that are scored at a time")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    examples = ExampleFiles([arguments.data])[: arguments.queries]
+    pairs = [(e.query, text) for e in examples for text in (*e.pos, *e.neg)]
+    by_hand = Reranker(arguments.model, devices="cpu")
+    by_hand.model.bfloat16()
+    ways = {
+        "fp32": Reranker(arguments.model, devices="cpu").compute_score,
+        "bf16": Reranker(arguments.model, devices="cpu", use_bf16=True).compute_score,
+        "transformers, bf16": padded_forwards(by_hand),
+    }
+    size = arguments.request or len(pairs)
+    seconds = {name: ([], []) for name in ways}
+    scores = {}
+    for _ in range(arguments.repeats + 1):
+        for name, score in ways.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            scores[name] = [
+                each for i in range(0, len(pairs), size) for each in score(pairs[i : i + size])
+            ]
+            seconds[name][0].append(time.perf_counter() - wall)
+            seconds[name][1].append(time.process_time() - processor)
+    counts = [len(e.pos) + len(e.neg) for e in examples]
+    relevance = [np.array([1] * len(e.pos) + [0] * len(e.neg)) for e in examples]
+
+    def ndcg(name: str) -> np.ndarray:
+        parts = np.split(np.array(scores[name]), np.cumsum(counts)[:-1])
+        return per_query_metrics(parts, relevance)["ndcg@10"]
+
+    print(json.dumps({"processor": platform.processor(), "threads": torch.get_num_threads(),
+                      "pairs": len(pairs), "request": size}))  # fmt: skip
+    for name, (wall, processor) in seconds.items():
+        difference = bootstrap_difference(ndcg(name), ndcg("fp32"))
+        gap = np.abs(np.subtract(scores[name], scores["fp32"])).max()
+        # The first round warms up.
+        print(json.dumps({
+            "way": name, "seconds": round(statistics.median(wall[1:]), 3),
+            "processor seconds": round(statistics.median(processor[1:]), 3),
+            "fastest round, pairs/s": round(len(pairs) / min(wall[1:]), 1),
+            "largest difference": round(float(gap), 4),
+            "ndcg@10": round(float(ndcg(name).mean()), 4), "difference": difference.to_dict(),
+        }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
