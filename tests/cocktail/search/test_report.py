@@ -48,6 +48,7 @@ def test_the_report_says_what_the_json_says(ran) -> None:
     folder, value = ran
     assert json.loads((folder / "report" / "search.json").read_text()) == value
     text = (folder / "report" / "report.md").read_text()
+    assert value["headline"] in text
     assert value["reason"][1:] in text  # a sentence there
     for point in value["points"]:
         for side in ("loss", "metric", "general"):
