@@ -104,6 +104,7 @@ def test_the_whole_way(tmp_path: Path, kind: str, prompt: str, start: bool) -> N
     cocktail.mix_models_with_data(
         [str(tuned), str(base)],
         example_data=lines,
+        neg_number=3,
         output_path=str(searched),
         model_type="reranker",
     )
