@@ -65,8 +65,10 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @quiet_option
 @json_option
+@click.option("--budget", type=float, hidden=True)
 def search(
     models: tuple[str, ...],
+    budget: float | None,
     data: str | None,
     retain: str | None,
     retain_text: str | None,
@@ -96,6 +98,8 @@ def search(
     from cocktail.search.run import search_weights
     from cocktail.write.place import output_folder
 
+    if budget is not None and not quiet:
+        click.echo("cocktail: --budget is not needed: a search runs each mix once", err=True)
     settings, written_as = _settings(models, given)
     if not data:
         raise RecipeError("no examples given - a search learns from some - pass --data FILE")
