@@ -28,6 +28,7 @@ from reranker_ft.train.output_folder import (
     CHOICE_REPORT,
     FINE_TUNED,
     HELD_OUT,
+    KEPT,
     WHOLE_MODEL,
 )
 
@@ -37,7 +38,7 @@ HELD_OUT_SHARE = 0.2
 MOST_HELD_OUT = 100
 FEWEST_HELD_OUT = 8
 MOST_NEGATIVES = 7
-"""Of a held-out query, in the search."""
+"""Of each query, in the search."""
 _OF_A_GROUP = re.compile(r"(RANK|WORLD_SIZE|LOCAL_.*|MASTER_.*|GROUP_.*|ROLE_.*|TORCHELASTIC_.*)")
 
 
@@ -149,16 +150,15 @@ def choose_mix(
     _write(data, held_out, instructions)
     retained = keep_text
     if keep:
-        retained = str(output / "kept.jsonl")
+        retained = str(output / KEPT)
         _write(Path(retained), ExampleFiles([keep]), instructions)
     staged = output / ".chosen"
     shutil.rmtree(staged, ignore_errors=True)
-    negatives = min(MOST_NEGATIVES, *(len(set(each.neg) - set(each.pos)) for each in held_out))
     command = [
         *(sys.executable, "-m", "cocktail", "search", base, str(output / FINE_TUNED)),
         *map(str, _checkpoints(output, last_step)),
         *("--data", str(data), "--retain" if keep else "--retain-text", str(retained)),
-        *("--max-input-length", str(max_length), "--neg-number", str(negatives)),
+        *("--max-input-length", str(max_length)),
         *("--seed", str(seed), "--report", str(output / CHOICE_REPORT), "--output", str(staged)),
     ]
     logger.info("choosing a mix of the base and the fine-tune: %s", shlex.join(command[1:]))
@@ -180,8 +180,6 @@ def choose_mix(
         )
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        if keep:
-            Path(str(retained)).unlink(missing_ok=True)
 
 
 def _checkpoints(output: Path, last_step: int) -> list[Path]:
@@ -211,8 +209,7 @@ def _write(path: Path, examples: Sequence[Example], instructions: Instructions) 
                 "pos": [instructions.of_passage(text, each.passage_prompt) for text in each.pos],
                 "neg": [
                     instructions.of_passage(text, each.passage_prompt)
-                    for text in each.neg
-                    if text.strip()
+                    for text in list(filter(str.strip, each.neg))[:MOST_NEGATIVES]
                 ],
             }
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -23,12 +23,13 @@ ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)|adapter_config\.json")
 # by, and the report on the choice.
 FINE_TUNED = "fine-tuned"
 HELD_OUT = "held-out.jsonl"
+KEPT = "kept.jsonl"
 CHOICE_REPORT = "report"
 # What a training run leaves in its output folder, and another one may not take for its own.
 RUN_OUTPUTS = re.compile(
     rf"checkpoint-\d+|{WHOLE_MODEL.pattern}|{ADAPTERS.pattern}|training_args\.bin|chat_template\.jinja"
     rf"|{re.escape(HISTORY_FILE)}|{re.escape(PICTURE_FILE)}"
-    rf"|{FINE_TUNED}|{re.escape(HELD_OUT)}|{CHOICE_REPORT}|cocktail\.json"
+    rf"|{FINE_TUNED}|{re.escape(HELD_OUT)}|{re.escape(KEPT)}|{CHOICE_REPORT}|cocktail\.json"
 )
 
 

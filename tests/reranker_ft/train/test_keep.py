@@ -18,6 +18,12 @@ from tests.reranker_ft.conftest import toy_rows
 ROOT = Path(__file__).parents[3]
 
 
+def many_rows(count, **options):
+    """Rows whose queries differ."""
+    rows = toy_rows(count, **options)
+    return [{**row, "query": f"{row['query']} {i}"} for i, row in enumerate(rows)]
+
+
 def flags(model, data, output, *more):
     return [
         *("--model_name_or_path", str(model), "--train_data", str(data), "--output_dir"),
@@ -34,7 +40,7 @@ def searches_here(monkeypatch):
 
 
 def test_a_fifth_of_the_queries_is_held_out_with_all_their_lines(write_jsonl):
-    rows = toy_rows(60)
+    rows = many_rows(60)
     rows += [{**row, "pos": [f"{row['pos'][0]} again"]} for row in rows[:30]]
     examples = ExampleFiles([write_jsonl(rows)])
     training, held_out = hold_out(examples, 0)
@@ -66,7 +72,7 @@ def test_what_cannot_be_kept_is_refused_before_training(write_jsonl, tmp_path):
 
 
 def test_the_chosen_model_stands_in_the_output(model_folders, write_jsonl, tmp_path, searches_here):
-    data, general = write_jsonl(toy_rows(50)), write_jsonl(toy_rows(12, negatives=4), "g.jsonl")
+    data, general = write_jsonl(many_rows(50)), write_jsonl(toy_rows(12, negatives=4), "g.jsonl")
     output = tmp_path / "run"
     assert main(flags(model_folders(), data, output, "--keep", general)) == 0
     found = json.loads((output / "report" / "search.json").read_text())
@@ -81,13 +87,14 @@ def test_the_chosen_model_stands_in_the_output(model_folders, write_jsonl, tmp_p
         assert (tensor - expected).abs().max() < 1e-5
     assert any((base[name] != tuned[name]).any() for name in base)
     assert len((output / "held-out.jsonl").read_text().splitlines()) == len(found["examples"]) == 10
-    assert not (output / ".chosen").exists() and not (output / "kept.jsonl").exists()
+    assert len((output / "kept.jsonl").read_text().splitlines()) == 12
+    assert not (output / ".chosen").exists()
 
 
 def test_a_search_that_fails_leaves_the_fine_tune(
     model_folders, write_jsonl, tmp_path, searches_here, capfd
 ):
-    data, text = write_jsonl(toy_rows(50)), tmp_path / "general.txt"
+    data, text = write_jsonl(many_rows(50)), tmp_path / "general.txt"
     text.write_text("one passage is too few\n")
     output = tmp_path / "run"
     assert main(flags(model_folders(), data, output, "--keep_text", text)) == 1
@@ -98,7 +105,7 @@ def test_a_search_that_fails_leaves_the_fine_tune(
 
 
 def test_two_processes_choose_once(model_folders, write_jsonl, tmp_path, searches_here):
-    data, text = write_jsonl(toy_rows(50)), tmp_path / "general.jsonl"
+    data, text = write_jsonl(many_rows(50)), tmp_path / "general.jsonl"
     rows = toy_rows(12)
     lines = [{"query": row["query"], "text": row["pos"][0]} for row in rows]
     text.write_text("".join(json.dumps(line) + "\n" for line in lines))
