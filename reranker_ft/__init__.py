@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from reranker_ft.evaluate.metrics import bootstrap_mean, per_query_metrics
     from reranker_ft.mine.mine import mine_file
     from reranker_ft.score.distil import add_teacher_scores
+    from reranker_ft.score.llm import FlagLLMReranker, LayerWiseFlagLLMReranker
     from reranker_ft.score.reranker import FlagReranker, Reranker
     from reranker_ft.train.check import check_data
 
 __all__ = [
     "DataError",
+    "FlagLLMReranker",
     "FlagReranker",
+    "LayerWiseFlagLLMReranker",
     "Reranker",
     "RerankerError",
     "add_teacher_scores",
@@ -28,7 +31,9 @@ __all__ = [
 # torch and transformers take seconds to import: a name is loaded when it is first used.
 _MODULES = {
     "DataError": "errors",
+    "FlagLLMReranker": "score.llm",
     "FlagReranker": "score.reranker",
+    "LayerWiseFlagLLMReranker": "score.llm",
     "Reranker": "score.reranker",
     "RerankerError": "errors",
     "add_teacher_scores": "score.distil",

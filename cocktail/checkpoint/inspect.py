@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cocktail.checkpoint.kinds import architecture, detect_kind
+from cocktail.checkpoint.detect import kind_of, scoring
+from cocktail.checkpoint.kinds import LANGUAGE_RERANKER, architecture
 from cocktail.checkpoint.model import MAIN, Checkpoint, tensor_key
 from cocktail.checkpoint.pooling import pooling_mode
 from cocktail.checkpoint.ties import is_tied
@@ -16,12 +17,12 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint is, from its headers and configs.
 
     Returns:
-        ``model``, ``folder``, ``commit``, ``kind``, ``architecture``, ``parameters``, ``bytes``,
+        ``model``, ``folder``, ``commit``, ``kind``, ``scoring`` (of a reranker that is a
+        language model), ``architecture``, ``parameters``, ``bytes``,
         ``dtypes`` (parameters in each), ``files``, ``parts``, ``tied``, ``tokens``, ``pooling``
         and ``tensors`` (name, dtype, shape, bytes of each).
     """
-    has_modules = (checkpoint.folder / "modules.json").is_file()
-    kind = detect_kind(checkpoint.config, has_modules=has_modules)
+    kind = kind_of(checkpoint)
     dtypes: dict[str, int] = {}
     for _, info in checkpoint:
         dtypes[torch_name(info.dtype)] = dtypes.get(torch_name(info.dtype), 0) + info.numel
@@ -34,6 +35,7 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
         "folder": ", ".join(str(folder) for folder in checkpoint.origins.values()),
         "commit": checkpoint.commit,
         "kind": kind.name if kind else None,
+        "scoring": scoring(checkpoint) if kind is LANGUAGE_RERANKER else None,
         "architecture": architecture(checkpoint.config),
         "parameters": sum(info.numel for _, info in checkpoint),
         "bytes": sum(info.nbytes for _, info in checkpoint),

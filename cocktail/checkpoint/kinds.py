@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cocktail.errors import PlanError
@@ -102,6 +102,25 @@ KINDS: Mapping[str, Kind] = {
     )
 }
 _SEARCHED = ("reranker", "encoder", "decoder", "encoder-decoder")
+
+
+LANGUAGE_RERANKER = replace(
+    KINDS["reranker"],
+    auto_class="AutoModelForCausalLM",
+    architectures=KINDS["decoder"].architectures,
+    heads=KINDS["decoder"].heads,
+    ties_embeddings=True,
+)
+"""A reranker that is a language model: it scores a pair by the logits of its answer to a prompt."""
+
+
+STACK_RERANKER = replace(
+    KINDS["reranker"],
+    auto_class="AutoModel",
+    architectures=KINDS["encoder"].architectures,
+    heads=(),
+)
+"""A reranker of sentence-transformers' modules: its head is a part of its own."""
 
 
 def kind_named(name: str) -> Kind:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cocktail.cli.convert import convert
 from cocktail.cli.mix import mix
 from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
 from cocktail.cli.search import search
@@ -66,6 +67,7 @@ def main() -> None:
     """
 
 
+main.add_command(convert)
 main.add_command(mix)
 main.add_command(search)
 

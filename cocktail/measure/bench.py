@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cocktail.checkpoint.kinds import Kind
+from cocktail.checkpoint.kinds import STACK_RERANKER, Kind
 from cocktail.checkpoint.model import MAIN
 from cocktail.errors import CheckpointError, PlanError, RecipeError
 from cocktail.measure.mixture import Mixture
@@ -127,6 +127,14 @@ def prepare(
         PlanError: the model cannot be built.
     """
     _check_options(plan.kind, options)
+    if plan.kind is STACK_RERANKER:
+        raise PlanError(
+            [
+                f"{plan.donor.reference} is a reranker of a transformer, Pooling and Dense - a "
+                "search measures one model, without modules beside it - mix with fixed weights, "
+                "or store it with a head of its class"
+            ]
+        )
     target_examples = read_examples(plan, target, options)
     retain_examples = _retained(plan, retain, retain_text, options)
     if for_search:
@@ -255,7 +263,9 @@ def _task(
     written = [example for example in examples if isinstance(example, WrittenExample)]
     kind = mixture.plan.kind.name
     if kind == "reranker":
-        return RerankerTask(ranked, tokenizer, model, max_length=max_length)
+        return RerankerTask(
+            ranked, tokenizer, model, max_length=max_length, folder=mixture.plan.donor.folder
+        )
     if kind == "encoder":
         return EncoderTask(
             ranked, tokenizer, model, pooling=pooling or "cls", max_length=max_length

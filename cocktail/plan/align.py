@@ -285,13 +285,13 @@ class _Matcher:
             stem = self._head_stem(name)
             if self.names is not None and self.names.is_left_over(name):
                 left_over.append(name)
-            elif stem is None:
-                missing.append(name)
             elif self.names is not None and self.names.is_buffer(name):
                 if self._is_donors(name):
                     kept[name] = self._owners([name])
                 else:
                     left_over.append(name)
+            elif stem is None:
+                missing.append(name)
             else:
                 groups.setdefault(stem, []).append(name)
         for stem in [stem for stem, names in groups.items() if self._is_transformer(names)]:

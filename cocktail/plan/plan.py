@@ -12,7 +12,8 @@ from typing import Any
 from cocktail.checkpoint.architecture import architecture_of, layer_count, looks_loadable
 from cocktail.checkpoint.card import licence_note, licences
 from cocktail.checkpoint.companions import companion_files, left_behind
-from cocktail.checkpoint.kinds import KINDS, Kind, detect_kind, kind_named, kind_problem
+from cocktail.checkpoint.detect import kind_of, scoring
+from cocktail.checkpoint.kinds import KINDS, LANGUAGE_RERANKER, Kind, kind_problem
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.resolve import resolve
 from cocktail.checkpoint.ties import is_quantised, is_tied
@@ -180,6 +181,7 @@ def build_plan(
     aligned = align_parts(ingredients, recipe, vocabularies)
     donor = ingredients[aligned.donor]
     kind = _kind(recipe.model_type, donor, problems)
+    problems += _scoring_problems(kind, donor, ingredients)
     problems += _agreement_problems(ingredients, kind, vocabularies)
     # Where rows are aligned by token, each may have as many as it likes.
     free = ("vocab_size",) if vocabularies.grew else ()
@@ -229,7 +231,7 @@ def parse_size(size: int | str) -> int:
 
 def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | None:
     try:
-        kind = kind_named(name) if name is not None else _detect(donor)
+        kind = _detect(donor, name)
     except PlanError as error:
         problems.append(str(error))
         return None
@@ -239,9 +241,8 @@ def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | No
     return kind
 
 
-def _detect(donor: Checkpoint) -> Kind:
-    has_modules = (donor.folder / "modules.json").is_file()
-    kind = detect_kind(donor.config, has_modules=has_modules)
+def _detect(donor: Checkpoint, name: str | None) -> Kind:
+    kind = kind_of(donor, name)
     if kind is None:
         raise PlanError(
             [
@@ -251,6 +252,21 @@ def _detect(donor: Checkpoint) -> Kind:
             ]
         )
     return kind
+
+
+def _scoring_problems(
+    kind: Kind | None, donor: Checkpoint, ingredients: Sequence[Checkpoint]
+) -> list[str]:
+    """The config that tells how a language model reranks is the first ingredient's."""
+    if kind is None or kind.auto_class != LANGUAGE_RERANKER.auto_class or scoring(donor):
+        return []
+    told = [other.reference for other in ingredients if scoring(other)]
+    if not told:
+        return []
+    return [
+        f"{donor.reference} says nothing of how it reranks and {told[0]} does - the mix takes its "
+        f"config from the first - name {told[0]} first"
+    ]
 
 
 def _vocabularies(ingredients: Sequence[Checkpoint], recipe: Recipe) -> Vocabularies:

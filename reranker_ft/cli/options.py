@@ -91,6 +91,14 @@ def reranker_options(command: Command) -> Command:
             "--sep-token",
             help="Goes between query and passage if the tokenizer puts nothing there.",
         ),
+        click.option(
+            "--prompt-template",
+            help="What a language model reads: bge-llm, qwen3-reranker, mxbai-rerank-v2, or a text "
+            "with {query} and {passage}; what its folder says if not given.",
+        ),
+        click.option("--yes-token", help="Answer of a relevant passage to a prompt of one's own."),
+        click.option("--no-token", help="The other answer."),
+        click.option("--peft-path", help="A PEFT adapter to merge into a language model."),
         click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model."),
         click.option("--cache-dir", help="Where downloads from the Hub are kept."),
     ]

@@ -19,6 +19,7 @@ from reranker_ft.model.fast.embedding import looked_up_once as looked_up_once
 from reranker_ft.model.fast.first_token import last_layer_at_first_token, layers_below_first_token
 from reranker_ft.model.fast.kept_memory import keep_freed_memory as keep_freed_memory
 from reranker_ft.model.fast.unpadded import Row, unpadded
+from reranker_ft.model.readout import readout_of
 from reranker_ft.model.turns import turn
 
 
@@ -31,6 +32,9 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     Raises:
         ModelError: The model does not give one logit per pair.
     """
+    readout = readout_of(model)
+    if readout is not None and readout.yes is not None:
+        return readout.scores(model, inputs)
     with _shortcuts(model, inputs):
         logits = model(**inputs).logits  # (B, 1)
     if logits.ndim != 2 or logits.shape[1] != 1:

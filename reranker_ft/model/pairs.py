@@ -180,6 +180,8 @@ class PairEncoder:
             not use.
         pad_to_multiple_of: Pad micro-batches to a multiple of this many tokens (8 suits tensor
             cores).
+        template: What stands around the two texts; ``None`` for the tokenizer's own.
+        left: Pad on the left; ``None`` for the tokenizer's own side.
 
     Raises:
         ArgumentError: The lengths leave no room for a query token and a passage token.
@@ -194,10 +196,12 @@ class PairEncoder:
         query_max_length: int | None = None,
         passage_max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
+        template: PairTemplate | None = None,
+        left: bool | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self._settings = _settings_of(tokenizer)
-        self.template = PairTemplate.of(tokenizer)
+        self.template = template or PairTemplate.of(tokenizer)
         room = max_length - len(self.template)
         if room < 2:
             raise ArgumentError(
@@ -217,7 +221,7 @@ class PairEncoder:
         self.padding = Padding(
             token_id=tokenizer.pad_token_id,
             type_id=tokenizer.pad_token_type_id,
-            left=tokenizer.padding_side == "left",
+            left=tokenizer.padding_side == "left" if left is None else left,
             multiple_of=pad_to_multiple_of or 1,
         )
 

@@ -41,14 +41,20 @@ def fit_tokenizer(name: str, model: Any, tokenizer: Any) -> None:
         ModelError: The model lacks an embedding for a token that the tokenizer makes.
     """
     require_vocabulary(name, model, tokenizer)
-    if tokenizer.pad_token_id is None:
-        substitute = tokenizer.eos_token or tokenizer.unk_token
-        if substitute is not None:
-            tokenizer.pad_token = substitute
-            logger.warning("%s has no padding token: its tokenizer pads with %r.", name, substitute)
+    add_padding(name, tokenizer)
     _share_padding(model, tokenizer)
     _drop_unknown_types(model, tokenizer)
     tokenizer.chat_template = None
+
+
+def add_padding(name: str, tokenizer: Any) -> None:
+    """Let a tokenizer without a padding token pad with its end token, with a note."""
+    if tokenizer.pad_token_id is not None:
+        return
+    substitute = tokenizer.eos_token or tokenizer.unk_token
+    if substitute is not None:
+        tokenizer.pad_token = substitute
+        logger.warning("%s has no padding token: its tokenizer pads with %r.", name, substitute)
 
 
 def require_vocabulary(name: str, model: Any, tokenizer: Any) -> None:

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ from reranker_ft.data.instructions import Instructions
 from reranker_ft.data.lines import lone_surrogate
 from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.model.devices import Devices, parse_devices
-from reranker_ft.model.load import load_cross_encoder
 from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
 from reranker_ft.model.precision import cpu_computes_in_bf16, in_half_precision
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
+from reranker_ft.model.readout import pair_encoder, settle_instructions
+from reranker_ft.model.rerankers import load_reranker
 from reranker_ft.model.scoring import default_micro_batch_tokens, position_limit, score_encodings
 from reranker_ft.model.turns import turn
 
@@ -73,6 +75,12 @@ class Reranker:
         micro_batch_tokens: Maximum padded tokens per forward pass; ``None`` lets the device decide.
         sep_token: Goes between query and passage if the tokenizer puts nothing there; ``None``
             leaves it as the model was trained with it.
+        prompt_template: What a language model reads: ``bge-llm``, ``qwen3-reranker``,
+            ``mxbai-rerank-v2``, or a text with ``{query}`` and ``{passage}``; ``None`` for what
+            its folder says, or that of the family whose name it has.
+        yes_token, no_token: The answers to ``prompt_template`` whose log-odds are the score;
+            without ``no_token`` the logit of ``yes_token``.
+        peft_path: A PEFT adapter's folder, which is merged into a language model.
 
     Attributes:
         model: The first device's copy.
@@ -104,26 +112,38 @@ class Reranker:
         use_bf16: bool = False,
         micro_batch_tokens: int | None = None,
         sep_token: str | None = None,
+        prompt_template: str | None = None,
+        yes_token: str | None = None,
+        no_token: str | None = None,
+        peft_path: str | Path | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("micro_batch_tokens", micro_batch_tokens)):
             if value is not None and value < 1:
                 raise ArgumentError(f"{name} is {value} - it limits a forward pass - use 1 or more")
         self.target_devices = parse_devices(devices)
         dtype = _dtype(use_fp16, use_bf16, self.target_devices)
-        model, self.tokenizer = load_cross_encoder(
+        model, self.tokenizer = load_reranker(
             model_name_or_path,
             trust_remote_code=trust_remote_code,
             cache_dir=cache_dir,
             sep_token=sep_token,
+            prompt_template=prompt_template,
+            yes_token=yes_token,
+            no_token=no_token,
+            adapter=peft_path,
         )
-        self._replicas = _replicate(model, dtype, self.target_devices)
-        self.model_name_or_path = str(model_name_or_path)
-        self.instructions = Instructions(
+        given = Instructions(
             query=query_instruction_for_rerank,
             query_format=query_instruction_format,
             passage=passage_instruction_for_rerank,
             passage_format=passage_instruction_format,
         )
+        query, passage = settle_instructions(
+            model, (given.query, given.query_format), (given.passage, given.passage_format)
+        )
+        self.instructions = replace(given, query=query, passage=passage)
+        self._replicas = _replicate(model, dtype, self.target_devices)
+        self.model_name_or_path = str(model_name_or_path)
         self.batch_size = batch_size
         self.query_max_length = query_max_length
         self.max_length = max_length
@@ -186,7 +206,8 @@ class Reranker:
         if query_max_length is None:
             query_max_length = self.query_max_length
         with turn(self.tokenizer):
-            return PairEncoder(
+            return pair_encoder(
+                self.model,
                 self.tokenizer,
                 max_length=min(max_length, position_limit(self.model) or max_length),
                 query_max_length=query_max_length,

@@ -38,6 +38,7 @@ RANGES = {
     "early_stopping_patience": (1, 2**31),
 }
 FLASH_ATTENTION = "flash_attention_2"
+MODEL_TYPES = ("encoder", "decoder")
 METRICS = ("ndcg@10", "mrr@10", "map", "recall@1", "recall@5", "recall@10", "loss")
 
 
@@ -62,7 +63,9 @@ class ModelArguments:
     trust_remote_code: bool = _flag("Run code that comes with the model.", False)
     use_fast_tokenizer: bool = _flag("Use the fast (Rust) tokenizer where there is one.", True)
     model_type: str = _flag(
-        "Only `encoder` (any model with a sequence classification head) is trained here.", "encoder"
+        "encoder: a model with a sequence classification head, which is fresh if there is none; "
+        "decoder: a language model, scored by the logit of its answer to a prompt.",
+        "encoder",
     )
     attn_implementation: str | None = _flag(
         "Attention of the model; sdpa if not given, where the model has it."
@@ -70,8 +73,24 @@ class ModelArguments:
     use_flash_attn: bool = _flag(
         "Use FlashAttention 2 where it is installed; without it, sdpa.", False
     )
-    use_lora: bool = _flag(
-        "Train low-rank adapters (LoRA) and the head instead of all weights.", False
+    prompt_template: str | None = _flag(
+        "What a decoder reads: bge-llm, qwen3-reranker, mxbai-rerank-v2, or a text with {query} "
+        "and {passage}. Default: what the model says, else bge-llm."
+    )
+    yes_token: str | None = _flag("Answer of a relevant passage to a prompt_template of one's own.")
+    no_token: str | None = _flag("The other answer; without it the score is the logit of the yes.")
+    use_lora: bool | None = _flag(
+        "Train low-rank adapters (LoRA) and the head instead of all weights. Default: for decoders "
+        "of more than a billion parameters."
+    )
+    from_peft: str | None = _flag("Adapters of a decoder to train further.")
+    raw_peft: list[str] | None = field(
+        default=None,
+        metadata={"help": "Adapters that are merged into a decoder before training."},
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Modules of a decoder that are trained and saved whole, with LoRA."},
     )
     lora_rank: int = _flag("Rank of the adapters.", 64)
     lora_alpha: float = _flag("Scale of the adapters: alpha / rank.", 16.0)
@@ -87,10 +106,10 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.model_type != "encoder":
+        if self.model_type not in MODEL_TYPES:
             raise ArgumentError(
-                f"model_type is {self.model_type!r} - models with a sequence classification head "
-                "are trained here - leave the flag out, or use 'encoder'"
+                f"model_type is {self.model_type!r} - a reranker has a head or answers a prompt - "
+                f"use one of {', '.join(MODEL_TYPES)}"
             )
         if self.use_flash_attn and self.attn_implementation not in (None, FLASH_ATTENTION):
             raise ArgumentError(

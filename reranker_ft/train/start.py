@@ -19,8 +19,10 @@ from reranker_ft.model.load import (
     no_load_report,
     tokenizer_home,
 )
+from reranker_ft.model.rerankers import attach_recorded
 from reranker_ft.model.tokenizer import fit_tokenizer, separate_pairs
 from reranker_ft.train.config import ModelArguments
+from reranker_ft.train.decoder import load_decoder_for_training, trains_language_model
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tup
         ModelError: The model does not load, its head gives several scores per pair, or its
             tokenizer takes no separator.
     """
+    if trains_language_model(args):
+        return load_decoder_for_training(args)
     name = args.model_name_or_path
     common = {
         "cache_dir": args.cache_dir,
@@ -56,6 +60,7 @@ def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tup
     else:
         model, missing = _whole_for_training(args, common)
     fit_tokenizer(name, model, tokenizer)
+    attach_recorded(model)
     tokenizer = separate_pairs(name, tokenizer, sep_token, fresh=bool(missing))
     if args.use_lora and not is_adapter(name):
         model = _with_adapters(model, args, missing)
@@ -67,7 +72,7 @@ def _adapter_for_training(args: ModelArguments, common: dict[str, Any]) -> Any:
     name = args.model_name_or_path
     options = {"dtype": "float32", "attn_implementation": args.attention, **common}
     with model_errors(name, args.cache_dir):
-        model = load_adapter(name, options, trainable=args.use_lora)
+        model = load_adapter(name, options, trainable=bool(args.use_lora))
     if not args.use_lora:
         return model.merge_and_unload().requires_grad_(True)  # an adapter freezes its base
     logger.warning(

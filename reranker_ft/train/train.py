@@ -6,6 +6,7 @@ import logging
 import os
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from reranker_ft.evaluate.ranking import RankingSet
 from reranker_ft.model.forward import keep_freed_memory
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
+from reranker_ft.model.readout import pair_encoder, readout_of, settle_instructions
 from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, position_limit
+from reranker_ft.model.stack import write_stack
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.train.groups import GroupDataset, KnownPositives
@@ -72,8 +75,15 @@ def run(
     model, tokenizer = load_for_training(model_args, data_args.sep_token)
     if held_out is not None:
         require_head(model_args.model_name_or_path, model.config.architectures)
+    given = data_args.instructions
+    query, passage = settle_instructions(
+        model, (given.query, given.query_format), (given.passage, given.passage_format)
+    )
+    data_args = replace(
+        data_args, query_instruction_for_rerank=query, passage_instruction_for_rerank=passage
+    )
     if checkpoint and not training_args.is_sharded:
-        require_fit(checkpoint, model, adapters=model_args.use_lora)
+        require_fit(checkpoint, model, adapters=bool(model_args.use_lora))
     trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
     trainer.get_train_dataloader()  # refuses what it cannot make before anything is removed
     if training_args.device.type == "cpu":
@@ -145,7 +155,7 @@ def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
 
 def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
     """Write the trained model, which is then the only one in the folder."""
-    adapters = args.use_lora and not args.save_merged_lora_model
+    adapters = bool(args.use_lora) and not args.save_merged_lora_model
     if args.use_lora and not adapters:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(str(output))
@@ -155,6 +165,10 @@ def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
         # Beside the adapters too, so that whoever adds them to the base knows the head.
         trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
     keep_one_model(output, adapters=adapters)
+    readout = readout_of(trainer.model)
+    if readout is not None and readout.yes is not None:
+        with trainer.data_collator.encoder.tokenizer_as_it_came():
+            write_stack(output, readout, trainer.data_collator.encoder.tokenizer)
 
 
 def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) -> ExampleFiles:
@@ -264,7 +278,8 @@ def make_encoder(model: nn.Module, tokenizer: Any, args: DataArguments) -> PairE
             limit,
             max_length,
         )
-    return PairEncoder(
+    return pair_encoder(
+        model,
         tokenizer,
         max_length=max_length,
         query_max_length=args.query_max_length,

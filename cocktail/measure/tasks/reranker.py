@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,17 @@ from cocktail.errors import CocktailError
 from cocktail.measure.tasks.examples import RankedExample
 from cocktail.measure.tasks.task import Batch, softmax_slopes
 from reranker_ft.errors import RerankerError
+from reranker_ft.model.described import is_language_model
 from reranker_ft.model.forward import forward_logits
 from reranker_ft.model.loss import softmax_cross_entropy
-from reranker_ft.model.pairs import PairEncoder
-from reranker_ft.model.scoring import needs_mask, to_device, token_batches
+from reranker_ft.model.readout import pair_encoder, readout_of
+from reranker_ft.model.rerankers import (
+    attach_recorded,
+    find_readout,
+    load_reranker,
+    prepare_language_model,
+)
+from reranker_ft.model.scoring import needs_mask, score_encodings, to_device, token_batches
 from reranker_ft.model.scoring import position_limit as position_limit
 from reranker_ft.model.tokenizer import fit_tokenizer
 
@@ -32,6 +40,7 @@ class RerankerTask:
     Args:
         model: tells how many positions there are, and whether it needs a mask.
         max_length: most tokens of a pair.
+        folder: of the model; says how a language model scores. A head scores without it.
 
     Raises:
         CocktailError: the tokenizer makes no pairs, or the length leaves no room for them.
@@ -48,11 +57,14 @@ class RerankerTask:
         model: Any,
         *,
         max_length: int,
+        folder: Path | None = None,
     ) -> None:
         self.places = [example.place for example in examples]
         with _as_cocktail_errors():
+            if folder is not None:
+                _attach_readout(model, tokenizer, folder)
             fit_tokenizer(model.config.name_or_path or "the model", model, tokenizer)
-            encoder = PairEncoder(tokenizer, max_length=max_length)
+            encoder = pair_encoder(model, tokenizer, max_length=max_length)
             self._encodings = encoder(
                 [(example.query, text) for example in examples for text in example.passages]
             )
@@ -112,6 +124,44 @@ class RerankerTask:
     def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
         """LM_Cocktail has no rule for rerankers: the mean over the examples."""
         return self.losses(self.scores(rows, order), torch.ones(())).mean().item()
+
+
+def _attach_readout(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Tell a language model how it scores, from its folder, as ``reranker_ft`` does."""
+    if readout_of(model) is not None:
+        return
+    if not is_language_model(model.config):
+        attach_recorded(model)
+        return
+    readout = find_readout(str(folder), model.config, tokenizer)
+    prepare_language_model(str(folder), model, tokenizer, readout)
+
+
+def scoring_record(folder: Path) -> dict[str, Any]:
+    """How the language model in a folder scores: the answers' token ids and the prompt.
+
+    Raises:
+        CocktailError: nothing there says how, or what does is damaged.
+    """
+    from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415 - seconds to import
+
+    with _as_cocktail_errors():
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return find_readout(str(folder), config, tokenizer).to_dict()
+
+
+def pair_scores(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Raw scores of pairs by the reranker in a folder, in fp32 on the CPU.
+
+    Raises:
+        CocktailError: it does not load as a reranker.
+    """
+    with _as_cocktail_errors():
+        model, tokenizer = load_reranker(folder)
+        scores = score_encodings(model.float(), pair_encoder(model, tokenizer)(pairs))
+    found: list[float] = scores.tolist()
+    return found
 
 
 @contextmanager

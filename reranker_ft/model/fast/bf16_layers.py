@@ -77,13 +77,13 @@ class _Layer:
         if self._is_last:
             asking = hidden[row.starts]
             query, asking_runs = self._query(asking), [(count, 1) for count, _ in runs]
-            key, value = self._key_value(hidden).split(width, 1)
+            key, value = torch.split(self._key_value(hidden), width, 1)
         else:
             asking, asking_runs = hidden, runs
-            query, key, value = self._query_key_value(hidden).split(width, 1)
+            query, key, value = torch.split(self._query_key_value(hidden), width, 1)
         heads = self._attention.self.num_attention_heads
         parts = (
-            cut(each.unflatten(1, (heads, -1)), lengths)
+            cut(torch.unflatten(each, 1, (heads, -1)), lengths)
             for each, lengths in ((query, asking_runs), (key, runs), (value, runs))
         )
         mixed = [attend(self._attention, *part).flatten(0, 1) for part in zip(*parts, strict=True)]

@@ -274,11 +274,14 @@ def test_the_process_ends_with_the_code_and_all_of_its_output(
     assert text in getattr(done, stream)
 
 
-def test_the_common_commands_do_not_import_torch(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_common_commands_do_not_import_torch(
+    pair: tuple[Path, Path], save: Save, tmp_path: Path
+) -> None:
     """It takes a second, which is longer than mixing most models."""
     models, mixed = [*map(str, pair)], str(tmp_path / "out")
     mix = ["mix", *models, "--weights", "0.5", "0.5", "--output", mixed]
-    looks = (["verify", mixed], ["diff", models[0], mixed], ["inspect", mixed])
+    known = str(save("known", weights(0), model_type="bert"))
+    looks = (["verify", mixed], ["diff", models[0], mixed], ["inspect", known])
     for arguments in (["mix", "--help"], [*mix, "--dry-run"], mix, *looks):
         code = (
             "import sys\nfrom cocktail.cli.main import main\n"

@@ -48,7 +48,7 @@ def test_the_command_takes_it_and_says_so(
         run([*command, dtype, "--json"])
         result = json.loads(capsys.readouterr().out)
         assert result["compute_dtype"] == dtype
-        losses.append([single["in_sample"]["loss"] for single in result["ingredients"]])
+        losses.append([point["loss"]["mean"] for point in result["points"]])
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
 

@@ -1,0 +1,116 @@
+"""Load the language model that training starts from: it stays one, and is read at its answer."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from reranker_ft.errors import ArgumentError, one_line
+from reranker_ft.model.described import described_readout, is_described, is_language_model
+from reranker_ft.model.load import adapter_base, is_adapter, model_errors, tokenizer_home
+from reranker_ft.model.prompts import BGE, prompt_named
+from reranker_ft.model.readout import Readout
+from reranker_ft.model.rerankers import load_language_model, prepare_language_model
+from reranker_ft.train.config import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+# Parameters above which adapters are trained unless all weights are asked for.
+LORA_PARAMETERS = 1_000_000_000
+
+
+def trains_language_model(args: ModelArguments) -> bool:
+    """Whether a run trains a language model as one: if asked to, or if it is a reranker already.
+
+    Raises:
+        ModelError: The config does not load.
+    """
+    if args.model_type == "decoder":
+        return True
+    name = args.model_name_or_path
+    home = name
+    if is_adapter(name) and not (Path(name) / "config.json").is_file():
+        home = adapter_base(name)
+    hub = {"cache_dir": args.cache_dir, "token": args.token}
+    with model_errors(name, args.cache_dir):
+        config = AutoConfig.from_pretrained(
+            args.config_name or home, trust_remote_code=args.trust_remote_code, **hub
+        )
+    return is_language_model(config) and is_described(name, config, **hub)
+
+
+def load_decoder_for_training(args: ModelArguments) -> tuple[Any, Any]:
+    """Return the language model with its readout, in fp32, with adapters; its tokenizer.
+
+    Sets ``args.use_lora`` where it was left open.
+
+    Raises:
+        ModelError: The model does not load, or is not a language model.
+        ArgumentError: The prompt or the modules for adapters cannot be meant.
+    """
+    name = args.model_name_or_path
+    common = {
+        "cache_dir": args.cache_dir,
+        "token": args.token,
+        "trust_remote_code": args.trust_remote_code,
+    }
+    with model_errors(name, args.cache_dir):
+        tokenizer = AutoTokenizer.from_pretrained(
+            args.tokenizer_name or tokenizer_home(name), use_fast=args.use_fast_tokenizer, **common
+        )
+    options = {"dtype": "float32", "attn_implementation": args.attention, **common}
+    for folder in args.raw_peft or ():
+        if not is_adapter(folder):
+            raise ArgumentError(
+                f"raw_peft is {folder!r} - it names folders with PEFT adapters - check the path"
+            )
+    model = load_language_model(name, options, adapters=args.raw_peft or ())
+    readout = _readout(args, model.config, tokenizer, common)
+    prepare_language_model(name, model, tokenizer, readout)
+    model.config.use_cache = False
+    if args.use_lora is None:
+        args.use_lora = model.num_parameters() > LORA_PARAMETERS or args.from_peft is not None
+    return (_with_adapters(model, args) if args.use_lora else model), tokenizer
+
+
+def _readout(args: ModelArguments, config: Any, tokenizer: Any, hub: dict[str, Any]) -> Readout:
+    """Return how the model is to score: as asked for, as it scores by now, or as FlagEmbedding."""
+    if args.prompt_template is not None:
+        prompt = prompt_named(args.prompt_template, yes=args.yes_token, no=args.no_token)
+        return Readout.of(prompt, tokenizer)
+    found = described_readout(args.model_name_or_path, config, tokenizer, **hub)
+    if found is not None:
+        return found
+    logger.warning(
+        "%s says nothing of how it reranks: it is asked as bge-reranker-v2-gemma is "
+        "(--prompt_template bge-llm).",
+        args.model_name_or_path,
+    )
+    return Readout.of(BGE, tokenizer)
+
+
+def _with_adapters(model: Any, args: ModelArguments) -> Any:
+    """Return the model with LoRA adapters (Hu et al., 2021), new or those of ``from_peft``."""
+    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: PLC0415 - optional
+
+    if args.from_peft is not None:
+        with model_errors(args.from_peft):
+            return PeftModel.from_pretrained(model, args.from_peft, is_trainable=True)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.target_modules or "all-linear",
+        modules_to_save=args.modules_to_save,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ArgumentError(
+            f"no adapters fit {args.target_modules or 'all linear layers'} of "
+            f"{args.model_name_or_path}: {one_line(error)}"
+        ) from error

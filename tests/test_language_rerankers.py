@@ -1,0 +1,142 @@
+"""A tiny language model of every family goes the whole way: train, inspect, mix, search, load."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import cocktail
+from cocktail.checkpoint.inspect import inspect
+from cocktail.checkpoint.resolve import resolve
+from cocktail.cli.main import main
+from reranker_ft import FlagLLMReranker, Reranker
+from reranker_ft.train.flags import parse
+from reranker_ft.train.train import run
+from tests.language_models import PAIRS, make_language_model
+
+FAMILIES = [
+    ("gemma", "bge-llm", True),
+    ("llama", "bge-llm", False),
+    ("qwen3", "qwen3-reranker", False),
+    ("qwen2", "mxbai-rerank-v2", False),
+]
+
+
+def write_data(path: Path) -> Path:
+    lines = [
+        {"query": query, "pos": [passage], "neg": [other for _, other in PAIRS if other != passage]}
+        for query, passage in PAIRS
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
+def train(base: Path, data: Path, output: Path, *flags: str) -> None:
+    run(
+        *parse(
+            [
+                *("--model_name_or_path", str(base), "--train_data", str(data)),
+                *("--output_dir", str(output), "--max_steps", "2", "--learning_rate", "1e-2"),
+                *("--train_group_size", "3", "--per_device_train_batch_size", "2"),
+                *("--report_to", "none", "--use_cpu", "True", *flags),
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize(("kind", "prompt", "start"), FAMILIES)
+def test_the_whole_way(tmp_path: Path, kind: str, prompt: str, start: bool) -> None:
+    base, tuned, mixed = tmp_path / "base", tmp_path / "tuned", tmp_path / "mixed"
+    make_language_model(base, kind, start=start)
+    data = write_data(tmp_path / "data.jsonl")
+    train(base, data, tuned, "--model_type", "decoder", "--prompt_template", prompt)
+
+    before = Reranker(base, devices="cpu", prompt_template=prompt).compute_score(PAIRS)
+    reranker = Reranker(tuned, devices="cpu")
+    scores = reranker.compute_score(PAIRS)
+    assert scores != pytest.approx(before, abs=1e-3)
+    if prompt == "bge-llm":
+        theirs = FlagLLMReranker(tuned, devices="cpu").compute_score(PAIRS)
+        assert scores == pytest.approx(theirs, abs=1e-5)
+
+    found = inspect(resolve(str(tuned)))
+    assert found["kind"] == "reranker"
+    assert found["scoring"]["yes_token_id"] == reranker.tokenizer.convert_tokens_to_ids(
+        {"bge-llm": "Yes", "qwen3-reranker": "yes", "mxbai-rerank-v2": "1"}[prompt]
+    )
+    assert "{query}" in found["scoring"]["prompt"]
+
+    cocktail.mix_models([tuned, base], "reranker", [0.5, 0.5], output_path=mixed)
+    assert inspect(resolve(str(mixed)))["kind"] == "reranker"
+    assert "pipeline_tag: text-ranking" in (mixed / "README.md").read_text()
+    average = {
+        name: (weight + AutoModelForCausalLM.from_pretrained(base).state_dict()[name]) / 2
+        for name, weight in AutoModelForCausalLM.from_pretrained(tuned).state_dict().items()
+    }
+    expected = AutoModelForCausalLM.from_pretrained(tuned)
+    expected.load_state_dict(average)
+    ids = reranker.encoder()(PAIRS).ids(0)
+    tokens = torch.tensor(ids[None].astype("int64"))
+    logits = expected(input_ids=tokens).logits[0, -1]
+    scoring = found["scoring"]
+    wanted = logits[scoring["yes_token_id"]]
+    if scoring["no_token_id"] is not None:
+        wanted = wanted - logits[scoring["no_token_id"]]
+    got = Reranker(mixed, devices="cpu").compute_score(PAIRS)
+    assert got[0] == pytest.approx(float(wanted), abs=1e-4)
+
+    plain = tmp_path / "plain"
+    command = ["convert", str(mixed), "--to", "sequence-classification", "-o", str(plain), "--json"]
+    printed = CliRunner().invoke(main, command)
+    assert printed.exit_code == 0, printed.output
+    assert json.loads(printed.stdout)["largest_difference"] < 1e-5
+    classifier = Reranker(plain, devices="cpu").compute_score(PAIRS)
+    assert classifier == pytest.approx(got, abs=1e-5)
+    served = AutoModelForSequenceClassification.from_pretrained(plain)
+    assert float(served(input_ids=tokens).logits) == pytest.approx(got[0], abs=1e-5)
+
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    searched = tmp_path / "searched"
+    cocktail.mix_models_with_data(
+        [str(tuned), str(base)],
+        example_data=lines,
+        neg_number=3,
+        output_path=str(searched),
+        model_type="reranker",
+    )
+    assert len(Reranker(searched, devices="cpu").compute_score(PAIRS)) == len(PAIRS)
+
+
+def test_adapters_are_scored_as_the_merged_model(tmp_path: Path) -> None:
+    base, adapters, merged = tmp_path / "base", tmp_path / "adapters", tmp_path / "merged"
+    make_language_model(base, "llama")
+    data = write_data(tmp_path / "data.jsonl")
+    flags = ("--model_type", "decoder", "--use_lora", "True", "--lora_rank", "4")
+    train(base, data, adapters, *flags)
+    train(base, data, merged, *flags, "--save_merged_lora_model", "True")
+    scores = Reranker(adapters, devices="cpu").compute_score(PAIRS)
+    assert scores == pytest.approx(Reranker(merged, devices="cpu").compute_score(PAIRS), abs=1e-5)
+    flag = FlagLLMReranker(base, peft_path=adapters, devices="cpu")
+    assert scores == pytest.approx(flag.compute_score(PAIRS), abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "prompt", "start"), FAMILIES)
+def test_trained_models_load_in_sentence_transformers(
+    tmp_path: Path, kind: str, prompt: str, start: bool
+) -> None:
+    pytest.importorskip("sentence_transformers.cross_encoder.modules")
+    from sentence_transformers import CrossEncoder
+
+    make_language_model(tmp_path / "base", kind, start=start)
+    data = write_data(tmp_path / "data.jsonl")
+    flags = ("--model_type", "decoder", "--prompt_template", prompt)
+    train(tmp_path / "base", data, tmp_path / "tuned", *flags)
+    # Of one token between the parts, which no tokenizer merges with a text.
+    pairs: list[Any] = [("who is it", "the red bird"), ("a river", "it flows over the hill")]
+    ours = Reranker(tmp_path / "tuned", devices="cpu").compute_score(pairs)
+    theirs = CrossEncoder(str(tmp_path / "tuned"), device="cpu").predict(pairs).tolist()
+    assert ours == pytest.approx(theirs, abs=1e-5)
