@@ -68,6 +68,9 @@ def parse(
         usage=USAGE,
         allow_abbrev=False,
     )
+    # The parser knows this form for flags that are true or false, not for those left open.
+    lora = parser._option_string_actions["--use_lora"]
+    lora.nargs, lora.const = "?", True
     argv = [_canonical(word) for word in (sys.argv[1:] if argv is None else argv)]
     parsed: Any = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False

@@ -54,7 +54,7 @@ def test_half_precision_without_a_gpu_becomes_fp32_with_one_note(flag):
         (["--distillation_temperature", "0"], "distillation_temperature is 0"),
         (["--warmup_ratio", "2"], "warmup_ratio is 2"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor is 0.1"),
-        (["--model_type", "decoder"], "model_type is 'decoder'"),
+        (["--model_type", "painter"], "model_type is 'painter'"),
         (["--load_best_model_at_end"], "load_best_model_at_end is given without eval_data"),
         (["--early_stopping_patience", "2"], "early_stopping_patience is given without eval_data"),
         (
