@@ -65,7 +65,7 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @quiet_option
 @json_option
-@click.option("--budget", type=float, hidden=True)
+@click.option("--budget", type=float, hidden=True, help="Accepted and not needed.")
 def search(
     models: tuple[str, ...],
     budget: float | None,
