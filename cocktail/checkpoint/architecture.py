@@ -36,6 +36,8 @@ class Architecture:
         ignored: patterns of stored names that the class passes over when it loads.
         rename: gives a name in a file the form in which the class has it; a second name follows
             where the class puts several stored tensors together into one.
+        joined: for each kind of such a tensor, the patterns of the stored names in their order.
+        transposed: parameters that hold matrices as (in, out), where the class says so.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Architecture:
     ties: Mapping[str, str]
     ignored: tuple[re.Pattern[str], ...]
     rename: Callable[[str], tuple[str, str]]
+    joined: tuple[tuple[str, ...], ...] = ()
+    transposed: Collection[str] = frozenset()
 
     @cached_property
     def has_prefix(self) -> bool:
@@ -131,6 +135,13 @@ def _asked(text: str) -> Architecture | None:
     } - set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     prefix = getattr(model, "base_model_prefix", "") or ""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    rename, joined = _renaming(model)
+    transposed = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if getattr(module, "is_transposed", False)
+        for name, _ in module.named_parameters(recurse=False)
+    }
     return Architecture(
         type(model).__name__,
         f"{prefix}." if prefix else "",
@@ -138,7 +149,9 @@ def _asked(text: str) -> Architecture | None:
         frozenset(names.keys() - parameters),
         _ties(model),
         tuple(re.compile(pattern) for pattern in sorted(patterns)),
-        _renaming(model),
+        rename,
+        joined,
+        frozenset(transposed),
     )
 
 
@@ -208,13 +221,15 @@ def _ties(model: Any) -> dict[str, str]:
     return ties
 
 
-def _renaming(model: Any) -> Callable[[str], tuple[str, str]]:
-    """How the loader of the installed transformers renames what it finds in files."""
+def _renaming(
+    model: Any,
+) -> tuple[Callable[[str], tuple[str, str]], tuple[tuple[str, ...], ...]]:
+    """How the loader of the installed transformers renames and joins what it finds in files."""
     try:
         from transformers import conversion_mapping, core_model_loading  # noqa: PLC0415
     except ImportError:  # transformers 4
         old = getattr(model, "_checkpoint_conversion_mapping", None) or {}
-        return lambda name: (_old_name(name, old),) * 2
+        return lambda name: (_old_name(name, old),) * 2, ()
     transforms = conversion_mapping.get_model_conversion_mapping(model)
     converters = [t for t in transforms if isinstance(t, core_model_loading.WeightConverter)]
     renamings = [t for t in transforms if not isinstance(t, core_model_loading.WeightConverter)]
@@ -228,7 +243,7 @@ def _renaming(model: Any) -> Callable[[str], tuple[str, str]]:
                 return name, target
         return name, name
 
-    return rename
+    return rename, tuple(tuple(converter.source_patterns) for converter in converters)
 
 
 def _old_name(name: str, mapping: Mapping[str, str]) -> str:

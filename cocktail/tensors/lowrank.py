@@ -3,6 +3,10 @@
 W' = W + s B A, https://arxiv.org/abs/2106.09685. DoRA, https://arxiv.org/abs/2402.09353, then gives
 every row of W' the length m that it has learned: m (W + s B A) / ||W + s B A||. Where a layer keeps
 its matrix as (in, out), as embeddings and GPT-2 do, A^T B^T is added and columns are scaled.
+
+A layer of experts has a matrix for each, with factors of its own: PEFT stores them together, A as
+(experts x r, in) with a block of rows an expert, B as (out, r x experts) with an expert's columns
+lying ``experts`` apart.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ _LEAST_ROWS = 8
 
 @dataclass(eq=False)
 class LowRank:
-    """What is added to a tensor of shape (rows, cols); for a vector, cols is 1.
+    """What is added to a tensor of shape (..., rows, cols); for a vector, cols is 1.
 
     Attributes:
         a: shape (r, in); ``None`` for a vector, to which ``b`` itself is added.
@@ -36,6 +40,8 @@ class LowRank:
         scale: alpha / r, or alpha / sqrt(r).
         transposed: the tensor is (in, out).
         magnitude: shape (out,), the lengths that DoRA has learned; ``None`` without DoRA.
+        experts: how many experts' factors A and B hold, in PEFT's order.
+        first: the tensor's first row among the rows of all experts' matrices.
     """
 
     a: TensorInfo | None
@@ -43,6 +49,8 @@ class LowRank:
     scale: float
     transposed: bool = False
     magnitude: TensorInfo | None = None
+    experts: int = 1
+    first: int = 0
     _factors: torch.Tensor | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -56,7 +64,8 @@ class LowRank:
         """Bytes of a thread that reads the tensor, beside the block: fp64 tiles and a factor."""
         if self.a is None:
             return 4 * TILE * 8
-        rank, cols = self.b.shape[1], (self.b.shape[0] if self.transposed else self.a.shape[1])
+        rank = self.b.shape[1] // self.experts
+        cols = self.b.shape[0] if self.transposed else self.a.shape[1]
         return (rank * cols + 4 * _tile_rows(cols) * cols) * 8
 
     def read(
@@ -93,13 +102,24 @@ class LowRank:
 
     def _product(self, reader: TensorReader, first: int, last: int) -> torch.Tensor:
         """Rows ``first:last`` of what is added: shape (last - first, cols), fp64."""
+        import torch  # noqa: PLC0415
+
         b = reader.whole(self.b)
         if self.a is None:
             return b[first:last, None].double() * self.scale
         a = reader.whole(self.a)
-        left, right = (a.T, b.T) if self.transposed else (b, a)
-        # Contiguous copies: the product's rounding may depend on how its factors lie in memory.
-        return (left[first:last].double().contiguous() @ right.double().contiguous()) * self.scale
+        a, b = a.view(self.experts, -1, a.shape[1]), b.view(b.shape[0], -1, self.experts)
+        first, last = first + self.first, last + self.first
+        height = a.shape[2] if self.transposed else b.shape[0]
+        pieces = []
+        for expert in range(first // height, -(-last // height)):
+            rows = slice(max(0, first - expert * height), last - expert * height)
+            left, right = b[:, :, expert], a[expert]
+            if self.transposed:
+                left, right = right.T, left.T
+            # Contiguous copies: the product's rounding may depend on how its factors lie in memory.
+            pieces.append(left[rows].double().contiguous() @ right.double().contiguous())
+        return torch.cat(pieces) * self.scale
 
     def _dora_factors(self, reader: TensorReader, info: TensorInfo) -> torch.Tensor:
         """m / ||W + s B A|| for each output: shape (out,), fp64; takes one pass over the tensor."""
@@ -131,7 +151,7 @@ class LowRank:
 
 
 def _columns(info: TensorInfo) -> int:
-    return info.shape[1] if len(info.shape) == 2 else 1
+    return info.shape[-1] if len(info.shape) > 1 else 1
 
 
 def _tile_rows(cols: int) -> int:

@@ -21,7 +21,8 @@ _UNDERSTOOD = frozenset(
         "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
         "lora_bias", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save",
         "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-        "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
+        "runtime_config", "target_modules", "target_parameters", "task_type", "use_dora",
+        "use_rslora",
     }
 )  # fmt: skip
 # These start training by taking a part out of the base's weights; others only choose A and B.
@@ -35,6 +36,8 @@ class LoraConfig:
     Attributes:
         base: folder or Hub id of the model that it was trained on, with its revision.
         modules_to_save: modules that were trained whole and are stored whole.
+        target_parameters: ends of the names of parameters that are changed without a layer of their
+            own, such as those of experts.
         ties_embeddings: where the base ties its embeddings, what was trained of them is tied too.
         model_class: the class that it was trained in, where the config names one.
     """
@@ -48,6 +51,7 @@ class LoraConfig:
     is_dora: bool
     fan_in_fan_out: bool
     modules_to_save: tuple[str, ...]
+    target_parameters: tuple[str, ...]
     ties_embeddings: bool
     task: str | None
     model_class: str | None
@@ -60,6 +64,10 @@ class LoraConfig:
         alpha = self.alpha_pattern.get(_first_match(self.alpha_pattern, module), self.alpha)
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.is_rank_stabilised else alpha / rank
+
+    def targets(self, parameter: str) -> bool:
+        """Whether a parameter is changed by itself, not as the weight of a targeted layer."""
+        return f".{parameter}".endswith(tuple(f".{name}" for name in self.target_parameters))
 
     def saves(self, tensor: str) -> bool:
         """Whether a tensor belongs to one of the modules that are stored whole."""
@@ -119,6 +127,7 @@ def _parse(values: Mapping[str, Any]) -> LoraConfig:
         is_dora=bool(values.get("use_dora")),
         fan_in_fan_out=bool(values.get("fan_in_fan_out")),
         modules_to_save=tuple(map(str, values.get("modules_to_save") or ())),
+        target_parameters=tuple(map(str, values.get("target_parameters") or ())),
         ties_embeddings=bool(values.get("ensure_weight_tying")),
         task=values.get("task_type"),
         model_class=(values.get("auto_mapping") or {}).get("base_model_class"),

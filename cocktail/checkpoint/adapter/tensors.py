@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cocktail.checkpoint.adapter.config import LoraConfig
+from cocktail.checkpoint.adapter.parameters import changed_parameters
 from cocktail.checkpoint.architecture import architecture_of
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.prefixes import extra_prefix
@@ -123,7 +124,10 @@ def join_tensors(
     whole = {to_base(key): info for key, info in stored.whole.items()}
     tensors = {**base, **{key: info for key, info in whole.items() if key in base}}
     matcher = _Matcher(tensors, lora, checkpoint.config.get("model_type") in _CONV1D_MODELS)
+    experts = changed_parameters(checkpoint, tensors, stored.matrices, lora, adapter)
     for module, kinds in stored.matrices.items():
+        if module in experts.modules:
+            continue
         matcher.match(module, to_base(f"{module}.weight").removesuffix(".weight"), kinds)
     added = [key for key in stored.whole if to_base(key) not in base]
     lacking = matcher.lacking + [key for key in added if not lora.saves(key)]
@@ -140,7 +144,7 @@ def join_tensors(
             f"{adapter}: changes {listed(lacking)}, which {name} lacks - an adapter is added to "
             f"the model it was trained on - name that one: BASE+{adapter}"
         )
-    misfits = matcher.misfits + [
+    misfits = [*experts.misfits, *matcher.misfits] + [
         f"{key} {list(info.shape)} for {list(base[key].shape)}"
         for key, info in whole.items()
         if key in base and info.shape != base[key].shape
@@ -150,7 +154,7 @@ def join_tensors(
             f"{adapter}: does not fit {name} ({listed(misfits, 3)}) - an adapter is added to the "
             f"model it was trained on - name that one: BASE+{adapter}"
         )
-    tensors |= matcher.changed
+    tensors |= matcher.changed | experts.changed
     if added:
         tensors = {prefix + key: info for key, info in tensors.items()}
         tensors |= {key: stored.whole[key] for key in added}

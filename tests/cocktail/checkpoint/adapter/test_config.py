@@ -31,7 +31,7 @@ def edit(folder: str, **changes: Any) -> None:
         ({"peft_type": "LOHA"}, "'LOHA'"),
         ({"use_qalora": True}, "uses use_qalora"),
         ({"layer_replication": [[0, 1]]}, "uses layer_replication"),
-        ({"target_parameters": ["x"], "use_new": 1}, "uses target_parameters, use_new"),
+        ({"kasa_config": {"a": 1}, "use_new": 1}, "uses kasa_config, use_new"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4"),
         ({"base_model_name_or_path": None}, r"names no base_model_name_or_path .* BASE\+"),
         ({"base_model_name_or_path": "/nowhere"}, "base of .* cannot be opened: /nowhere"),
