@@ -22,14 +22,14 @@ settings=(--max_length 96 --save_strategy no --logging_steps 10 --seed "$seed" -
           --report_to none)
 
 echo "== 2. a base reranker: MiniLM with a fresh head, taught general questions"
-reranker-ft train --model_name_or_path "$minilm" --train_data "$here/data/facts_train.jsonl" \
+reranker-ft train --model_name_or_path "$minilm" --train_data "$out/data/base.jsonl" \
   --output_dir "$out/base" --train_group_size 8 --per_device_train_batch_size 4 \
-  --num_train_epochs 8 --learning_rate 1e-4 "${settings[@]}"
+  --num_train_epochs 6 --learning_rate 1e-4 "${settings[@]}"
 
 echo "== 3. the fine-tune, and the mix of both that keeps what the base says of general text"
 reranker-ft train --model_name_or_path "$out/base" --train_data "$out/data/train.jsonl" \
   --output_dir "$out/chosen" --train_group_size 4 --per_device_train_batch_size 8 \
-  --num_train_epochs 2 --learning_rate 2e-4 --keep_text "$out/data/general.txt" "${settings[@]}"
+  --num_train_epochs 2 --learning_rate 3e-4 --keep_text "$out/data/general.txt" "${settings[@]}"
 
 echo "== 4. half and half, for comparison"
 cocktail mix "$out/base" "$out/chosen/fine-tuned" --weights 0.5 0.5 --output "$out/half" --overwrite

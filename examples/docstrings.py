@@ -4,8 +4,8 @@
 
 A query is the first sentence of a docstring, its positive the rest of it; the negatives are the
 rests that BM25 puts first for the query. No module is imported, its source is read. OUT gets
-``train.jsonl`` and ``target.jsonl``, of different files, and about the world ``general.jsonl`` and
-``general.txt`` (the same kind without labels; no line of one stands in the other).
+``train.jsonl`` and ``target.jsonl``, of different files; and about the world ``base.jsonl`` to teach
+the base with, ``general.txt`` without labels and ``general.jsonl`` to test on. No line stands in two.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import bm25s
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("numpy", "scipy", "matplotlib")
 TRAIN, TEST = 320, 200
+BASE, TEXT = 220, 88
+"""General questions to teach the base with, and to keep; the others are tested on."""
 NEGATIVES = 7
 WORDS = 60
 """Of a positive."""
@@ -38,11 +40,13 @@ def main() -> None:
     training, test = split(pairs)
     write(out / "train.jsonl", with_negatives(training)[:TRAIN])
     write(out / "target.jsonl", with_negatives(test)[:TEST])
-    facts = {use: lines(HERE / f"data/facts_{use}.jsonl") for use in ("train", "examples", "test")}
-    general = [*facts["examples"], *facts["test"]]
-    write(out / "general.jsonl", with_negatives([(row["query"], row["pos"][0]) for row in general]))
-    text = [{"query": row["query"], "text": row["pos"][0]} for row in facts["train"]]
+    facts = [(row["query"], row["passage"]) for row in lines(HERE / "data/general.jsonl")]
+    facts = random.Random(0).sample(facts, len(facts))
+    write(out / "base.jsonl", with_negatives(facts[:BASE]))
+    text = [{"query": query, "text": passage} for query, passage in facts[BASE : BASE + TEXT]]
     write(out / "general.txt", text)
+    general = with_negatives(facts[BASE + TEXT :])
+    write(out / "general.jsonl", general)
     print(f"{out}: {TRAIN} queries to train on, {TEST} to test on, {len(general)} general ones")
 
 
