@@ -7,18 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocktail.measure.bench import Bench, search_plan
-from cocktail.measure.mixture import Weights, simplex_vertex
+from cocktail.measure.in_memory import ModelInMemory
 from cocktail.measure.tasks.examples import ExampleData
 from cocktail.measure.unlabelled import TextData
 from cocktail.mix.stream import stream
 from cocktail.pipeline import check_threads, checked_plan, measured_plan, mix_to_folder
 from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan
 from cocktail.recipe.recipe import PoolingMode, make_recipe
-from cocktail.search.lm_cocktail import softmax_weights
-from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions, Strategy, base_index
-from cocktail.search.run import search_bench, searched
 from cocktail.system.heap import trim_heap
 from cocktail.system.progress import byte_progress
 from cocktail.write.place import output_folder
@@ -26,6 +22,9 @@ from cocktail.write.place import output_folder
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from cocktail.measure.bench import Bench
+    from cocktail.measure.mixture import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +87,6 @@ def mix_models(
         PlanError: the ingredients, the weights or the output path cannot be used; every reason.
         CocktailError: reading, mixing or writing failed; nothing is left behind.
     """
-    from cocktail.measure.in_memory import ModelInMemory  # noqa: PLC0415 - imports torch
-
     check_threads(threads)
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
@@ -98,8 +95,7 @@ def mix_models(
     )  # fmt: skip
     output = None if output_path is None else output_folder(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
-    memory = ModelInMemory(plan)
-    memory.prepare(trust_remote_code=trust_remote_code)
+    memory = ModelInMemory(plan, trust_remote_code=trust_remote_code)
     if output is not None:
         report = mix_to_folder(
             plan, output, sync=sync, threads=threads, progress=progress, memory=memory,
@@ -113,7 +109,7 @@ def mix_models(
         byte_progress(plan.output_bytes, "mixing", shown=progress) as advance,
     ):
         stream(ready, memory.write_block, threads=threads, progress=advance)
-    return memory.build(trust_remote_code=trust_remote_code)
+    return memory.build()
 
 
 def mix_models_by_layers(
@@ -178,6 +174,8 @@ def mix_models_with_data(
             refused before the search.
         KeyboardInterrupt: no model is made of a search that was not finished.
     """
+    from cocktail.measure.bench import search_plan  # noqa: PLC0415 - imports torch
+
     names = tuple(map(str, model_names_or_paths))
     written_pooling = None if output_path is None else pooling
     recipe = make_recipe(
@@ -216,6 +214,8 @@ def _found_weights(
     **resources: Any,
 ) -> list[float]:
     """What the strategy gives; the model that it was measured in is let go of."""
+    from cocktail.search.run import search_bench, searched  # noqa: PLC0415 - imports torch
+
     bench = search_bench(plan, data, retain_data, options, **resources)
     if options.strategy == "lm-cocktail" and bench.retain is None:
         return list(map(float, _softmax_alone(bench, options)))
@@ -227,6 +227,10 @@ def _found_weights(
 
 def _softmax_alone(bench: Bench, options: SearchOptions) -> Weights:
     """One forward for each ingredient and nothing else."""
+    from cocktail.measure.mixture import simplex_vertex  # noqa: PLC0415 - imports torch
+    from cocktail.search.lm_cocktail import softmax_weights  # noqa: PLC0415
+    from cocktail.search.objective import MixObjective  # noqa: PLC0415
+
     count = len(bench.mixture.names)
     objective = MixObjective(bench.mixture, bench.task)
     vertices = [simplex_vertex(i, count) for i in range(count)]

@@ -138,7 +138,7 @@ def mix_to_folder(
                 digests.outputs[tensor.key] = staged.read_digest(tensor)
         mixed = time.perf_counter()
         digest = _write_rest(staged, digests)
-        model = None if memory is None else memory.build(trust_remote_code=trust_remote_code)
+        model = None if memory is None else memory.build()
         staged.commit()
     done = time.perf_counter()
     seconds = {"mix": mixed - started, "sync": done - mixed, "total": done - started}

@@ -84,10 +84,10 @@ class Mixture:
 
     def __post_init__(self) -> None:
         self.weights: Weights = np.array(self.plan.recipe.weights)
-        memory = ModelInMemory(self.plan)
+        memory = ModelInMemory(self.plan, trust_remote_code=self.trust_remote_code)
         stream(self.plan, memory.write_block, threads=self.threads)
         self.cost.mixes += 1
-        model = memory.build(trust_remote_code=self.trust_remote_code)
+        model = memory.build()
         self.homes = _homes(model, memory)
         self.forward_tokens = token_budget(self.device)
         try:
