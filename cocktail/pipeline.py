@@ -206,7 +206,7 @@ def mix_recipe(
 def check_threads(threads: int | None) -> None:
     if threads is not None and (not isinstance(threads, int) or threads < 0):
         raise RecipeError(
-            f"threads are {threads!r} - they are a whole number, 0 for one on each processor - "
+            f"threads are {threads!r} - they must be a whole number, 0 for one per processor - "
             "correct them"
         )
 

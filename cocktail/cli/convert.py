@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cocktail.cli.printing import json_option, report
+from cocktail.errors import counted
 
 # Where none are given: enough to see that two models score alike.
 _PAIRS = [
@@ -69,5 +70,5 @@ def convert(
     }
     rows = [f"{'before':>12} {'after':>12}"]
     rows += [f"{a:12.6f} {b:12.6f}" for a, b in list(zip(before, after, strict=True))[:10]]
-    rows.append(f"{len(compared)} pairs, largest difference {largest:.1e}: {output}")
+    rows.append(f"{counted(len(compared), 'pair')}, largest difference {largest:.1e}: {output}")
     report(found, "\n".join(rows), as_json, quiet=False)

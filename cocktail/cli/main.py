@@ -18,7 +18,7 @@ from cocktail.cli.convert import convert
 from cocktail.cli.mix import mix
 from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
 from cocktail.cli.search import search
-from cocktail.errors import CocktailError
+from cocktail.errors import CocktailError, counted, listed
 from cocktail.version import __version__
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
     }
     lines = ["distance    cosine  tensor"]
     lines += [f"{row.distance:8.5f}  {row.cosine:8.5f}  {row.name}" for row in rows]
-    lines.append(f"{found.distance:8.5f}  {found.cosine:8.5f}  all {len(found.tensors)} tensors")
+    everything = counted(len(found.tensors), "tensor")
+    lines.append(f"{found.distance:8.5f}  {found.cosine:8.5f}  all {everything}")
     report(value, "\n".join(lines + _unmatched(found)), as_json, quiet=False)
 
 
@@ -183,7 +184,6 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 def _unmatched(found: Difference) -> list[str]:
-    from cocktail.errors import listed
 
     groups = (
         ("only in A", found.only_in_a),

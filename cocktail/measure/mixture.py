@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cocktail.checkpoint.model import MAIN
-from cocktail.errors import CheckpointError, CocktailError, PlanError, listed
+from cocktail.errors import CheckpointError, CocktailError, PlanError, counted, listed
 from cocktail.measure.in_memory import ModelInMemory, put_block
 from cocktail.measure.processes import Processes
 from cocktail.measure.tasks.task import BACKWARD_SHARE, Batch, Task, token_budget
@@ -288,9 +288,9 @@ def _homes(model: nn.Module, memory: ModelInMemory) -> dict[str, nn.Parameter]:
     if lost:
         raise PlanError(
             [
-                f"transformers rearranges {len(lost)} tensors of this model as it loads them "
-                f"({listed(lost)}) - measuring on examples refills one model in place - mix by a "
-                "method and weights that need none"
+                f"transformers rearranges {counted(len(lost), 'tensor')} of this model as it loads "
+                f"them ({listed(lost)}) - measuring on examples refills one model in place - mix "
+                "by a method and weights that need none"
             ]
         )
     return homes

@@ -44,7 +44,7 @@ class MeasureOptions:
         """
         if self.compute_dtype not in get_args(ComputeDtype):
             known = " or ".join(get_args(ComputeDtype))
-            raise RecipeError(f"compute_dtype is {self.compute_dtype!r} - it is {known}")
+            raise RecipeError(f"compute_dtype is {self.compute_dtype!r} - it must be {known}")
         for name, low in (("max_input_length", 1), ("seed", 0)):
             check_whole(name, getattr(self, name), low)
         if self.neg_number is not None:
@@ -59,7 +59,7 @@ def check_whole(name: str, value: Any, low: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < low:
         raise RecipeError(
-            f"{name} is {value!r} - it is a whole number of {low} or more - give another"
+            f"{name} is {value!r} - it must be a whole number of {low} or more - give another"
         )
 
 

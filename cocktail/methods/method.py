@@ -59,12 +59,15 @@ class Option:
         """
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
-                raise RecipeError(f"{self.name} is {value!r} - it is true or false - correct it")
+                raise RecipeError(
+                    f"{self.name} is {value!r} - it must be true or false - correct it"
+                )
             return value
         if isinstance(self.default, str):
             if value not in self.choices:
                 raise RecipeError(
-                    f"{self.name} is {value!r} - it is one of {listed(self.choices)} - correct it"
+                    f"{self.name} is {value!r} - it must be one of {listed(self.choices)} - "
+                    "correct it"
                 )
             return value
         number = plain_number(value)
@@ -72,8 +75,8 @@ class Option:
         if not (whole and math.isfinite(number) and self.low <= number <= self.high):
             kind = "whole " if isinstance(self.default, int) else "finite " * math.isinf(number)
             raise RecipeError(
-                f"{self.name} is {value!r:.60} - it is a {kind}number{self.range_text()} - correct "
-                "it"
+                f"{self.name} is {value!r:.60} - it must be a {kind}number{self.range_text()} - "
+                "correct it"
             )
         return int(number) if isinstance(self.default, int) else number
 

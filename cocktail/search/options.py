@@ -60,15 +60,15 @@ class SearchOptions(MeasureOptions):
         """
         if self.strategy not in get_args(Strategy):
             raise RecipeError(
-                f"strategy is {self.strategy!r} - it is one of {', '.join(get_args(Strategy))}"
+                f"strategy is {self.strategy!r} - it must be one of {', '.join(get_args(Strategy))}"
             )
         if self.retain_by not in (None, *get_args(RetainMeasure)):
-            raise RecipeError(f"retain_by is {self.retain_by!r} - it is loss or metric")
+            raise RecipeError(f"retain_by is {self.retain_by!r} - it must be loss or metric")
         self.check_measuring()
         check_whole("batch_size", self.batch_size, 1)
         if not (is_number(self.temperature) and self.temperature > 0):
             raise RecipeError(
-                f"temperature is {self.temperature!r} - it is a number above 0 - give another"
+                f"temperature is {self.temperature!r} - it must be a number above 0 - give another"
             )
         if self.temperature < LOWEST_TEMPERATURE:
             raise RecipeError(
@@ -77,7 +77,8 @@ class SearchOptions(MeasureOptions):
             )
         if not (is_number(self.max_drop) and 0 <= self.max_drop < math.inf):
             raise RecipeError(
-                f"max_drop is {self.max_drop!r} - it is a finite number of 0 or more - give another"
+                f"max_drop is {self.max_drop!r} - it must be a finite number of 0 or more - give "
+                "another"
             )
         if self.retain_by is not None and not labelled:
             raise RecipeError(

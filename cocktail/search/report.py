@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cocktail.errors import OutputError
+from cocktail.errors import OutputError, counted
 from cocktail.search.intervals import CONFIDENCE
 from cocktail.search.result import SearchResult
 from cocktail.search.tables import point_rows
@@ -48,7 +48,7 @@ def cost_sentence(result: SearchResult) -> str:
     dtype = "" if result.compute_dtype == "float32" else f" in {result.compute_dtype}"
     return (
         f"{state} {result.forwards:.1f} forward equivalents{dtype}, {result.mixes} mixes, "
-        f"{result.seconds:.1f} s; {len(result.places)} examples, seed {result.seed}"
+        f"{result.seconds:.1f} s; {counted(len(result.places), 'example')}, seed {result.seed}"
     )
 
 

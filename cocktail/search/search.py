@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cocktail.errors import counted
 from cocktail.measure.bench import Bench
 from cocktail.measure.mixture import Weights
 from cocktail.measure.tasks.task import Values
@@ -132,8 +133,8 @@ class Search:
             place = max(i for i in range(aim + 1) if allowed[i])
             return asked_for(curve[place], self.options.strategy, curve[aim], measure)
         if len(target) < FEWEST:
-            examples = "1 example" if len(target) == 1 else f"{len(target)} examples"
-            self.notes.append(f"{examples} cannot choose: the base is kept")
+            examples = counted(len(target), "example")
+            self.notes.append(f"{examples} cannot decide: the base is kept")
             target = np.zeros_like(target)
         seed = self.options.seed
         choice = choose_point(shares, target, general, max_drop=drop, seed=seed)

@@ -191,7 +191,9 @@ def choose_pooling(asked: str | None, checkpoint: Checkpoint, parts: Mapping[str
         CheckpointError: the model does more than pool, which the search does not measure.
     """
     if asked is not None and asked not in get_args(PoolingMode):
-        raise RecipeError(f"pooling is {asked!r} - it is one of {', '.join(get_args(PoolingMode))}")
+        raise RecipeError(
+            f"pooling is {asked!r} - it must be one of {', '.join(get_args(PoolingMode))}"
+        )
     others = [path for path in parts if path != MAIN]
     if others:
         raise CheckpointError(

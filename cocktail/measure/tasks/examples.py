@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import xxhash
 
-from cocktail.errors import CocktailError, listed
+from cocktail.errors import CocktailError, counted, listed
 
 ExampleData: TypeAlias = str | Path | Sequence[Mapping[str, Any]]
 """A JSONL file, or a list of its lines as dictionaries."""
@@ -94,9 +94,9 @@ def read_ranked(
         pool = tuple(text for text in dict.fromkeys(row.get("neg", ())) if text not in positives)
         if negatives is not None and len(pool) < negatives:
             problems.append(
-                f"{place}: has {len(pool)} negatives that differ from its positives, {negatives} "
-                f"were asked for - every example needs as many - ask for at most {len(pool)} "
-                "(--neg-number, neg_number=), or add some"
+                f"{place}: has {counted(len(pool), 'negative')} unlike its positives, but "
+                f"{negatives} were asked for - every example needs that many - ask for at most "
+                f"{len(pool)} (--neg-number, neg_number=), or add some"
             )
             continue
         drawn = _draw(pool, negatives, (row["query"], *positives, str(seed)))
@@ -141,7 +141,7 @@ def _rows(data: ExampleData, problems: list[str]) -> Iterator[tuple[str, Mapping
         return
     if not isinstance(data, Iterable):
         raise ExampleError(
-            f"the examples are a {type(data).__name__} - they are a JSONL file or a list of "
+            f"the examples are a {type(data).__name__} - they must be a JSONL file or a list of "
             "dictionaries - give one of them"
         )
     for number, row in enumerate(data, start=1):
@@ -150,7 +150,7 @@ def _rows(data: ExampleData, problems: list[str]) -> Iterator[tuple[str, Mapping
         if isinstance(found, Mapping):
             yield place, found
         else:
-            problems.append(f"{place}: is a {type(row).__name__} - an example is a dictionary")
+            problems.append(f"{place}: is a {type(row).__name__} - an example must be a dictionary")
 
 
 def read_text(path: Path, what: str) -> str:
@@ -183,12 +183,14 @@ def _lines(path: Path, problems: list[str]) -> Iterator[tuple[str, Mapping[str, 
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            problems.append(f"{place}: is not JSON ({error}) - every line is one JSON object")
+            problems.append(f"{place}: is not JSON ({error}) - every line must be one JSON object")
             continue
         if isinstance(row, dict):
             yield place, row
         else:
-            problems.append(f"{place}: is a {type(row).__name__} - every line is one JSON object")
+            problems.append(
+                f"{place}: is a {type(row).__name__} - every line must be one JSON object"
+            )
 
 
 def _ranked_problem(row: Mapping[str, Any]) -> str | None:
@@ -196,7 +198,7 @@ def _ranked_problem(row: Mapping[str, Any]) -> str | None:
     if problem is not None:
         return problem
     if "pos" not in row:
-        return f"lacks 'pos' (it has {_names(row)}) - it is a list of passages - add it"
+        return f"lacks 'pos' (it has {_names(row)}) - it must be a list of passages - add it"
     for name in ("pos", "neg"):
         problem = _passages_problem(row.get(name, ()), name)
         if problem is not None:
@@ -215,7 +217,7 @@ def _ranked_problem(row: Mapping[str, Any]) -> str | None:
 def _passages_problem(texts: object, name: str) -> str | None:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         found = "null" if texts is None else "no list of strings"
-        return f"{name!r} is {found} - it is a list of passages - correct it"
+        return f"{name!r} is {found} - it must be a list of passages - correct it"
     if not all(map(str.strip, texts)):
         return f"{name!r} has an empty passage - there is nothing to measure - fill it or drop it"
     return surrogate_problem(name, *texts)

@@ -260,7 +260,7 @@ def test_the_command_line(family: tuple[Path, Path, Path], tmp_path: Path) -> No
     assert [item["weight"] for item in value["ingredients"]] == [1, 1, "base"]
     refused = CliRunner().invoke(main, [*arguments, "--overwrite", "--parameter", "density=2"])
     assert refused.exit_code == 1
-    assert "density is 2 - it is a number from 0 to 1" in refused.output
+    assert "density is 2 - it must be a number from 0 to 1" in refused.output
 
 
 def test_methods_are_listed_and_explained() -> None:

@@ -149,9 +149,9 @@ def test_a_plain_recipe_stays_plain() -> None:
     [
         ("merge_methud: ties", "did you mean merge_method?"),
         ("slices: []\nmerge_method: linear", "slices (layers of different models"),
-        ("models: &m [a, *m]", "an alias stands inside its own anchor"),
-        ("parameters: &p {weight: *p}", "an alias stands inside its own anchor"),
-        ("models: [&m {model: a, parameters: {weight: [*m]}}]", "an alias stands inside its own"),
+        ("models: &m [a, *m]", "an alias lies inside its own anchor"),
+        ("parameters: &p {weight: *p}", "an alias lies inside its own anchor"),
+        ("models: [&m {model: a, parameters: {weight: [*m]}}]", "an alias lies inside its own"),
         ("name: a\nmodels: [b, x]\n---\nname: b\nmodels: [a, x]", "in a circle"),
         ("tokenizer: {source: union, tokens: {<s>: {source: a}}}", "tokenizer has tokens - rows"),
         (
@@ -162,18 +162,18 @@ def test_a_plain_recipe_stays_plain() -> None:
         ("models: [a, b]\nweights: [1, 0]\nchat_template: chatml", "chat_template is 'chatml'"),
         ("experts: []", "a mixture of experts"),
         ("models: [{modle: a}]", "did you mean model?"),
-        ("models: [{model: 3}]", "an item is a folder or Hub id"),
+        ("models: [{model: 3}]", "an item must be a folder or Hub id"),
         ("models: [a, b]\nmerge_method: tyes\nweights: [1, 1]", "did you mean ties?"),
         ("models: [a, b]\nmerge_method: ties\nweights: [1, 1]", "ties has no base"),
         ("models: [a, b]\nmerge_method: ties\nbase_model: c", "no weights for 2 models"),
         (
             "models: [a, b]\nmerge_method: ties\nbase_model: a\nweights: [1, 1]",
-            "2 weights for 1 models - the base a takes none",
+            "2 weights for 1 model - the base a takes none",
         ),
         (
             "models: [a, b]\nmerge_method: ties\nbase_model: c\nweights: [1, 1]\n"
             "parameters: {density: 1.5}",
-            "density is 1.5 - it is a number from 0 to 1",
+            "density is 1.5 - it must be a number from 0 to 1",
         ),
         (
             "models: [a, b]\nmerge_method: ties\nbase_model: c\nweights: [1, 1]\n"
@@ -187,12 +187,12 @@ def test_a_plain_recipe_stays_plain() -> None:
         ),
         ("models: [a, b, c]\nmerge_method: slerp\nbase_model: c\nparameters: {t: 1}", "takes 1"),
         ("models: [a, b]\nbase_model: c\nweights: [1, 0]", "not among the models"),
-        ("models: [a, b]\nweights: [one, 0]", "every weight is a number"),
+        ("models: [a, b]\nweights: [one, 0]", "every weight must be a number"),
         ("models: [a, b]\nweights: [1, 0]\nseed: true", "a whole number"),
         ("[1, 2]", "is not a map"),
         ("a: [", "is not valid YAML"),
-        ("weights: [0.9, 0.1]\nmodels: [a, b]\nweights: [1, 0]", "'weights' stands twice"),
-        ("models: [{model: a, model: b}]", "'model' stands twice"),
+        ("weights: [0.9, 0.1]\nmodels: [a, b]\nweights: [1, 0]", "'weights' is given twice"),
+        ("models: [{model: a, model: b}]", "'model' is given twice"),
         ("[" * 3000, "is not valid YAML"),
         ("models: [a, b]\nweights: [1, %s]" % ("9" * 401), "must be finite"),
         ("models: [a, b]\nweights: [1, %s]" % ("9" * 5000), "is not valid YAML"),
@@ -211,7 +211,7 @@ def test_refusals(tmp_path: Path, text: str, message: str) -> None:
     ("text", "message"),
     [
         ("{", "is not valid JSON"),
-        ("[1]", "holds no recipe - the record of a mix has one"),
+        ("[1]", "holds no recipe - a .json file must be"),
         ('{"architectures": []}', "holds no recipe"),
         ('{"recipe": {"modles": []}}', "did you mean models?"),
         ('{"recipe": {}, "steps": null}', "holds no recipe"),
@@ -297,7 +297,7 @@ def test_parameters_of_other_methods_are_passed_over(
     assert recipe.problems() == []
     (note,) = recipe.notes()
     own = {option.name for option in recipe.options()}
-    named = note.partition("does not use ")[2].removesuffix("; passed over").split(", ")
+    named = note.partition("does not use ")[2].removesuffix("; ignored").split(", ")
     assert set(named) == unused.keys() - own
 
 

@@ -69,7 +69,7 @@ BROKEN = {
     "boolean shape": ({"a": entry("F32", [True], 0, 4)}, 4, "shape"),
     "huge shape": ({"a": entry("F32", [2**62, 2**62], 0, 4)}, 4, "needs"),
     "float offsets": ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}, 4, "data"),
-    "unknown dtype": ({"a": entry("F4", [8], 0, 4)}, 4, "known are"),
+    "unknown dtype": ({"a": entry("F4", [8], 0, 4)}, 4, "known types are"),
     "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, 4, "lacks"),
     "not an object": ([1, 2], 0, "not a JSON object"),
     "metadata": ({"__metadata__": {"a": 1}}, 0, "__metadata__"),
