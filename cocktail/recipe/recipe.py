@@ -218,8 +218,8 @@ class Recipe:
             takes = "each model takes one weight, in the same order"
             if count < len(self.models):
                 takes = f"the base {self.base_model} takes none, every other model one, in order"
-            given = counted(len(self.weights), "weight")
-            return [f"{given} for {counted(count, 'model')} - {takes} - make them agree"]
+            number = counted(len(self.weights), "weight")
+            return [f"{number} for {counted(count, 'model')} - {takes} - make them agree"]
         total = exact_sum(self.weights)
         if self.is_weighted_sum and not abs(total - 1) <= WEIGHT_TOLERANCE:
             return [

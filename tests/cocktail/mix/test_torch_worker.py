@@ -358,5 +358,5 @@ def test_tokenizers_that_no_one_of_them_covers_are_refused(
     base, one, _ = family
     with_tokens(base, "<x>")
     with_tokens(one, "<y>")
-    with pytest.raises(PlanError, match=r"has 1 tokens that .* lacks \('<y>'\)"):
+    with pytest.raises(PlanError, match=r"has 1 token that .* lacks \('<y>'\)"):
         build_plan(make_recipe([base, one], [0.5, 0.5]))

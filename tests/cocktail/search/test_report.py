@@ -169,7 +169,7 @@ def test_a_pooling_that_is_not_the_models_own_is_measured_but_not_written(tmp_pa
     data = write_jsonl(tmp_path / "data.jsonl", ranked(4, negatives=3, seed=1))
     asked = [*models, "--data", str(data), "--strategy", "lm-cocktail", "--pooling", "cls", *RUN]
     assert CliRunner().invoke(search, asked, catch_exceptions=False).exit_code == 0
-    with pytest.raises(CocktailError, match="pools by mean, pooling 'cls' was asked for"):
+    with pytest.raises(CocktailError, match="pools by mean, but pooling 'cls' was asked for"):
         CliRunner().invoke(search, [*asked, "-o", str(tmp_path / "mixed")], catch_exceptions=False)
     assert not (tmp_path / "mixed").exists()
 

@@ -21,7 +21,7 @@ GOOD = {"query": "q", "pos": ["p"], "neg": ["a", "b", "c"]}
         ({"query": "q", "pos": "p", "neg": ["n"]}, "'pos' is no list of strings"),
         ({"query": " ", "pos": ["p"]}, "'query' is empty"),
         ({"query": 3, "pos": ["p"]}, "'query' is a int"),
-        ({**GOOD, "neg": ["a", "p"]}, "has 1 negatives that differ from its positives, 2 were"),
+        ({**GOOD, "neg": ["a", "p"]}, "has 1 negative unlike its positives, but 2 were"),
         ({**GOOD, "prompt": "find"}, "has prompt"),
         ({**GOOD, "neg": None}, "'neg' is null"),
         ({**GOOD, "pos": None}, "'pos' is null"),
@@ -78,7 +78,7 @@ def test_halves_of_characters_are_no_texts_to_write() -> None:
 
 @pytest.mark.parametrize("data", [None, 3])
 def test_what_holds_no_examples_is_named(data: object) -> None:
-    with pytest.raises(ExampleError, match="they are a JSONL file or a list"):
+    with pytest.raises(ExampleError, match="they must be a JSONL file or a list"):
         read_ranked(data)  # type: ignore[arg-type]
     with pytest.raises(ExampleError, match="has no name"):
         read_ranked("")
