@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for every field of :class:`SearchOptions` that says what ``--help`` shows."""
+    """Add an option for every field of :class:`SearchOptions` that has a ``--help`` text."""
     hints = get_type_hints(SearchOptions)
     for field in reversed(fields(SearchOptions)):
         if "help" not in field.metadata:
@@ -46,26 +46,26 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--data", metavar="FILE", help="Examples of the target, JSONL.  [required]")
 @click.option("--retain", metavar="FILE", help="Examples of what must not be lost; see --max-drop.")
 @click.option("--retain-text", metavar="FILE",
-              help="The same without labels: passages, one a line, or JSONL.")  # fmt: skip
-@click.option("--base", metavar="MODEL", help="Which MODEL is the base.  [the first]")
+              help="The same without labels: passages, one per line, or JSONL.")  # fmt: skip
+@click.option("--base", metavar="MODEL", help="The MODEL that is the base.  [the first]")
 @_search_options
 @click.option(
     "--model-type",
     metavar="KIND",
-    help="reranker, encoder, decoder or encoder-decoder; read from the config if left out.",
+    help="reranker, encoder, decoder or encoder-decoder.  [read from the config]",
 )
 @click.option("--head", type=click.Choice(["error", "copy", "mix", "drop"]),
               help="For a head that only some models have, as in mix.  [error]")  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the first MODEL.")
-@click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
+@click.option("--device", help="cpu, cuda...  [the accelerator, if there is one]")
 @click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
-@click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing model at the output.")
 @click.option(
     "--report", metavar="DIR", help="Write report.html, report.md, search.json and pictures there."
 )
 @quiet_option
 @json_option
-@click.option("--budget", type=float, hidden=True, help="Accepted and not needed.")
+@click.option("--budget", type=float, hidden=True, help="Accepted but not needed.")
 def search(
     models: tuple[str, ...],
     budget: float | None,
@@ -81,9 +81,9 @@ def search(
 ) -> None:
     """Find mixing weights for MODEL... from a few examples.
 
-    The base comes first. The mixes from it to the fine-tune are measured on the examples, and on
-    what is to be retained; one of them is chosen. Where no MODEL is named, what is left out is read
-    from cocktail.yaml in the current folder. Ctrl-C reports the best found so far.
+    The base comes first. Mixes from it to the fine-tune are measured on the examples and on what is
+    to be retained, and one of them is chosen. If no MODEL is named, cocktail.yaml in the current
+    folder supplies whatever the command line leaves out. Ctrl-C reports the best found so far.
 
     \b
     Examples:
@@ -102,7 +102,7 @@ def search(
         click.echo("cocktail: --budget is not needed: a search runs each mix once", err=True)
     settings, written_as = _settings(models, given)
     if not data:
-        raise RecipeError("no examples given - a search learns from some - pass --data FILE")
+        raise RecipeError("no examples given - a search needs some - pass --data FILE")
     names = settings["models"]
     place = None if output is None else output_folder(output)
     if report is not None:
@@ -121,7 +121,7 @@ def search(
             processes=processes,
             **settings,
         )
-        # A search is long: what it found is printed and written whatever fails beside that.
+        # A search is long: print and write what it found, whatever else fails.
         with ExitStack() as afterwards:
             if processes.is_first and report is not None:
                 afterwards.callback(_write_report, result, report, quiet=quiet or as_json)
@@ -140,7 +140,7 @@ def search(
 def _write_mix(
     result: SearchResult, planned: Callable[[], Plan], output: Path, quiet: bool, as_json: bool
 ) -> None:
-    """Write the mix that a search has found, and say so."""
+    """Write the mix that a search has found, and report it."""
     from cocktail.pipeline import mix_to_folder
 
     if not result.interrupted:
@@ -159,7 +159,7 @@ def _what_is_written(result: SearchResult) -> str:
 
 
 def _write_report(result: SearchResult, report: str, *, quiet: bool) -> None:
-    """Write the report, and say so."""
+    """Write the report, and name its files."""
     from cocktail.search.report import write_report
 
     try:
@@ -174,11 +174,11 @@ def _write_report(result: SearchResult, report: str, *, quiet: bool) -> None:
 def _settings(
     models: tuple[str, ...], given: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options, with what is left out from ``cocktail.yaml``, and how the mix is written, from
-    there alone.
+    """The options, completed from ``cocktail.yaml``, and how to write the mix, which only that file
+    says.
 
     Raises:
-        RecipeError: there are no models, or the recipe merges them by something else than weights.
+        RecipeError: there are no models, or the recipe does not merge them by weights.
     """
     from cocktail.cli.settings import RECIPE_FILE, recipe_here, require_models
 
@@ -188,7 +188,7 @@ def _settings(
     method = recipe.get("merge_method", "linear")
     if method != "linear":
         raise RecipeError(
-            f"{RECIPE_FILE}: merge_method is {method} - a search finds the weights of a weighted "
+            f"{RECIPE_FILE}: merge_method is {method} - a search finds weights for a weighted "
             "average (linear) - leave merge_method out, or name the models on the command line"
         )
     for key, name in (("model_type",) * 2, ("head",) * 2, ("pooling",) * 2, ("base", "base_model")):

@@ -1,4 +1,4 @@
-"""What a mix says about itself: the model card, ``cocktail.json``, and checking both later."""
+"""The model card of a mix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HOW = {
 
 
 def model_card(plan: Plan) -> str:
-    """The README.md of the mix, with the front matter that the Hub reads."""
+    """The mix's README.md, with the front matter that the Hub reads."""
     front: dict[str, Any] = {}
     bases = [name for checkpoint in plan.ingredients if (name := _hub_name(checkpoint))]
     if bases:
@@ -63,7 +63,7 @@ save this as `recipe.yaml` and run `cocktail mix recipe.yaml --output DIR`:
 
 
 def shown_weight(weight: Any) -> str:
-    """A weight for a table: ``0.5``, ``base``, ``[0, 1]``, or ``-``."""
+    """A weight as text for a table: ``0.5``, ``base``, ``[0, 1]``, or ``-``."""
     if isinstance(weight, float):
         return f"{weight:.4g}"
     return "-" if weight is None else str(weight)
