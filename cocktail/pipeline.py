@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
 from cocktail.recipe.recipe import Recipe
 from cocktail.system.progress import byte_progress
 from cocktail.system.temporary import temporary_parts
-from cocktail.write.card import model_card
+from cocktail.write.card import CURVE_PICTURE, Figure, model_card
 from cocktail.write.modules import token_width, write_modules
 from cocktail.write.place import linked_folders, output_problems
 from cocktail.write.provenance import PROVENANCE_FILE, file_metadata, provenance
@@ -101,6 +102,8 @@ def mix_to_folder(
     progress: bool = True,
     memory: ModelInMemory | None = None,
     trust_remote_code: bool = False,
+    figures: Sequence[Figure] = (),
+    picture: Path | None = None,
 ) -> MixReport:
     """Run a plan and write the complete model.
 
@@ -111,6 +114,8 @@ def mix_to_folder(
         memory: a model to fill with the same blocks; it is built before the output takes its name,
             so that a model that cannot be loaded is not left on disk.
         trust_remote_code: run custom code to build it.
+        figures: what was measured on the mix, for its card.
+        picture: a PNG of the measured curve, to show on the card.
 
     Raises:
         OutputError: the disk is full or failed, or something has appeared at the output since the
@@ -137,7 +142,10 @@ def mix_to_folder(
             if tensor.pieces:
                 digests.outputs[tensor.key] = staged.read_digest(tensor)
         mixed = time.perf_counter()
-        digest = _write_rest(staged, digests)
+        if picture is not None:
+            shutil.copyfile(picture, staged.folder / CURVE_PICTURE)
+        card = model_card(plan, figures, has_picture=picture is not None)
+        digest = _write_rest(staged, digests, card)
         model = None if memory is None else memory.build(trust_remote_code=trust_remote_code)
         staged.commit()
     done = time.perf_counter()
@@ -233,12 +241,12 @@ def _step_names(steps: Sequence[Recipe]) -> list[str]:
     return names
 
 
-def _write_rest(staged: StagedModel, digests: Digests) -> str:
+def _write_rest(staged: StagedModel, digests: Digests, card: str) -> str:
     plan = staged.plan
     staged.write_companions()
     if plan.recipe.pooling is not None and not (staged.folder / "modules.json").exists():
         write_modules(staged.folder, plan.recipe.pooling, token_width(plan))
     record = provenance(plan, digests)
     staged.write_json(PROVENANCE_FILE, record)
-    staged.write_text("README.md", model_card(plan))
+    staged.write_text("README.md", card)
     return str(record["output"]["digest"])

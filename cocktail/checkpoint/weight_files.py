@@ -31,8 +31,8 @@ TRAINER_TENSORS = (
 """Prefixes of a trainer's state, which is not part of the model."""
 TRAINER_FILES = (
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
-    "history.json", "history.png", "optimizer.json", "search.json", "zero_to_fp32.py", "latest",
-    "events.out.tfevents.*", "run_config.json", "train_config.json",
+    "history.json", "history.png", "optimizer.json", "search.json", "curve.png", "zero_to_fp32.py",
+    "latest", "events.out.tfevents.*", "run_config.json", "train_config.json",
 )  # fmt: skip
 """Records of how a model was trained, as shell patterns."""
 TRAINER_FOLDERS = ("checkpoint-*", "global_step*", "runs", "logs", "wandb", "eval")

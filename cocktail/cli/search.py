@@ -21,6 +21,7 @@ from cocktail.search.options import SearchOptions
 if TYPE_CHECKING:
     from cocktail.plan.plan import Plan
     from cocktail.search.result import SearchResult
+    from cocktail.write.card import Figure
 
 
 def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,6 +111,7 @@ def search(
     if place is not None:  # refuse before the search what would be refused after it
         _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
     processes = Processes()
+    pictures: list[Path] = []
     try:
         result = search_weights(
             settings.pop("models"),
@@ -123,12 +125,16 @@ def search(
         )
         # A search is long: print and write what it found, whatever else fails.
         with ExitStack() as afterwards:
-            if processes.is_first and report is not None:
-                afterwards.callback(_write_report, result, report, quiet=quiet or as_json)
+            # The last callback runs first: the mix's card shows the report's picture.
             if processes.is_first and place is not None:
                 given = {**settings, "model_type": result.model_type}
                 planned = partial(_plan, names, result.weights, given, written_as, place, overwrite)
-                afterwards.callback(_write_mix, result, planned, place, quiet, as_json)
+                figures = result.figures(*map(_file_name, (data, retain or retain_text)))
+                afterwards.callback(
+                    _write_mix, result, planned, figures, pictures, place, quiet, as_json
+                )
+            if processes.is_first and report is not None:
+                afterwards.callback(_write_report, result, report, pictures, quiet or as_json)
             if processes.is_first:
                 show(result.to_dict(), summary(result), as_json, quiet)
     finally:
@@ -138,13 +144,20 @@ def search(
 
 
 def _write_mix(
-    result: SearchResult, planned: Callable[[], Plan], output: Path, quiet: bool, as_json: bool
-) -> None:
-    """Write the mix that a search has found, and report it."""
+    result: SearchResult, planned: Callable[[], Plan], figures: Sequence[Figure],
+    pictures: Sequence[Path], output: Path, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write the mix that a search has found, and report it.
+
+    Args:
+        pictures: the picture of the curve, if the report has one.
+    """
     from cocktail.pipeline import mix_to_folder
 
     if not result.interrupted:
-        mix_to_folder(planned(), output, progress=shows_bar(quiet))
+        picture = next(iter(pictures), None)
+        bar = shows_bar(quiet)
+        mix_to_folder(planned(), output, progress=bar, figures=figures, picture=picture)
     if not (quiet or as_json):
         click.echo(f"{output}: {_what_is_written(result)}")
 
@@ -158,15 +171,21 @@ def _what_is_written(result: SearchResult) -> str:
     return f"a copy of {copied}" + ("" if result.gained else ", since nothing was gained")
 
 
-def _write_report(result: SearchResult, report: str, *, quiet: bool) -> None:
-    """Write the report, and name its files."""
+def _file_name(path: str | None) -> str | None:
+    return None if path is None else Path(path).name
+
+
+def _write_report(result: SearchResult, report: str, pictures: list[Path], quiet: bool) -> None:
+    """Write the report, name its files, and add its picture to ``pictures``."""
     from cocktail.search.report import write_report
+    from cocktail.write.card import CURVE_PICTURE
 
     try:
         written = write_report(result, Path(report))
     except KeyboardInterrupt:
         click.echo(f"cocktail: {report}: not written: interrupted", err=True)
         sys.exit(130)
+    pictures += [Path(report) / name for name in written if name == CURVE_PICTURE]
     if not quiet:
         click.echo("".join(f"{report}/{name}\n" for name in written), nl=False)
 

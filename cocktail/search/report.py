@@ -13,8 +13,9 @@ from cocktail.search.intervals import CONFIDENCE
 from cocktail.search.result import SearchResult
 from cocktail.search.tables import point_rows
 from cocktail.system.temporary import folder_prefix, temporary_parts
+from cocktail.write.card import CURVE_PICTURE
 
-REPORT_FILES = ("search.json", "report.md", "report.html", "curve.png")
+REPORT_FILES = ("search.json", "report.md", "report.html", CURVE_PICTURE)
 _PARTS = "report"  # part of the name of the temporary folder inside
 
 
@@ -122,8 +123,8 @@ def _write_files(result: SearchResult, folder: Path) -> list[str]:
     if find_spec("matplotlib") is not None:
         from cocktail.search.pictures import draw_curve  # noqa: PLC0415 - optional
 
-        draw_curve(result, folder / "curve.png")
-        written.append("curve.png")
+        draw_curve(result, folder / CURVE_PICTURE)
+        written.append(CURVE_PICTURE)
     if find_spec("plotly") is not None:
         from cocktail.search.page import write_page  # noqa: PLC0415 - optional
 
@@ -131,7 +132,7 @@ def _write_files(result: SearchResult, folder: Path) -> list[str]:
         written.append("report.html")
     text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
     (folder / "search.json").write_text(text, encoding="utf-8")
-    text = _markdown(result, "curve.png" in written)
+    text = _markdown(result, CURVE_PICTURE in written)
     if len(written) < 2:
         text += (
             "\nThe picture or the page is missing: they need matplotlib and plotly "
@@ -160,7 +161,7 @@ def _markdown(result: SearchResult, picture: bool) -> str:
         "over the examples; differences from the base are paired. * marks the choice.",
     ]
     if picture:
-        parts.append("![Target and general measures along the mixes](curve.png)")
+        parts.append(f"![Target and general measures along the mixes]({CURVE_PICTURE})")
     parts.append(_table(point_rows(result)))
     if result.changes:
         parts += ["## Rankings that changed most", _table(_change_rows(result))]

@@ -8,6 +8,7 @@ from typing import Any
 from cocktail.search.changes import Change
 from cocktail.search.curve import Point
 from cocktail.search.verdict import Verdict
+from cocktail.write.card import Figure
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,30 @@ class SearchResult:
     def curve(self) -> tuple[Point, ...]:
         """The points on the curve, in their order from the base."""
         return tuple(point for point in self.points if point.share is not None)
+
+    def figures(self, target: str | None = None, general: str | None = None) -> list[Figure]:
+        """What was measured on the choice and the base, for the model card.
+
+        Args:
+            target, general: the names of the files of examples, if they come from files.
+        """
+        base = self.point("base")
+        sides = [
+            ("target", target, self.metric, self.chosen.metric, base.metric),
+            ("target", target, "loss", self.chosen.loss, base.loss),
+            ("general", general, self.general_measure, self.chosen.general, base.general),
+        ]
+        return [
+            Figure(
+                f"{kind} ({file})" if file else kind,
+                measure,
+                own.mean.mean,
+                before.mean.mean,
+                str(own.difference),
+            )
+            for kind, file, measure, own, before in sides
+            if measure is not None and own is not None and before is not None
+        ]
 
     @property
     def gained(self) -> bool:

@@ -42,6 +42,16 @@ def trains_language_model(args: ModelArguments) -> bool:
     return is_language_model(config) and is_described(name, config, **hub)
 
 
+def load_tokenizer(args: ModelArguments) -> Any:
+    """Return the tokenizer that was asked for, else the model's own."""
+    with model_errors(args.model_name_or_path, args.cache_dir):
+        return AutoTokenizer.from_pretrained(
+            args.tokenizer_name or tokenizer_home(args.model_name_or_path),
+            use_fast=args.use_fast_tokenizer,
+            **args.hub,
+        )
+
+
 def load_decoder_for_training(args: ModelArguments) -> tuple[Any, Any]:
     """Return the language model with its readout, in fp32, with adapters; its tokenizer.
 
@@ -51,16 +61,8 @@ def load_decoder_for_training(args: ModelArguments) -> tuple[Any, Any]:
         ModelError: The model does not load, or is not a language model.
         ArgumentError: The prompt or the modules for adapters cannot be meant.
     """
-    name = args.model_name_or_path
-    common = {
-        "cache_dir": args.cache_dir,
-        "token": args.token,
-        "trust_remote_code": args.trust_remote_code,
-    }
-    with model_errors(name, args.cache_dir):
-        tokenizer = AutoTokenizer.from_pretrained(
-            args.tokenizer_name or tokenizer_home(name), use_fast=args.use_fast_tokenizer, **common
-        )
+    name, common = args.model_name_or_path, args.hub
+    tokenizer = load_tokenizer(args)
     options = {"dtype": "float32", "attn_implementation": args.attention, **common}
     for folder in args.raw_peft or ():
         if not is_adapter(folder):

@@ -8,7 +8,6 @@ from typing import Any
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
 
 from reranker_ft.errors import ArgumentError, ModelError, one_line
@@ -17,12 +16,15 @@ from reranker_ft.model.load import (
     load_adapter,
     model_errors,
     no_load_report,
-    tokenizer_home,
 )
 from reranker_ft.model.rerankers import attach_recorded
 from reranker_ft.model.tokenizer import fit_tokenizer, separate_pairs
 from reranker_ft.train.config import ModelArguments
-from reranker_ft.train.decoder import load_decoder_for_training, trains_language_model
+from reranker_ft.train.decoder import (
+    load_decoder_for_training,
+    load_tokenizer,
+    trains_language_model,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +46,8 @@ def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tup
     """
     if trains_language_model(args):
         return load_decoder_for_training(args)
-    name = args.model_name_or_path
-    common = {
-        "cache_dir": args.cache_dir,
-        "token": args.token,
-        "trust_remote_code": args.trust_remote_code,
-    }
-    with model_errors(name, args.cache_dir):
-        tokenizer = AutoTokenizer.from_pretrained(
-            args.tokenizer_name or tokenizer_home(name), use_fast=args.use_fast_tokenizer, **common
-        )
+    name, common = args.model_name_or_path, args.hub
+    tokenizer = load_tokenizer(args)
     missing: set[str] = set()
     if is_adapter(name):
         model = _adapter_for_training(args, common)
