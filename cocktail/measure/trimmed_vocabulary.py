@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 from cocktail.checkpoint.model import MAIN
 from cocktail.measure.mixture import Mixture
 from cocktail.measure.tasks.task import Batch, Task
-from cocktail.plan.align import Source
+from cocktail.plan.alignment import Source
 from cocktail.system.heap import trim_heap
 from cocktail.tensors.dtypes import ITEM_SIZE, torch_dtype
 from cocktail.tensors.reading import TensorReader

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
 
-from cocktail.checkpoint.architecture import Architecture
-from cocktail.checkpoint.kinds import detect_kind
 from cocktail.checkpoint.model import MAIN, Checkpoint, Part, tensor_key
 from cocktail.checkpoint.ties import INPUT_EMBEDDINGS
 from cocktail.checkpoint.weight_files import SIDE_TENSORS
 from cocktail.errors import counted, listed
 from cocktail.numbers import shares
+from cocktail.plan.alignment import Alignment, Source
+from cocktail.plan.donor import name_for_donor, require_one_donor
 from cocktail.plan.names import Names, common_names
 from cocktail.plan.vocabularies import Run, Vocabularies
 from cocktail.recipe.recipe import Recipe
@@ -21,41 +19,11 @@ from cocktail.tensors.dtypes import FLOATING
 from cocktail.tensors.info import TensorInfo
 from cocktail.tensors.reading import equal_tensors
 
-T = TypeVar("T")
-
 _IN_LAYER = re.compile(r"(^|\.)\d+\.")
 _BY_TOKEN = re.compile(
     r"embed|wte|(^|\.)shared\.|lm_head|vocab_projector|predictions\.(decoder|bias)"
 )
 _NOT_BY_TOKEN = re.compile(r"position|type|norm|dense|embeddings_project|mapping")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A tensor that goes into an output tensor, with its weight (1 until the plan sets it)."""
-
-    info: TensorInfo
-    weight: float
-    ingredient: int
-
-
-@dataclass
-class Alignment:
-    """What ``align_parts`` found.
-
-    Attributes:
-        sources: by part and name, in the order of the first ingredient's files.
-        runs: for tensors whose rows are aligned by token, the rows of the sources behind each row.
-        donor: index of the ingredient that provides config and tokenizer.
-        architecture: the class that its config names, where it had to be asked.
-    """
-
-    sources: dict[tuple[str, str], tuple[Source, ...]] = field(default_factory=dict)
-    runs: dict[tuple[str, str], list[Run]] = field(default_factory=dict)
-    donor: int = 0
-    architecture: Architecture | None = None
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def align_parts(
@@ -85,87 +53,10 @@ def align_parts(
             result.notes += names.notes
         _Matcher(path, tables, ingredients, recipe, vocabularies, result, names).match()
         if names is not None:
-            _name_for_donor(result, names, ingredients)
+            name_for_donor(result, names, ingredients)
     if vocabularies.grew:
-        _require_one_donor(result, vocabularies.largest, [c.reference for c in ingredients])
+        require_one_donor(result, vocabularies.largest, [c.reference for c in ingredients])
     return result
-
-
-def _require_one_donor(result: Alignment, largest: int, names: Sequence[str]) -> None:
-    """The config counts the tokens of the tokenizer beside it."""
-    if result.donor != largest:
-        result.problems.append(
-            f"the head requires the config of {names[result.donor]}, but {names[largest]} has more "
-            "tokens - config and tokenizer must come from one ingredient - "
-            f"add the tokens to {names[result.donor]} first, with resize_token_embeddings()"
-        )
-    result.notes.insert(
-        0,
-        f"tokenizers differ: rows are aligned by token, and the tokenizer comes from "
-        f"{names[largest]}",
-    )
-
-
-def _name_for_donor(result: Alignment, names: Names, ingredients: Sequence[Checkpoint]) -> None:
-    """Name the main tensors as the class of the donor's config does."""
-    _prefer_tied_head(result, names, ingredients)
-    main = [name for part, name in result.sources if part == MAIN]
-    has_head = bool(names.known_classes) and not all(map(names.is_body, main))
-    new = {name: names.output(name, result.donor, has_head=has_head) for name in main}
-    result.architecture = names.classes[result.donor] if names.classes else None
-    spare = [name for name in main if _is_spare(name, new[name], names, result.architecture)]
-    for name in spare:
-        del result.sources[MAIN, name]
-        result.runs.pop((MAIN, name), None)
-    if spare and result.architecture is not None:
-        result.notes.append(
-            f"{listed(spare)}: left out, as {result.architecture.name}, the class of the mix, has "
-            "no such tensor"
-        )
-    result.sources = _renamed(result.sources, new)
-    result.runs = _renamed(result.runs, new)
-
-
-def _prefer_tied_head(result: Alignment, names: Names, ingredients: Sequence[Checkpoint]) -> None:
-    """Prefer the config of a language model to that of the same transformer without its head.
-
-    Where the head is tied to the embedding, their tensors are the same.
-    """
-    own = names.classes[result.donor] if names.classes else None
-    if own is None or own.has_prefix or result.problems:
-        return
-    for i, (asked, checkpoint) in enumerate(zip(names.classes, ingredients, strict=True)):
-        kind = detect_kind(checkpoint.config, has_modules=False)
-        if (
-            asked is not None
-            and asked.has_prefix
-            and kind is not None
-            and kind.ties_embeddings
-            and not asked.unfilled(names.stored[i].values())
-        ):
-            result.donor = i
-            result.notes.append(
-                f"config and tokenizer come from {checkpoint.reference}, a {asked.name}: its head "
-                "is tied to the embedding, which all models have"
-            )
-            return
-
-
-def _is_spare(name: str, new: str, names: Names, asked: Architecture | None) -> bool:
-    """Whether only some ingredients have the tensor, in a class other than the mix's."""
-    if asked is None or asked.place(new) is not None:
-        return False
-    if all(name in table for table in names.tables):
-        return False
-    return any(c.place(name) is not None for c in names.known_classes)
-
-
-def _renamed(
-    found: Mapping[tuple[str, str], T], new: Mapping[str, str]
-) -> dict[tuple[str, str], T]:
-    return {
-        (part, new[name] if part == MAIN else name): value for (part, name), value in found.items()
-    }
 
 
 class _Matcher:

@@ -156,8 +156,7 @@ def _spell_rope(config: dict[str, Any]) -> None:
 
 
 def _labels(config: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes in the order of the head's rows; ``None`` if they are only "
-    "numbered."""
+    """The names of the classes in the order of the head's rows; ``None`` if they have none."""
     mapping = config.get("id2label")
     if not isinstance(mapping, Mapping):
         return None

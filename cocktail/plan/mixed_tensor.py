@@ -11,7 +11,7 @@ from typing import Any
 from cocktail.checkpoint.model import tensor_key
 from cocktail.methods.method import Method
 from cocktail.numbers import shares
-from cocktail.plan.align import Source
+from cocktail.plan.alignment import Source
 from cocktail.plan.vocabularies import Run
 from cocktail.tensors.bf16 import SUMMED
 from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE
@@ -166,8 +166,7 @@ class MixedTensor:
 
     @cached_property
     def is_plain_sum(self) -> bool:
-        """Whether NumPy can make it: a sum of fp32, bf16 and fp16 tensors, or a copy of "
-        "integers."""
+        """Whether NumPy can make it: a sum of fp32, bf16 and fp16, or a copy of integers."""
         if self.merge is not None or not all(source.info.is_plain for source in self.active):
             return False
         if self.is_copy and self.dtype not in FLOATING:

@@ -69,8 +69,7 @@ class Names:
         )
 
     def is_body(self, name: str) -> bool:
-        """Whether the classes that were asked have the tensor in their transformer, not in a "
-        "head."""
+        """Whether the classes that were asked have it in their transformer, not in a head."""
         return any(c.has_prefix and c.prefix + name in c.shapes for c in self.known_classes) or (
             bool(self.known_classes) and all(name in c.shapes for c in self.known_classes)
         )

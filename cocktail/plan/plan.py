@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from cocktail.checkpoint.architecture import architecture_of, layer_count, looks_loadable
@@ -18,21 +17,20 @@ from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.resolve import resolve
 from cocktail.checkpoint.ties import is_quantised, is_tied
 from cocktail.errors import CheckpointError, PlanError, RecipeError, counted, listed
-from cocktail.plan.align import Alignment, align_parts
+from cocktail.plan.align import align_parts
+from cocktail.plan.alignment import Alignment
 from cocktail.plan.configs import compare_configs, pooling_problems
-from cocktail.plan.mixed_tensor import Merge, MixedTensor, OutputFile
+from cocktail.plan.layout import lay_out, parse_size
+from cocktail.plan.mixed_tensor import MixedTensor, OutputFile
 from cocktail.plan.tokenizer import choose_tokenizer
 from cocktail.plan.vocabularies import Vocabularies, compare_vocabularies
+from cocktail.recipe.check import recipe_problems
 from cocktail.recipe.recipe import Recipe
-from cocktail.recipe.schedule import layer_depths, unmatched_filters
-from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE, widest
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 HALVES_WITHOUT_TORCH = 1 << 31
 """The most fp16 elements to read and write without torch: beyond that, its faster conversions make
 up, on two threads, for the second that its import takes."""
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Plan:
             PlanError: their number, their sum or one of them is wrong.
         """
         recipe = replace(self.recipe, weights=tuple(map(float, weights)))
-        problems = recipe.problems()
+        problems = recipe_problems(recipe)
         if problems:
             raise PlanError(problems)
         files = tuple(
@@ -162,7 +160,7 @@ def build_plan(
     Raises:
         PlanError: with every reason why these ingredients cannot be mixed.
     """
-    problems = recipe.problems()
+    problems = recipe_problems(recipe)
     shard_bytes = DEFAULT_SHARD_BYTES
     try:
         shard_bytes = parse_size(max_shard_size)
@@ -198,7 +196,7 @@ def build_plan(
     problems += aligned.problems or _load_problems(kind, aligned, donor, recipe)
     if problems or kind is None:
         raise PlanError(list(dict.fromkeys(problems)))
-    files = _lay_out(ingredients, aligned, recipe, shard_bytes)
+    files = lay_out(ingredients, aligned, recipe, shard_bytes)
     adaptions = [c.adaption for c in ingredients if c.adaption is not None]
     notes = (
         *(note for checkpoint in ingredients for note in checkpoint.notes),
@@ -214,22 +212,6 @@ def build_plan(
     return Plan(
         recipe, kind, tuple(ingredients), donor, files, companions, notes, texts=tokenizer.texts
     )
-
-
-def parse_size(size: int | str) -> int:
-    """Read a number of bytes: ``5GB`` is 5 * 10**9, ``5GiB`` 5 * 2**30.
-
-    Raises:
-        RecipeError: it is not a size, or less than one byte.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
-    value = float(match[1]) * _UNITS.get(match[2], 0) if match else 0.0
-    if not 1 <= value < 2**63:
-        raise RecipeError(
-            f"max_shard_size is {size!r} - it must be bytes, or text such as 500MB or 5GB - "
-            "correct it"
-        )
-    return int(value)
 
 
 def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | None:
@@ -375,91 +357,3 @@ def _no_head(kind: Kind, heads: Sequence[str]) -> str:
         f"no ingredient has a head for {kind.name} models ({listed(heads, 4)}) - the mix would get "
         "a random one - fine-tune a model first, or name the right model_type"
     )
-
-
-def _lay_out(
-    ingredients: Sequence[Checkpoint], aligned: Alignment, recipe: Recipe, shard_bytes: int
-) -> tuple[OutputFile, ...]:
-    files: list[OutputFile] = []
-    by_part: dict[str, list[MixedTensor]] = {}
-    for tensor in _mixed_tensors(aligned, recipe):
-        by_part.setdefault(tensor.part, []).append(tensor)
-    for path, tensors in by_part.items():
-        part = next(c.parts[path] for c in ingredients if path in c.parts)
-        if part.file is not None:
-            files.append(OutputFile(part.file, tuple(tensors), is_safetensors=False))
-            continue
-        # Wide types first: every tensor stays aligned to its element size, as safetensors asks.
-        tensors.sort(key=lambda tensor: -ITEM_SIZE[tensor.dtype])
-        shards = _cut(tensors, shard_bytes)
-        for number, shard in enumerate(shards, start=1):
-            suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
-            file = (PurePosixPath(part.folder) / f"model{suffix}.safetensors").as_posix()
-            files.append(OutputFile(file, tuple(shard), is_safetensors=True))
-    return tuple(files)
-
-
-def _mixed_tensors(aligned: Alignment, recipe: Recipe) -> list[MixedTensor]:
-    """Give every tensor its weights, or its method with its options.
-
-    Raises:
-        PlanError: a tensor has no weight, or a filter fits no tensor.
-    """
-    names = [name for _, name in aligned.sources]
-    depths = layer_depths(names)
-    problems = [
-        f"{key} has a filter {text!r} that no tensor's name contains - a filter must be part of a "
-        "name - list the names with `cocktail inspect --tensors`"
-        for given in (recipe.parameters, *recipe.model_parameters)
-        for key, setting in given.items()
-        for text in unmatched_filters(setting, names)
-    ]
-    tensors = []
-    for (path, name), sources in aligned.sources.items():
-        codes = {source.info.dtype for source in sources}
-        code = recipe.dtype or widest(codes) if codes <= FLOATING else next(iter(codes))
-        runs = aligned.runs.get((path, name), [])
-        shape = sources[aligned.donor if runs else 0].info.shape
-        tensor = MixedTensor(path, name, code, shape, sources)
-        try:
-            if len(sources) == len(recipe.ingredients):
-                tensor = _merged(tensor, recipe, depths)
-        except RecipeError as error:
-            problems.append(str(error))
-            continue
-        tensors.append(tensor.in_pieces(runs, sources) if runs else tensor)
-    if problems:
-        raise PlanError(list(dict.fromkeys(problems)))
-    return tensors
-
-
-def _merged(tensor: MixedTensor, recipe: Recipe, depths: Mapping[str, float]) -> MixedTensor:
-    """The tensor as the recipe makes it from all ingredients.
-
-    Raises:
-        RecipeError: no weight is given for it.
-    """
-    weights, options = recipe.for_tensor(tensor.name, depths)
-    weights = weights or (1.0,) * len(recipe.merged)
-    sources = tuple(
-        replace(tensor.sources[i], weight=weight)
-        for i, weight in zip(recipe.merged, weights, strict=True)
-    )
-    if recipe.is_weighted_sum:
-        return replace(tensor, sources=sources)
-    has_base = recipe.base_index is not None and recipe.method.base != "ingredient"
-    base = tensor.sources[recipe.base_index or 0] if has_base else None
-    return replace(tensor, sources=sources, merge=Merge(recipe.method, options, base, recipe.seed))
-
-
-def _cut(tensors: Sequence[MixedTensor], shard_bytes: int) -> list[list[MixedTensor]]:
-    """Fill shards in order; a tensor larger than a shard gets a shard of its own."""
-    shards: list[list[MixedTensor]] = []
-    filled = 0
-    for tensor in tensors:
-        if not shards or filled + tensor.nbytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += tensor.nbytes
-    return shards

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
 from cocktail.checkpoint.folder import local_folder
-from cocktail.errors import RecipeError, counted, listed
+from cocktail.errors import RecipeError, listed
 from cocktail.methods.method import LINES, WEIGHT, Method, Option
 from cocktail.methods.registry import method_named, option_names
 from cocktail.numbers import cancel, exact_sum, plain, read_weights
 from cocktail.recipe.schedule import checked_setting, known_options, lines_depth, value_at
 from cocktail.tensors.dtypes import parse_dtype, torch_name
 
-WEIGHT_TOLERANCE = 1e-3
 HeadRule = Literal["error", "copy", "mix", "drop"]
 PoolingMode = Literal["cls", "mean", "max", "lasttoken"]
 
@@ -132,102 +130,6 @@ class Recipe:
                 "normalised - give other weights"
             )
         return replace(self, weights=tuple(weight / total for weight in self.weights))
-
-    def problems(self) -> list[str]:
-        """What is wrong with the recipe by itself, one line each."""
-        found = []
-        for name, allowed in (("head", HeadRule), ("pooling", PoolingMode)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(allowed):
-                found.append(
-                    f"{name} is {value!r} - it must be one of {', '.join(get_args(allowed))}"
-                )
-        if self.chat_template not in (None, "auto") and "{" not in str(self.chat_template):
-            found.append(
-                f"chat_template is {self.chat_template!r:.60} - it must be auto or the text of a "
-                "Jinja template - paste the template, or leave it out"
-            )
-        try:
-            found += self._data_problems(self.method)
-            found += [*self._model_problems(self.method), *self._weight_problems(self.method)]
-            self.check_parameters()
-        except RecipeError as error:
-            found.append(str(error))
-        return found
-
-    def _data_problems(self, method: Method) -> list[str]:
-        if method.statistic is None and self.data is not None:
-            return [
-                f"data is {self.data} - {method.name} uses no examples - leave it out, or "
-                "merge by fisher or regmean"
-            ]
-        if method.statistic is not None and self.data is None:
-            return [
-                f"{method.name} has no examples - it weighs the models by measuring them on some - "
-                "give a JSONL file (--data, data=)"
-            ]
-        return []
-
-    def _model_problems(self, method: Method) -> list[str]:
-        if len(self.ingredients) < 2:
-            count = len(self.ingredients)
-            return [f"{count} model given - a mix takes at least two - name another"]
-        if self.base_model is None and method.base == "required":
-            return [
-                f"{method.name} has no base - it works on the changes that fine-tuning made - name "
-                "the model that the others were fine-tuned from (--base, base_model)"
-            ]
-        needs_weight = method.weighted or method.statistic is not None
-        is_foreign = self.base_model not in (None, *self.models)
-        if method.base == "ingredient" and needs_weight and is_foreign:
-            return [
-                f"the base {self.base_model} is not among the models - {method.name} has no other "
-                "use for it - name it among them"
-            ]
-        fewest, most = method.models
-        count = len(self.merged)
-        if fewest <= count <= (most or count):
-            return []
-        wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most else f"{fewest}+"
-        beside = " besides the base" if self.base_model and method.base != "ingredient" else ""
-        return [
-            f"{counted(count, 'model')} given{beside} - {method.name} takes {wanted} - make the "
-            "numbers agree"
-        ]
-
-    def _weight_problems(self, method: Method) -> list[str]:
-        count = len(self.merged)
-        if not self.weights:
-            given = [self.parameters, *self.model_parameters]
-            if not method.weighted or any("weight" in parameters for parameters in given):
-                return []
-            return [f"no weights for {counted(count, 'model')} - each takes one weight - give them"]
-        if not method.takes_weights:
-            return [f"weights given - {method.name} takes none - leave them out"]
-        if not method.weighted:
-            for weight in self.weights:
-                method.option("weight").check(weight)
-            if not any(self.weights):
-                return [f"the weights are all 0 - {method.name} divides by their sum - give others"]
-        broken = [weight for weight in self.weights if not math.isfinite(weight)]
-        if broken:
-            return [
-                f"weights are {list(self.weights)} - they must be finite numbers - correct them"
-            ]
-        if len(self.weights) != count:
-            takes = "each model takes one weight, in the same order"
-            if count < len(self.models):
-                takes = f"the base {self.base_model} takes none, every other model one, in order"
-            number = counted(len(self.weights), "weight")
-            return [f"{number} for {counted(count, 'model')} - {takes} - make them agree"]
-        total = exact_sum(self.weights)
-        if self.is_weighted_sum and not abs(total - 1) <= WEIGHT_TOLERANCE:
-            return [
-                f"the weights sum to {total:.6g} - the sum must be 1 within {WEIGHT_TOLERANCE:g}, "
-                "or the model's scale changes - correct them, or normalise (--normalize, "
-                "normalize=True)"
-            ]
-        return []
 
     def options(self) -> tuple[Option, ...]:
         """Every option that the parameters may set."""

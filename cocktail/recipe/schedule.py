@@ -108,8 +108,7 @@ def layer_depths(names: Iterable[str]) -> dict[str, float]:
 
 
 def lines_depth(name: str, depths: Mapping[str, float]) -> float:
-    """The depth for LiNeS, which places the embeddings before all layers and the head after "
-    "them."""
+    """The depth for LiNeS, with the embeddings before all layers and the head after them."""
     if _LAYER.match(name):
         return depths[name]
     return 0.0 if _BEFORE_THE_LAYERS.search(name) else 1.0

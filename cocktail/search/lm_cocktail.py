@@ -1,5 +1,4 @@
-"""LM-Cocktail's rule: weigh every ingredient by softmax(-L / T) of its own loss, measuring no "
-"mix."""
+"""LM-Cocktail's rule: weigh every ingredient by softmax(-L / T) of its loss, measuring no mix."""
 
 from __future__ import annotations
 

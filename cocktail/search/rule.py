@@ -85,8 +85,7 @@ def choose_point(
 
 
 def allowed_points(general: Values | None, max_drop: float, count: int) -> npt.NDArray[np.bool_]:
-    """(S,) whether each point comes before the first that loses too much; always true for the "
-    "base."""
+    """(S,) whether each point lies before the first that loses too much; the base always does."""
     if general is None:
         return np.ones(count, dtype=bool)
     rises = general - general[:, :1]

@@ -95,19 +95,34 @@ def _readout(args: ModelArguments, config: Any, tokenizer: Any, hub: dict[str, A
 
 
 def _with_adapters(model: Any, args: ModelArguments) -> Any:
-    """Return the model with LoRA adapters (Hu et al., 2021), new or those of ``from_peft``."""
-    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: PLC0415 - optional
+    """Return the model with LoRA adapters, new or those of ``from_peft``."""
+    from peft import PeftModel  # noqa: PLC0415 - optional
 
-    if args.from_peft is not None:
-        with model_errors(args.from_peft):
-            return PeftModel.from_pretrained(model, args.from_peft, is_trainable=True)
+    if args.from_peft is None:
+        return new_adapters(
+            model, args, task_type="CAUSAL_LM", modules_to_save=args.modules_to_save
+        )
+    with model_errors(args.from_peft):
+        return PeftModel.from_pretrained(model, args.from_peft, is_trainable=True)
+
+
+def new_adapters(model: Any, args: ModelArguments, **settings: Any) -> Any:
+    """Return the model with new LoRA adapters (Hu et al., 2021).
+
+    Args:
+        settings: Of PEFT's ``LoraConfig``, beside those that flags give.
+
+    Raises:
+        ArgumentError: The model has no module for them.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - optional
+
     config = LoraConfig(
-        task_type="CAUSAL_LM",
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.target_modules or "all-linear",
-        modules_to_save=args.modules_to_save,
+        **settings,
     )
     try:
         return get_peft_model(model, config)

@@ -11,7 +11,7 @@ import torch
 
 from cocktail.checkpoint.kinds import detect_kind
 from cocktail.errors import PlanError
-from cocktail.plan.plan import Plan, build_plan, parse_size
+from cocktail.plan.plan import Plan, build_plan
 from cocktail.recipe.recipe import make_recipe
 from tests.cocktail.checkpoints import Save, weights
 
@@ -320,13 +320,6 @@ def test_shards_keep_every_tensor_aligned(save: Save) -> None:
     assert parts.files[0].path == "model-00001-of-00004.safetensors"
     assert all(file.nbytes <= 100 or len(file.tensors) == 1 for file in parts.files)
     assert parts.index(".")["metadata"]["total_size"] == parts.output_bytes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("5GB", 5 * 10**9), ("1.5 MB", 1_500_000), ("1GiB", 2**30), (7, 7)]
-)
-def test_sizes(text: str | int, size: int) -> None:
-    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "5 bananas", "-1", 0, "GB"])

@@ -13,6 +13,7 @@ from cocktail import CocktailError, mix_models
 from cocktail.methods.registry import METHODS
 from cocktail.numbers import cancel, shares
 from cocktail.plan.plan import build_plan
+from cocktail.recipe.check import recipe_problems
 from cocktail.recipe.recipe import make_recipe
 from tests.cocktail.checkpoints import Save, weights
 
@@ -31,7 +32,7 @@ def test_numbers_of_any_library_are_written_as_plain_ones(tmp_path: Path) -> Non
         ["a", "b"], np.ones(2), merge_method="ties", base_model="c", parameters=parameters,
         seed=np.int64(3),  # type: ignore[arg-type]
     )  # fmt: skip
-    assert not recipe.problems()
+    assert not recipe_problems(recipe)
     expected = {"density": 0.5, "lambda": 0.25, "int8_mask": True}
     assert recipe.to_dict()["parameters"] == expected
     assert "seed: 3" in recipe.to_yaml()

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cocktail.errors import RecipeError
+from cocktail.recipe.check import recipe_problems
 from cocktail.recipe.recipe import Recipe, make_recipe, recipe_of
 from cocktail.recipe.yaml_file import read_recipe, read_recipes
 
@@ -78,7 +79,7 @@ def write(tmp_path: Path, text: str) -> Path:
 def refusal(tmp_path: Path, text: str) -> str:
     with pytest.raises(RecipeError) as caught:
         recipes = [recipe_of(values) for values in read_recipes(write(tmp_path, text))]
-        problems = [problem for recipe in recipes for problem in recipe.problems()]
+        problems = [problem for recipe in recipes for problem in recipe_problems(recipe)]
         raise RecipeError("; ".join(problems)) if problems else AssertionError
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -92,7 +93,7 @@ def depths(*names: str) -> dict[str, float]:
 
 def test_slerp_with_filters_and_gradients(tmp_path: Path) -> None:
     recipe = recipe_of(read_recipe(write(tmp_path, SLERP)))
-    assert recipe.problems() == []
+    assert recipe_problems(recipe) == []
     assert recipe.ingredients == ("org/base", "org/tuned")
     assert (recipe.base_index, recipe.merged) == (0, [1])
     assert (recipe.dtype, recipe.tokenizer_source) == ("BF16", "org/base")
@@ -108,7 +109,7 @@ def test_slerp_with_filters_and_gradients(tmp_path: Path) -> None:
 
 def test_ties_with_parameters_for_each_model(tmp_path: Path) -> None:
     recipe = recipe_of(read_recipe(write(tmp_path, TIES)))
-    assert recipe.problems() == []
+    assert recipe_problems(recipe) == []
     assert recipe.ingredients == ("org/one", "org/two", "org/three", "org/base")
     assert recipe.dtype == "F32"
     names = [f"layers.{i}.{part}" for i in range(7) for part in ("mlp.w", "attn.w")]
@@ -245,7 +246,7 @@ slices:
 
 def test_slices_over_all_layers_are_models(tmp_path: Path) -> None:
     recipe = recipe_of(read_recipe(write(tmp_path, SLICES)))
-    assert (recipe.models, recipe.layers, recipe.problems()) == (("a", "b"), 6, [])
+    assert (recipe.models, recipe.layers, recipe_problems(recipe)) == (("a", "b"), 6, [])
     assert recipe.for_tensor("x", depths("x"))[0] == (0.25, 0.75)
     assert recipe_of(read_recipe(write(tmp_path, recipe.to_yaml()))) == recipe
 
@@ -294,7 +295,7 @@ def test_parameters_of_other_methods_are_passed_over(
     method: str, unused: dict[str, Any], base: str | None
 ) -> None:
     recipe = make_recipe(["a", "b"], None, merge_method=method, base_model=base, parameters=unused)
-    assert recipe.problems() == []
+    assert recipe_problems(recipe) == []
     (note,) = recipe.notes()
     own = {option.name for option in recipe.options()}
     named = note.partition("does not use ")[2].removesuffix("; ignored").split(", ")
@@ -312,7 +313,7 @@ def test_normalize_at_the_top_is_that_of_the_method(given: list[dict[str, Any]])
     slerp = make_recipe(
         ["b"], None, normalize=True, merge_method="slerp", base_model="a", parameters={"t": 0.5}
     )
-    assert slerp.problems() == []
+    assert recipe_problems(slerp) == []
 
 
 def test_one_folder_by_two_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ BROKEN = {
     "not an object": ([1, 2], 0, "not a JSON object"),
     "metadata": ({"__metadata__": {"a": 1}}, 0, "__metadata__"),
     "no JSON": (b"{nope", 0, "not valid JSON"),
-    "a name twice": (b'{"a": 1, "a": 2}', 0, "stands twice"),
+    "a name twice": (b'{"a": 1, "a": 2}', 0, "appears twice"),
     "not UTF-8": (b'{"\xff": 1}', 0, "not valid JSON"),
     "endless nesting": (b"[" * 100_000, 0, "not valid JSON"),
 }
