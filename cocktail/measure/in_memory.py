@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 class ModelInMemory:
-    """The tensors of one mixed model, filled block by block and handed over without a copy.
+    """The tensors of one mixed model, filled block by block and passed on without a copy.
 
     Its :meth:`write_block` is a sink of :func:`cocktail.mix.stream.stream`. The first block starts
     a thread that imports torch and transformers and makes the model without weights, so that this
     takes no time of its own.
 
     Args:
-        trust_remote_code: run the custom code of the model that gives the config.
+        trust_remote_code: run the custom code of the model that provides the config.
     """
 
     def __init__(self, plan: Plan, *, trust_remote_code: bool = False) -> None:
@@ -78,7 +78,7 @@ class ModelInMemory:
             The model in eval mode; its parameters are ``self.tensors``.
 
         Raises:
-            PlanError: the class has weights that the mix does not fill, which would stay random,
+            PlanError: the class has weights that the mix does not fill and that would stay random,
                 or its config cannot be loaded.
         """
         import transformers  # noqa: PLC0415 - seconds to import
@@ -137,8 +137,8 @@ class ModelInMemory:
         return made
 
     def _loader(self, transformers: Any) -> Any:
-        """The Auto class of the kind, or the class that the config names: where a kind has no Auto
-        class, and for encoder-decoders, of which those that hear have an Auto class of their own.
+        """The kind's Auto class, or the class that the config names if the kind has none, and for
+        encoder-decoders, whose speech models have an Auto class of their own.
 
         Raises:
             PlanError: transformers has no such class.
@@ -151,8 +151,8 @@ class ModelInMemory:
             raise PlanError(
                 [
                     f"{self.plan.donor.reference} is a {name or 'model without architectures'}, "
-                    "which transformers does not have - the mixed model is returned as that class "
-                    "- write it with `cocktail mix`, and load it by its own code"
+                    "which transformers does not have - the mixed model would be returned as that "
+                    "class - write it with `cocktail mix`, and load it by its own code"
                 ]
             )
         return found
@@ -160,14 +160,14 @@ class ModelInMemory:
     def _unbuildable(self, folder: Path, error: Exception, trusted: bool) -> str:
         if "auto_map" in self.plan.donor.config and not trusted:
             return (
-                f"{folder}: the model comes with code of its own - it is run only on request - "
+                f"{folder}: the model comes with its own code - it is run only on request - "
                 "read it, then pass trust_remote_code=True"
             )
         reason = str(error).strip().split("\n")[0]
         kind = self.plan.kind.name
         return (
-            f"{folder}: transformers cannot build it as {kind} ({reason}) - the mixed model is "
-            "returned as one of its classes - name another model_type, or update transformers"
+            f"{folder}: transformers cannot build it as {kind} ({reason}) - the mixed model must "
+            "load in one of its classes - name another model_type, or update transformers"
         )
 
     def _without_absent_pooler(self, model_class: type) -> dict[str, bool]:
@@ -179,14 +179,14 @@ class ModelInMemory:
 
 
 def put_block(home: torch.Tensor, start: int, block: Bytes, code: str) -> None:
-    """Copy the elements of type ``code`` whose bytes these are into a tensor, from ``start`` on."""
+    """Copy a block's bytes, elements of type ``code``, into a tensor from ``start`` on."""
     values = as_tensor(block, code)
     home.view(-1)[start : start + len(values)].copy_(values)
 
 
 @contextmanager
 def _quiet(transformers: object) -> Iterator[None]:
-    """Hold back the loader's own bar and report: what it would say becomes an error here."""
+    """Silence the loader's own progress bar and report, whose findings become errors here."""
     logging = transformers.utils.logging  # type: ignore[attr-defined]
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
