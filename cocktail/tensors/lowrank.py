@@ -1,7 +1,7 @@
 """The low-rank change that a LoRA adapter makes to one tensor, added while the tensor is read.
 
-W' = W + s B A, https://arxiv.org/abs/2106.09685. DoRA, https://arxiv.org/abs/2402.09353, then gives
-every row of W' the length m that it has learned: m (W + s B A) / ||W + s B A||. Where a layer keeps
+W' = W + s B A, https://arxiv.org/abs/2106.09685. DoRA, https://arxiv.org/abs/2402.09353, then
+rescales every row of W' to a learned length m: m (W + s B A) / ||W + s B A||. Where a layer stores
 its matrix as (in, out), as embeddings and GPT-2 do, A^T B^T is added and columns are scaled.
 
 A layer of experts has a matrix for each, with factors of its own: PEFT stores them together, A as
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from cocktail.tensors.reading import TensorReader
 
 TILE = 1 << 15
-"""Elements that are multiplied out at a time, in whole rows. Tiles lie at fixed places whatever
-range is read, because a matrix product of another shape may round differently."""
+"""Elements to multiply out at a time, in whole rows. Tiles lie at fixed places whatever range is
+read, because a matrix product of another shape may round differently."""
 _LEAST_ROWS = 8
 
 
@@ -39,7 +39,7 @@ class LowRank:
         b: shape (out, r), or (out,).
         scale: alpha / r, or alpha / sqrt(r).
         transposed: the tensor is (in, out).
-        magnitude: shape (out,), the lengths that DoRA has learned; ``None`` without DoRA.
+        magnitude: shape (out,), the lengths that DoRA learned; ``None`` without DoRA.
         experts: how many experts' factors A and B hold, in PEFT's order.
         first: the tensor's first row among the rows of all experts' matrices.
     """
@@ -56,12 +56,12 @@ class LowRank:
 
     @property
     def stored(self) -> tuple[TensorInfo, ...]:
-        """The tensors of the adapter that it is made of; a reader holds them in memory."""
+        """The adapter's tensors that it is made of; a reader holds them in memory."""
         return tuple(info for info in (self.a, self.b, self.magnitude) if info is not None)
 
     @property
     def workspace(self) -> int:
-        """Bytes of a thread that reads the tensor, beside the block: fp64 tiles and a factor."""
+        """Bytes that a reading thread needs besides the block: fp64 tiles and a factor."""
         if self.a is None:
             return 4 * TILE * 8
         rank = self.b.shape[1] // self.experts
@@ -87,7 +87,7 @@ class LowRank:
     def _tiles(
         self, reader: TensorReader, info: TensorInfo, start: int, stop: int
     ) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """W + s B A in runs of elements ``low:high``, each in one tile: shape (high - low,)."""
+        """W + s B A in runs of elements ``low:high`` within one tile each: shape (high - low,)."""
         import torch  # noqa: PLC0415 - reading headers does without it
 
         base = replace(info, delta=None)
@@ -122,7 +122,7 @@ class LowRank:
         return torch.cat(pieces) * self.scale
 
     def _dora_factors(self, reader: TensorReader, info: TensorInfo) -> torch.Tensor:
-        """m / ||W + s B A|| for each output: shape (out,), fp64; takes one pass over the tensor."""
+        """m / ||W + s B A|| for each output: shape (out,), fp64; needs one pass over the tensor."""
         import torch  # noqa: PLC0415
 
         with self._lock:

@@ -25,20 +25,20 @@ _UNDERSTOOD = frozenset(
         "use_rslora",
     }
 )  # fmt: skip
-# These start training by taking a part out of the base's weights; others only choose A and B.
+# These initialisations subtract a part of the base's weights; the others only choose A and B.
 _CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What is needed of an adapter's config.
+    """The settings of an adapter's config that its tensors depend on.
 
     Attributes:
         base: folder or Hub id of the model that it was trained on, with its revision.
         modules_to_save: modules that were trained whole and are stored whole.
         target_parameters: ends of the names of parameters that are changed without a layer of their
             own, such as those of experts.
-        ties_embeddings: where the base ties its embeddings, what was trained of them is tied too.
+        ties_embeddings: where the base ties its embeddings, the trained ones are tied too.
         model_class: the class that it was trained in, where the config names one.
     """
 
@@ -78,15 +78,15 @@ def read_adapter_config(folder: Path) -> LoraConfig:
     """Read an adapter's config.
 
     Raises:
-        CheckpointError: it is no LoRA, uses a variant that is not a fixed change of the weights or
-            not known, or is damaged.
+        CheckpointError: it is not a LoRA, uses a variant that is unknown or not a fixed change of
+            the weights, or is damaged.
     """
     path = folder / ADAPTER_CONFIG
     values = read_json(path)
     kind = values.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"{folder}: is an adapter of type {kind!r} - only LORA is added to its base here - "
+            f"{folder}: is an adapter of type {kind!r} - only LORA can be added to its base - "
             "merge it with merge_and_unload() where PEFT can, and save that"
         )
     active = sorted(key for key, value in values.items() if value and key not in _UNDERSTOOD)
@@ -95,8 +95,8 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         active.append(f"init_lora_weights={start}")
     if active:
         raise CheckpointError(
-            f"{folder}: uses {listed(active)} - an adapter is added here as a low-rank change of "
-            "the base's own weights - merge it with merge_and_unload(), and save that"
+            f"{folder}: uses {listed(active)} - an adapter must be a low-rank change of the "
+            "base's own weights - merge it with merge_and_unload(), and save that"
         )
     try:
         return _parse(values)
@@ -114,7 +114,7 @@ def _parse(values: Mapping[str, Any]) -> LoraConfig:
         re.compile(pattern)
     rank, alpha = int(values.get("r", 8)), float(values.get("lora_alpha", 8))
     if min([rank, *ranks.values()]) < 1:
-        raise ValueError(f"a rank is {min([rank, *ranks.values()])}")
+        raise ValueError(f"a rank is {min([rank, *ranks.values()])}, less than 1")
     if not all(map(math.isfinite, (alpha, *alphas.values()))):
         raise ValueError("an alpha is not finite")
     return LoraConfig(
