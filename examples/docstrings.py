@@ -23,10 +23,10 @@ import bm25s
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("numpy", "scipy", "matplotlib")
-TRAIN, TEST = 320, 200
+TRAIN, TEST = 320, 160
 BASE, TEXT = 220, 88
 """General questions to teach the base with, and to keep; the others are tested on."""
-NEGATIVES = 7
+NEGATIVES = 5
 WORDS = 60
 """Of a positive."""
 
