@@ -193,7 +193,7 @@ def mix_models_with_data(
     )  # fmt: skip
     asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
     weights = _found_weights(
-        search_plan(names, model_type, head=head, dtype=asked.compute_dtype), example_data,
+        search_plan(names, model_type, head=head, dtype=asked.model_dtype), example_data,
         retain_data, asked, progress=progress, device=device, trust_remote_code=trust_remote_code,
         threads=threads, retain_text=retain_text,
     )  # fmt: skip

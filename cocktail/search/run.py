@@ -71,7 +71,7 @@ def search_weights(
     names = tuple(map(str, model_names_or_paths))
     asked = SearchOptions(**options, base=base_index(base, names))
     asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
-    plan = search_plan(names, model_type, head=head, dtype=asked.compute_dtype)
+    plan = search_plan(names, model_type, head=head, dtype=asked.model_dtype)
     bench = search_bench(
         plan, example_data, retain_data, asked, retain_text=retain_text,
         trust_remote_code=trust_remote_code, device=device, threads=threads, processes=processes,

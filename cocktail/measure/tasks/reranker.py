@@ -20,8 +20,9 @@ from cocktail.measure.tasks.examples import RankedExample
 from cocktail.measure.tasks.task import Batch, softmax_slopes
 from reranker_ft.errors import RerankerError
 from reranker_ft.model.described import is_language_model
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import drop_bf16_layers, forward_logits, keep_bf16_layers
 from reranker_ft.model.loss import softmax_cross_entropy
+from reranker_ft.model.precision import cpu_computes_in_bf16
 from reranker_ft.model.readout import pair_encoder, readout_of
 from reranker_ft.model.rerankers import (
     attach_recorded,
@@ -99,6 +100,18 @@ class RerankerTask:
         return scores
 
     keep = forward
+
+    def prepare_bf16(self, model: Any) -> bool:
+        """Let forwards without gradients compute in bf16, with the weights of this moment.
+
+        Returns:
+            Whether they do: the model is of a class that can, and the processor is faster for it.
+        """
+        return cpu_computes_in_bf16() and keep_bf16_layers(model)
+
+    def drop_bf16(self, model: Any) -> None:
+        """Let forwards compute in the model's dtype again."""
+        drop_bf16_layers(model)
 
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
