@@ -5,9 +5,11 @@ What stands in ``fast/`` computes less and changes nothing. Only this room impor
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from reranker_ft.errors import ModelError
@@ -18,8 +20,10 @@ from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
 from reranker_ft.model.fast.embedding import looked_up_once as looked_up_once
 from reranker_ft.model.fast.first_token import last_layer_at_first_token, layers_below_first_token
 from reranker_ft.model.fast.kept_memory import keep_freed_memory as keep_freed_memory
+from reranker_ft.model.fast.packed import PackedRow, packed_attention, packs, window
+from reranker_ft.model.fast.packed import shared_batches as shared_batches
 from reranker_ft.model.fast.unpadded import Row, unpadded
-from reranker_ft.model.readout import readout_of
+from reranker_ft.model.readout import Readout, readout_of, unwrapped
 from reranker_ft.model.turns import turn
 
 
@@ -34,7 +38,7 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """
     readout = readout_of(model)
     if readout is not None and readout.yes is not None:
-        return readout.scores(model, inputs)
+        return _answers(model, readout, inputs)
     with _shortcuts(model, inputs):
         logits = model(**inputs).logits  # (B, 1)
     if logits.ndim != 2 or logits.shape[1] != 1:
@@ -46,9 +50,40 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return scores
 
 
+def computes_beginnings_once(model: nn.Module) -> bool:
+    """Whether pairs that begin alike are cheaper in one micro-batch than in several."""
+    readout = readout_of(model)
+    inner = unwrapped(model)
+    return (
+        readout is not None
+        and readout.yes is not None
+        and packs(inner)
+        and {"logits_to_keep", "position_ids"} <= set(inspect.signature(inner.forward).parameters)
+        and not _is_compiled(model)
+    )
+
+
+def _answers(model: nn.Module, readout: Readout, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the (B,) scores of a language model."""
+    ids, inner = inputs["input_ids"], unwrapped(model)
+    mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+    longest = window(inner.config)
+    in_window = longest is None or int(mask.sum(1).max()) <= longest
+    if not (in_window and computes_beginnings_once(model)):
+        return readout.scores(model, inputs)
+    row = PackedRow.of([text[kept].numpy() for text, kept in zip(ids, mask, strict=True)])
+    # The config holds the name of the attention, for all threads that share the model.
+    with turn(inner), packed_attention(inner):
+        return readout.answers(model(**row.inputs()).logits[0])
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any("_orig_mod" in module._modules for module in model.modules())
+
+
 @contextmanager
 def _shortcuts(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
-    if any("_orig_mod" in module._modules for module in model.modules()):
+    if _is_compiled(model):
         yield  # torch.compile made code of its own, and would make it anew every time
         return
     on_cpu = inputs["input_ids"].device.type == "cpu"

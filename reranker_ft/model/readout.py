@@ -97,7 +97,10 @@ class Readout:
             return self._layerwise(model, {**inputs, **extra}, takes)
         if "logits_to_keep" in takes:
             extra["logits_to_keep"] = 1
-        logits = model(**inputs, **extra).logits[:, -1]  # (B, V)
+        return self.answers(model(**inputs, **extra).logits[:, -1])
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return (B,) fp32 scores of (B, V) logits at the last positions."""
         scores: Tensor = logits[:, self.yes].float()
         return scores if self.no is None else scores - logits[:, self.no].float()
 

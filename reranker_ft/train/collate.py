@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reranker_ft.model.forward import forward_logits, looked_up_once
 from reranker_ft.model.pairs import Pair, PairEncoder
-from reranker_ft.model.scoring import token_batches
+from reranker_ft.model.scoring import micro_batches
 from reranker_ft.train.groups import Group
 
 
@@ -56,6 +56,7 @@ class GroupCollator:
             already, whatever their instructions and white space. Fewer where the batch does not
             have as many.
         always_mask: See ``Encodings.pad``.
+        shared: See ``scoring.micro_batches``.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class GroupCollator:
         micro_batch_tokens: int,
         in_batch_negatives: int = 0,
         always_mask: bool = False,
+        shared: bool = False,
     ) -> None:
         self.encoder = encoder
         self.micro_batch_tokens = micro_batch_tokens
         self.in_batch_negatives = in_batch_negatives
         self.always_mask = always_mask
+        self.shared = shared
 
     def __call__(self, groups: Sequence[Group]) -> TrainingBatch:
         scored = [group for group in groups if group.scored]
@@ -81,7 +84,7 @@ class GroupCollator:
             pair_of_place[row, : len(passages)] = np.arange(len(passages)) + len(pairs)
             pairs += [(scored[row].query, passage) for passage in passages]
         encodings = self.encoder(pairs)
-        batches = token_batches(encodings.lengths, self.micro_batch_tokens)
+        batches = micro_batches(encodings, self.micro_batch_tokens, shared=self.shared)
         place_of_pair = np.argsort(np.concatenate(batches))
         present = pair_of_place >= 0
         teachers = [group.teacher_scores for group in scored]

@@ -20,7 +20,7 @@ from transformers import (
 from reranker_ft.data.examples import Example, ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
-from reranker_ft.model.forward import keep_freed_memory
+from reranker_ft.model.forward import computes_beginnings_once, keep_freed_memory
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.readout import pair_encoder, readout_of, settle_instructions
@@ -197,6 +197,9 @@ def _make_trainer(
         or default_micro_batch_tokens(training_args.device, training=True),
         in_batch_negatives=data_args.in_batch_negatives,
         always_mask=needs_mask(model),
+        shared=training_args.device.type == "cpu"
+        and not training_args.gradient_checkpointing
+        and computes_beginnings_once(model),
     )
     dataset = GroupDataset(
         examples,

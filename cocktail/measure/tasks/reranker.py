@@ -20,7 +20,7 @@ from cocktail.measure.tasks.examples import RankedExample
 from cocktail.measure.tasks.task import Batch, softmax_slopes
 from reranker_ft.errors import RerankerError
 from reranker_ft.model.described import is_language_model
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import computes_beginnings_once, forward_logits
 from reranker_ft.model.loss import softmax_cross_entropy
 from reranker_ft.model.readout import pair_encoder, readout_of
 from reranker_ft.model.rerankers import (
@@ -29,7 +29,7 @@ from reranker_ft.model.rerankers import (
     load_reranker,
     prepare_language_model,
 )
-from reranker_ft.model.scoring import needs_mask, score_encodings, to_device, token_batches
+from reranker_ft.model.scoring import micro_batches, needs_mask, score_encodings, to_device
 from reranker_ft.model.scoring import position_limit as position_limit
 from reranker_ft.model.tokenizer import fit_tokenizer
 
@@ -79,12 +79,14 @@ class RerankerTask:
             self._present, columns + torch.from_numpy(self._starts[:-1])[:, None], 0
         )
         self._always_mask = needs_mask(model)
+        self._shared = computes_beginnings_once(model)
 
     def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
         chosen = range(len(self.places)) if examples is None else examples
         rows = np.concatenate([np.arange(*self._starts[i : i + 2]) for i in chosen])
         made = []
-        for batch in token_batches(self._encodings.lengths[rows], max_tokens):
+        encodings = self._encodings.take(rows.tolist())
+        for batch in micro_batches(encodings, max_tokens, shared=self._shared):
             picked = rows[batch]
             with _as_cocktail_errors():
                 inputs = self._encodings.pad(picked.tolist(), always_mask=self._always_mask)
