@@ -52,29 +52,29 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 def computes_beginnings_once(model: nn.Module) -> bool:
     """Whether pairs that begin alike are cheaper in one micro-batch than in several."""
-    readout = readout_of(model)
-    inner = unwrapped(model)
-    return (
-        readout is not None
-        and readout.yes is not None
-        and packs(inner)
-        and {"logits_to_keep", "position_ids"} <= set(inspect.signature(inner.forward).parameters)
-        and not _is_compiled(model)
-    )
+    readout, inner = readout_of(model), unwrapped(model)
+    if readout is None or readout.yes is None or _is_compiled(model):
+        return False
+    takes = set(inspect.signature(inner.forward).parameters)
+    with turn(inner):
+        return {"logits_to_keep", "position_ids"} <= takes and packs(inner)
 
 
 def _answers(model: nn.Module, readout: Readout, inputs: dict[str, Tensor]) -> Tensor:
     """Return the (B,) scores of a language model."""
     ids, inner = inputs["input_ids"], unwrapped(model)
+    if ids.device.type != "cpu":
+        return readout.scores(model, inputs)
     mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
     longest = window(inner.config)
     in_window = longest is None or int(mask.sum(1).max()) <= longest
-    if not (in_window and computes_beginnings_once(model)):
-        return readout.scores(model, inputs)
-    row = PackedRow.of([text[kept].numpy() for text, kept in zip(ids, mask, strict=True)])
     # The config holds the name of the attention, for all threads that share the model.
-    with turn(inner), packed_attention(inner):
-        return readout.answers(model(**row.inputs()).logits[0])
+    with turn(inner), fast_dropout(model):
+        if not (in_window and computes_beginnings_once(model)):
+            return readout.scores(model, inputs)
+        row = PackedRow.of([text[kept].numpy() for text, kept in zip(ids, mask, strict=True)])
+        with packed_attention(inner):
+            return readout.answers(model(**row.inputs()).logits[0])
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Language models over one row of tokens: the scores of each text alone, and less to compute."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,16 @@ def test_gradient_checkpointing_keeps_the_padding() -> None:
     model.base_model.gradient_checkpointing = True
     assert not packs(model)
     assert packs(model.eval())
+
+
+def test_threads_that_share_a_model_get_their_own_scores() -> None:
+    model = build("Gemma3", sliding_window=10)
+    texts = [TEXTS[:3], [text[:8] for text in TEXTS], TEXTS[3:]] * 8
+    expected = [alone(model, each) for each in texts]
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda each: forward_logits(model, padded(each)), texts)
+        for scores, own in zip(found, expected, strict=True):
+            torch.testing.assert_close(scores, own, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_holds_shared_beginnings_once() -> None:
