@@ -6,7 +6,7 @@ fine-tuning minimised.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from reranker_ft.errors import RerankerError
 from reranker_ft.model.described import is_language_model
 from reranker_ft.model.forward import computes_beginnings_once, forward_logits
 from reranker_ft.model.loss import softmax_cross_entropy
-from reranker_ft.model.readout import pair_encoder, readout_of
+from reranker_ft.model.readout import Readout, pair_encoder, readout_of
 from reranker_ft.model.rerankers import (
     attach_recorded,
     find_readout,
@@ -31,7 +31,11 @@ from reranker_ft.model.rerankers import (
 )
 from reranker_ft.model.scoring import micro_batches, needs_mask, score_encodings, to_device
 from reranker_ft.model.scoring import position_limit as position_limit
+from reranker_ft.model.stack import write_stack
 from reranker_ft.model.tokenizer import fit_tokenizer
+
+_LONGEST = 512
+"""Tokens of a pair whose scores are compared."""
 
 
 class RerankerTask:
@@ -153,6 +157,21 @@ def scoring_record(folder: Path) -> dict[str, Any]:
         return find_readout(str(folder), config, tokenizer).to_dict()
 
 
+def add_logit_score(folder: Path, record: Mapping[str, Any]) -> None:
+    """Make a stack of modules of the language model in a folder: LogitScore and a chat template.
+
+    Args:
+        record: see ``scoring_record``.
+
+    Raises:
+        CocktailError: its tokenizer does not load, or the record is damaged.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import
+
+    with _as_cocktail_errors():
+        write_stack(folder, Readout.from_dict(record), AutoTokenizer.from_pretrained(folder))
+
+
 def pair_scores(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """Raw scores of pairs by the reranker in a folder, in fp32 on the CPU.
 
@@ -161,7 +180,9 @@ def pair_scores(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """
     with _as_cocktail_errors():
         model, tokenizer = load_reranker(folder)
-        scores = score_encodings(model.float(), pair_encoder(model, tokenizer)(pairs))
+        length = min(_LONGEST, position_limit(model) or _LONGEST)
+        encoder = pair_encoder(model, tokenizer, max_length=length)
+        scores = score_encodings(model.float(), encoder(pairs))
     found: list[float] = scores.tolist()
     return found
 
