@@ -19,7 +19,7 @@ from reranker_ft.model.load import (
     no_load_report,
     tokenizer_home,
 )
-from reranker_ft.model.rerankers import attach_recorded
+from reranker_ft.model.rerankers import attach_recorded, load_stack
 from reranker_ft.model.tokenizer import fit_tokenizer, separate_pairs
 from reranker_ft.train.config import ModelArguments
 from reranker_ft.train.decoder import load_decoder_for_training, trains_language_model
@@ -50,6 +50,9 @@ def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tup
         "token": args.token,
         "trust_remote_code": args.trust_remote_code,
     }
+    stack = None if is_adapter(name) else _stack_for_training(args, common)
+    if stack is not None:
+        return stack
     with model_errors(name, args.cache_dir):
         tokenizer = AutoTokenizer.from_pretrained(
             args.tokenizer_name or tokenizer_home(name), use_fast=args.use_fast_tokenizer, **common
@@ -65,6 +68,20 @@ def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tup
     if args.use_lora and not is_adapter(name):
         model = _with_adapters(model, args, missing)
     return model, tokenizer
+
+
+def _stack_for_training(args: ModelArguments, common: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Load a cross-encoder of modules; ``None`` if the model is not stored so."""
+    name = args.model_name_or_path
+    with model_errors(name, args.cache_dir):
+        config = AutoConfig.from_pretrained(args.config_name or name, **common)
+    stack = load_stack(name, config, common, dtype="float32", attn_implementation=args.attention)
+    if stack is not None and args.use_lora:
+        raise ArgumentError(
+            f"use_lora is set and {name} is a stack of modules - adapters are put into a model of "
+            "transformers - leave it out, or convert the stack to sequence-classification"
+        )
+    return stack
 
 
 def _adapter_for_training(args: ModelArguments, common: dict[str, Any]) -> Any:

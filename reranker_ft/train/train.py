@@ -21,6 +21,7 @@ from reranker_ft.data.examples import Example, ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
 from reranker_ft.model.forward import computes_beginnings_once, keep_freed_memory
+from reranker_ft.model.modules import ModuleStack
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.readout import pair_encoder, readout_of, settle_instructions
@@ -164,6 +165,9 @@ def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
     if args.use_lora:
         # Beside the adapters too, so that whoever adds them to the base knows the head.
         trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(trained, ModuleStack):
+        trained.save_pretrained(output)  # the trainer wrote its parameters, without their layout
     keep_one_model(output, adapters=adapters)
     readout = readout_of(trainer.model)
     if readout is not None and readout.yes is not None:

@@ -247,7 +247,8 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     @cached_property
     def _weights(self) -> int:
         # Counting them takes milliseconds, and every step asks.
-        return int(self.model.num_parameters(exclude_embeddings=True))
+        body: Any = getattr(self.model, "body", self.model)  # of a stack of modules
+        return int(body.num_parameters(exclude_embeddings=True))
 
     def evaluate(
         self,
