@@ -1,5 +1,6 @@
 """A tiny language model of every family goes the whole way: train, inspect, mix, search, load."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import cocktail
 from cocktail.checkpoint.inspect import inspect
 from cocktail.checkpoint.resolve import resolve
 from cocktail.cli.main import main
-from reranker_ft import FlagLLMReranker, Reranker
+from reranker_ft import FlagLLMReranker, LayerWiseFlagLLMReranker, Reranker, RerankerError
 from reranker_ft.train.flags import parse
 from reranker_ft.train.train import run
 from tests.language_models import PAIRS, make_language_model
@@ -122,6 +123,45 @@ def test_adapters_are_scored_as_the_merged_model(tmp_path: Path) -> None:
     assert scores == pytest.approx(Reranker(merged, devices="cpu").compute_score(PAIRS), abs=1e-5)
     flag = FlagLLMReranker(base, peft_path=adapters, devices="cpu")
     assert scores == pytest.approx(flag.compute_score(PAIRS), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_every_layer_of_a_layerwise_model_learns_to_score(tmp_path: Path, kind: str) -> None:
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    make_language_model(base, kind)
+    data = write_data(tmp_path / "data.jsonl")
+    train(base, data, tuned, "--model_type", "from_raw_model", "--start_layer", "1")
+
+    before, after = (
+        LayerWiseFlagLLMReranker(folder, devices="cpu", cutoff_layers=[1, 2])
+        for folder in (base, tuned)
+    )
+    scores = after.compute_score(PAIRS)
+    for old, new in zip(before.compute_score(PAIRS), scores, strict=True):
+        assert new != pytest.approx(old, abs=1e-3)
+    model = AutoModelForCausalLM.from_pretrained(tuned)
+    yes = after.tokenizer("Yes", add_special_tokens=False)["input_ids"][0]
+    for number, (query, passage) in enumerate(PAIRS):
+        ids = after.encoder()([after.instruct(query, passage)]).ids(0)
+        output = model(torch.tensor(ids[None].astype("int64")), output_hidden_states=True)
+        first = model.lm_head(model.model.norm(output.hidden_states[1][0, -1]))[yes]
+        assert scores[0][number] == pytest.approx(float(first), abs=1e-4)
+        assert scores[1][number] == pytest.approx(float(output.logits[0, -1, yes]), abs=1e-4)
+    with pytest.raises(RerankerError, match="layer 3 is asked for"):
+        after.compute_score(PAIRS, cutoff_layers=[3])
+
+
+def test_layers_and_bits_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    make_language_model(tmp_path / "base", "llama")
+    data = write_data(tmp_path / "data.jsonl")
+    with pytest.raises(RerankerError, match=r"start_layer is 8 and .* has 2 layers"):
+        train(tmp_path / "base", data, tmp_path / "out", "--model_type", "from_raw_model")
+    layerwise = ("--model_type", "from_raw_model", "--start_layer", "1", "--head_multi", "True")
+    with pytest.raises(RerankerError, match="head_multi is set"):
+        train(tmp_path / "base", data, tmp_path / "out", *layerwise)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(RerankerError, match="bitsandbytes is not installed"):
+            train(tmp_path / "base", data, tmp_path / "out", "--model_type", "decoder", "--qlora")
 
 
 @pytest.mark.parametrize(("kind", "prompt", "start"), FAMILIES)

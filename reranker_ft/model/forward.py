@@ -23,7 +23,7 @@ from reranker_ft.model.fast.kept_memory import keep_freed_memory as keep_freed_m
 from reranker_ft.model.fast.packed import PackedRow, packed_attention, packs, window
 from reranker_ft.model.fast.packed import shared_batches as shared_batches
 from reranker_ft.model.fast.unpadded import Row, unpadded
-from reranker_ft.model.readout import Readout, readout_of, unwrapped
+from reranker_ft.model.readout import Readout, first_layers, readout_of, unwrapped
 from reranker_ft.model.turns import turn
 
 
@@ -60,21 +60,44 @@ def computes_beginnings_once(model: nn.Module) -> bool:
         return {"logits_to_keep", "position_ids"} <= takes and packs(inner)
 
 
+def forward_layers(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Return (K, B) raw scores at the layers that are trained; K is 1 but in layerwise models.
+
+    Raises:
+        ModelError: As ``forward_logits``.
+    """
+    readout = readout_of(model)
+    if readout is None or readout.start_layer is None:
+        return forward_logits(model, inputs)[None]
+    return readout.layer_scores(model, inputs)
+
+
 def _answers(model: nn.Module, readout: Readout, inputs: dict[str, Tensor]) -> Tensor:
     """Return the (B,) scores of a language model."""
-    ids, inner = inputs["input_ids"], unwrapped(model)
-    if ids.device.type != "cpu":
+    inner = unwrapped(model)
+    own_layers = "cutoff_layers" in inspect.signature(inner.forward).parameters
+    count = None if own_layers else readout.layer
+    on_cpu = inputs["input_ids"].device.type == "cpu"
+    if not on_cpu and count is None:
         return readout.scores(model, inputs)
-    mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-    longest = window(inner.config)
-    in_window = longest is None or int(mask.sum(1).max()) <= longest
-    # The config holds the name of the attention, for all threads that share the model.
-    with turn(inner), fast_dropout(model):
-        if not (in_window and computes_beginnings_once(model)):
+    # The model holds its layers and the name of its attention for all threads that share it.
+    with turn(inner), first_layers(inner, count), fast_dropout(model):
+        row = _packed(model, inputs) if on_cpu else None
+        if row is None:
             return readout.scores(model, inputs)
-        row = PackedRow.of([text[kept].numpy() for text, kept in zip(ids, mask, strict=True)])
         with packed_attention(inner):
             return readout.answers(model(**row.inputs()).logits[0])
+
+
+def _packed(model: nn.Module, inputs: dict[str, Tensor]) -> PackedRow | None:
+    """Return the texts of a padded micro-batch in one row; ``None`` where it must stay padded."""
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+    longest = window(unwrapped(model).config)
+    in_window = longest is None or int(mask.sum(1).max()) <= longest
+    if not (in_window and computes_beginnings_once(model)):
+        return None
+    return PackedRow.of([text[kept].numpy() for text, kept in zip(ids, mask, strict=True)])
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reranker_ft.model.forward import forward_logits, looked_up_once
+from reranker_ft.model.forward import forward_layers, looked_up_once
 from reranker_ft.model.pairs import Pair, PairEncoder
 from reranker_ft.model.scoring import micro_batches
 from reranker_ft.train.groups import Group
@@ -118,12 +118,15 @@ class GroupCollator:
 
 
 def group_scores(model: nn.Module, batch: TrainingBatch) -> Tensor:
-    """Return (Q, C) fp32 scores with gradients; an empty place holds that of another pair."""
+    """Return (K, Q, C) fp32 scores with gradients; an empty place holds that of another pair.
+
+    K layers of a layerwise model score, the last of them last; of others there is one.
+    """
     micro_batches = batch["micro_batches"]
     with looked_up_once(model, micro_batches):
-        scores = torch.cat([forward_logits(model, inputs) for inputs in micro_batches])
+        scores = torch.cat([forward_layers(model, inputs) for inputs in micro_batches], dim=1)
     for _ in range(batch["idle_forwards"]):
         # DDP and FSDP communicate in every forward, so all processes make equally many.
         one_pair = {name: tensor[:1] for name, tensor in micro_batches[-1].items()}
-        scores = scores + 0 * forward_logits(model, one_pair)
-    return scores[batch["places"]]
+        scores = scores + 0 * forward_layers(model, one_pair)
+    return scores[:, batch["places"]]

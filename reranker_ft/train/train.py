@@ -203,6 +203,7 @@ def _make_trainer(
         always_mask=needs_mask(model),
         shared=training_args.device.type == "cpu"
         and not training_args.gradient_checkpointing
+        and model_args.start_layer is None
         and computes_beginnings_once(model),
     )
     dataset = GroupDataset(
