@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,50 @@ def test_the_whole_way(tmp_path: Path, kind: str, prompt: str, start: bool) -> N
         model_type="reranker",
     )
     assert len(Reranker(searched, devices="cpu").compute_score(PAIRS)) == len(PAIRS)
+
+
+GENERAL = [
+    "The red bird flies over a river. Nobody knows where it goes in the winter. It comes back.",
+    "A river flows over the hill. It is long and cold. The bird drinks from it in the morning.",
+    "Who is it that answers the query? A passage contains an answer. It is given in a document.",
+    "An instruct is a text. It says what a model shall do with a query. Some models need none.",
+]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_search_keeps_what_must_not_be_lost(tmp_path: Path, labelled: bool) -> None:
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    make_language_model(base, "qwen3")
+    data = write_data(tmp_path / "data.jsonl")
+    flags = ("--model_type", "decoder", "--prompt_template", "qwen3-reranker")
+    train(base, data, tuned, *flags)
+    if labelled:
+        retained = ["--retain", str(write_data(tmp_path / "general.jsonl"))]
+    else:
+        (tmp_path / "general.txt").write_text("\n".join(GENERAL) + "\n")
+        retained = ["--retain-text", str(tmp_path / "general.txt")]
+    command = ["search", str(tuned), str(base), "--base", str(base), "--data", str(data)]
+    command += [*retained, "--max-drop", "100", "--output", str(tmp_path / "best"), "--json"]
+    printed = CliRunner().invoke(main, [*command, "--device", "cpu"])
+    assert printed.exit_code == 0, printed.output
+    found = json.loads(printed.stdout)
+    assert len(Reranker(tmp_path / "best", devices="cpu").compute_score(PAIRS)) == len(PAIRS)
+    points = {point["name"]: point for point in found["points"]}
+    reranker = Reranker(base, devices="cpu", prompt_template="qwen3-reranker")
+    lines = data.read_text().splitlines()
+    for line, ndcg in zip(lines, points["base"]["metric"]["each"], strict=True):
+        row = json.loads(line)
+        texts = row["pos"] + row["neg"]
+        scores = reranker.compute_score([[row["query"], text] for text in texts])
+        better = sum(score > scores[0] for score in scores)
+        assert ndcg == pytest.approx(1 / math.log2(2 + better))
+    if labelled:
+        assert found["measures"]["general"] == "ndcg@10"
+        for point in points.values():  # the same lines, measured as the target and as the rest
+            assert sorted(point["general"]["each"]) == sorted(point["metric"]["each"])
+    else:  # how far the base's order of general passages is kept
+        assert points["base"]["general"]["mean"] == pytest.approx(1)
+        assert 0 <= points["fine-tune"]["general"]["mean"] <= 1
 
 
 def test_adapters_are_scored_as_the_merged_model(tmp_path: Path) -> None:
