@@ -20,6 +20,7 @@ from reranker_ft.train.flags import parse
 from reranker_ft.train.train import run
 from tests.language_models import PAIRS, make_language_model
 
+ROOT = Path(__file__).parents[1]
 FAMILIES = [
     ("gemma", "bge-llm", True),
     ("llama", "bge-llm", False),
@@ -155,6 +156,23 @@ def test_a_search_keeps_what_must_not_be_lost(tmp_path: Path, labelled: bool) ->
     else:  # how far the base's order of general passages is kept
         assert points["base"]["general"]["mean"] == pytest.approx(1)
         assert 0 <= points["fine-tune"]["general"]["mean"] <= 1
+
+
+def test_a_trained_reranker_is_trained_on_and_keeps_general_ability(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    base, tuned, out = tmp_path / "base", tmp_path / "tuned", tmp_path / "out"
+    make_language_model(base, "llama")
+    data = write_data(tmp_path / "data.jsonl")
+    train(base, data, tuned, "--model_type", "decoder")
+    flags = ("--keep", str(data), "--eval_data", str(data), "--save_strategy", "no")
+    with pytest.raises(RerankerError, match="has no reranking head"):
+        train(base, data, out, "--model_type", "decoder", *flags)
+    train(tuned, data, out, *flags)
+    for folder in (out, out / "fine-tuned"):
+        assert len(Reranker(folder, devices="cpu").compute_score(PAIRS)) == len(PAIRS)
+    assert json.loads((out / "report" / "search.json").read_text())["model_type"] == "reranker"
 
 
 def test_adapters_are_scored_as_the_merged_model(tmp_path: Path) -> None:

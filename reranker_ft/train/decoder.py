@@ -33,8 +33,15 @@ def trains_language_model(args: ModelArguments) -> bool:
     Raises:
         ModelError: The config does not load.
     """
-    if args.decodes:
-        return True
+    return args.decodes or is_language_reranker(args)
+
+
+def is_language_reranker(args: ModelArguments) -> bool:
+    """Whether the model that a run starts from is a language model that says how it reranks.
+
+    Raises:
+        ModelError: The config does not load.
+    """
     name = args.model_name_or_path
     home = name
     if is_adapter(name) and not (Path(name) / "config.json").is_file():

@@ -29,6 +29,7 @@ from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, po
 from reranker_ft.model.stack import write_stack
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
+from reranker_ft.train.decoder import is_language_reranker
 from reranker_ft.train.groups import GroupDataset, KnownPositives
 from reranker_ft.train.history import PICTURE_FILE, HistoryCallback, draw_history
 from reranker_ft.train.keep import check_keep, choose_mix, hold_out, require_head
@@ -74,7 +75,7 @@ def run(
     check_keep(data_args.keep, data_args.keep_text)
     examples, held_out = _split(_read(data_args, training_args), data_args, training_args)
     model, tokenizer = load_for_training(model_args, data_args.sep_token)
-    if held_out is not None:
+    if held_out is not None and not is_language_reranker(model_args):
         require_head(model_args.model_name_or_path, model.config.architectures)
     given = data_args.instructions
     query, passage = settle_instructions(
