@@ -186,6 +186,7 @@ def packs(model: Any) -> bool:
         and not model._is_stateful
         and config._attn_implementation == "sdpa"
         and set(getattr(config, "layer_types", None) or ()) <= _LAYERS
+        and not getattr(config, "attn_logit_softcapping", None)  # older versions do take sdpa
         and getattr(config, "is_causal", True)
         and not config.is_encoder_decoder
         and not (model.training and _is_checkpointed(model))

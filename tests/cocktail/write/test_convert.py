@@ -62,6 +62,7 @@ def make_classifier(folder: Path, family: str, **options: Any) -> Path:
     sizes = dict(SIZES)
     if family == "DistilBert":
         sizes |= {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     sizes |= {"head_dim": 8, "num_key_value_heads": 2} if decodes else {}
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
