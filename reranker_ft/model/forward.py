@@ -9,8 +9,10 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from reranker_ft.errors import ModelError
 from reranker_ft.model.fast.attention import attention_without_plans as attention_without_plans
@@ -39,8 +41,11 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     readout = readout_of(model)
     if readout is not None and readout.yes is not None:
         return _answers(model, readout, inputs)
-    with _shortcuts(model, inputs):
-        logits = model(**inputs).logits  # (B, 1)
+    if _reads_last_token(model):
+        logits = _logits_at_last_token(model, inputs)
+    else:
+        with _shortcuts(model, inputs):
+            logits = model(**inputs).logits  # (B, 1)
     if logits.ndim != 2 or logits.shape[1] != 1:
         raise ModelError(
             f"the model gives logits of shape {tuple(logits.shape)} for {len(logits)} pairs - a "
@@ -53,11 +58,39 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def computes_beginnings_once(model: nn.Module) -> bool:
     """Whether pairs that begin alike are cheaper in one micro-batch than in several."""
     readout, inner = readout_of(model), unwrapped(model)
-    if readout is None or readout.yes is None or _is_compiled(model):
+    if _is_compiled(model):
         return False
-    takes = set(inspect.signature(inner.forward).parameters)
+    if readout is not None and readout.yes is not None:
+        takes = set(inspect.signature(inner.forward).parameters)
+        suits = {"logits_to_keep", "position_ids"} <= takes
+    else:
+        suits = _reads_last_token(model)
     with turn(inner):
-        return {"logits_to_keep", "position_ids"} <= takes and packs(inner)
+        return suits and packs(inner)
+
+
+def _reads_last_token(model: nn.Module) -> bool:
+    """Whether this is a decoder with a head, ``score``, that reads a text's last token."""
+    inner = unwrapped(model)
+    usual = getattr(type(inner), "forward", None) is GenericForSequenceClassification.forward
+    return usual and (model is inner or hasattr(model, "peft_config"))
+
+
+def _logits_at_last_token(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the (B, labels) logits of a decoder with a head."""
+    inner = unwrapped(model)
+    with turn(inner), fast_dropout(model):
+        on_cpu = inputs["input_ids"].device.type == "cpu"
+        row = _packed(model, inputs, skipped=inner.config.pad_token_id) if on_cpu else None
+        if row is None:
+            padded: Tensor = model(**inputs).logits
+            return padded
+        given = row.inputs()
+        ends = given.pop("logits_to_keep")
+        with packed_attention(inner):
+            states = inner.base_model(**given).last_hidden_state[0, ends]
+        logits: Tensor = inner.score(states)
+        return logits
 
 
 def forward_layers(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -89,15 +122,25 @@ def _answers(model: nn.Module, readout: Readout, inputs: dict[str, Tensor]) -> T
             return readout.answers(model(**row.inputs()).logits[0])
 
 
-def _packed(model: nn.Module, inputs: dict[str, Tensor]) -> PackedRow | None:
-    """Return the texts of a padded micro-batch in one row; ``None`` where it must stay padded."""
+def _packed(
+    model: nn.Module, inputs: dict[str, Tensor], *, skipped: int | None = None
+) -> PackedRow | None:
+    """Return the texts of a padded micro-batch in one row; ``None`` where it must stay padded.
+
+    Args:
+        skipped: A token that a head passes over at the end of a text, as if it were padding.
+    """
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
     longest = window(unwrapped(model).config)
     in_window = longest is None or int(mask.sum(1).max()) <= longest
     if not (in_window and computes_beginnings_once(model)):
         return None
-    return PackedRow.of([text[kept].numpy() for text, kept in zip(ids, mask, strict=True)])
+    texts = [text[kept].numpy() for text, kept in zip(ids, mask, strict=True)]
+    if skipped is not None:
+        ends = [np.flatnonzero(text != skipped)[-1:] for text in texts]
+        texts = [text[: int(end.sum()) + 1] for text, end in zip(texts, ends, strict=True)]
+    return PackedRow.of(texts)
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -115,6 +115,20 @@ def test_other_ways_to_look_back_are_padded(family: str) -> None:
     torch.testing.assert_close(scores, alone(model, TEXTS), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["Gemma", "Llama", "Qwen3"])
+def test_a_head_at_the_last_token_reads_a_row_too(family: str) -> None:
+    config = getattr(transformers, f"{family}Config")(**SIZES, num_labels=1)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    texts = [*TEXTS, [1, 2, 3, 0, 0], [0, 0]]  # its head passes over what looks like padding
+    expected = torch.cat([model(input_ids=torch.tensor([text])).logits[0] for text in texts])
+    seen = tokens_computed(model)
+    for left in (True, False):
+        scores = forward_logits(model, padded(texts, left=left))
+        torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+    assert max(seen) < sum(map(len, texts))
+
+
 def test_gradients_are_those_of_the_texts_alone() -> None:
     model = build("Llama")
     factors = torch.arange(1.0, len(TEXTS) + 1)
