@@ -1,4 +1,4 @@
-"""Mix fine-tuned checkpoints with their base, and keep both abilities.
+"""Mix fine-tuned checkpoints with their base, and keep the abilities of both.
 
 >>> from cocktail import mix_models
 >>> model = mix_models(["base", "fine-tuned"], "reranker", [0.5, 0.5], "mixed")  # doctest: +SKIP
@@ -39,7 +39,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `cocktail --help` does without it.
+    # torch takes seconds to import, and `cocktail --help` does without it.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with collection_paused():

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from cocktail.cli.printing import json_option, report
+from cocktail.errors import counted
 
-# Where none are given: enough to see that two models score alike.
+# The default: enough to see that two models score alike.
 _PAIRS = [
     ("what is a panda?", "The giant panda is a bear that lives in China."),
     ("what is a panda?", "Paris is the capital of France."),
@@ -31,14 +32,14 @@ _PAIRS = [
 )
 @click.option("-o", "--output", required=True, help="The new folder.")
 @click.option("--pairs", help="JSONL with query, pos, neg: compare the scores of these pairs.")
-@click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing model at the output.")
 @json_option
 def convert(
     model: str, target: str, output: str, pairs: str | None, overwrite: bool, as_json: bool
 ) -> None:
     """Write a reranker in another form that scores the same.
 
-    A language model becomes a classifier whose head is the row of "yes" less the row of "no" of
+    A language model becomes a classifier whose head is the row of "yes" minus the row of "no" of
     its output embedding; its prompt is recorded in config.json, and a server that takes only
     classifiers must be sent whole prompts. A stack of modules becomes the classifier that does the
     same, and back. Scores are compared before and after, and printed.
@@ -83,5 +84,5 @@ def convert(
     }
     rows = [f"{'before':>12} {'after':>12}"]
     rows += [f"{a:12.6f} {b:12.6f}" for a, b in list(zip(before, after, strict=True))[:10]]
-    rows.append(f"{len(compared)} pairs, largest difference {largest:.1e}: {output}")
+    rows.append(f"{counted(len(compared), 'pair')}, largest difference {largest:.1e}: {output}")
     report(found, "\n".join(rows), as_json, quiet=False)

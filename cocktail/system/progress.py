@@ -1,4 +1,4 @@
-"""A progress bar in bytes, on the terminal's error stream, safe to move from several threads."""
+"""A progress bar in bytes, on the terminal's error stream, that several threads may advance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 @contextmanager
 def byte_progress(total: int, title: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show how many of ``total`` bytes are done, the rate and the time left.
+    """Show how many of ``total`` bytes are done, the rate, and the time left.
 
     Yields:
         A function to call with the number of bytes just done.

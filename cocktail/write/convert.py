@@ -45,7 +45,7 @@ FORMS = (SEQUENCE_CLASSIFICATION, MODULE_STACK)
 _SCORE = "score.weight"
 _OUTPUTS = ("lm_head.weight", "embed_out.weight")
 _INPUTS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
-# What some classes do to the logits after the output embedding.
+# What some classes do to the logits beyond the output embedding.
 _SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 _SETTINGS = "config_sentence_transformers.json"
 # Of a stack; a classifier is loaded without them.
@@ -306,7 +306,7 @@ def _stacks_texts(
 
 
 def classifier_class(checkpoint: Checkpoint) -> str:
-    """The classifier of the model's family.
+    """The classifier class of the model's family.
 
     Raises:
         CheckpointError: transformers has none, or the logits are not linear in the last state.
@@ -318,14 +318,14 @@ def classifier_class(checkpoint: Checkpoint) -> str:
     name = "" if end is None else f"{found.removesuffix(end)}ForSequenceClassification"
     if not name or not hasattr(transformers, name):
         raise CheckpointError(
-            f"{checkpoint.reference}: is a {found or 'model without a named class'}, and "
-            "transformers has no classifier of that family - convert a language model that has one"
+            f"{checkpoint.reference}: is a {found or 'model without a named class'} - transformers "
+            "has no classifier for that family - convert a language model that has one"
         )
     changed = [key for key in _SCALES if checkpoint.config.get(key) not in (None, 1, 1.0)]
     if changed:
         raise CheckpointError(
             f"{checkpoint.reference}: {changed[0]} is {checkpoint.config[changed[0]]} - a linear "
-            "head does nothing to its logit - serve the language model itself"
+            "head cannot transform its logit - serve the language model itself"
         )
     return name
 
@@ -339,8 +339,8 @@ def _output_rows(checkpoint: Checkpoint) -> TensorInfo:
         if name in tensors:
             return tensors[name]
     raise CheckpointError(
-        f"{checkpoint.reference}: has none of {', '.join(names)} - the head is made of rows of the "
-        "output embedding - convert a language model that has one"
+        f"{checkpoint.reference}: has none of {', '.join(names)} - the head is made from rows of "
+        "the output embedding - convert a language model that has one"
     )
 
 
@@ -395,7 +395,7 @@ def _write_weights(path: Path, tensors: Mapping[str, TensorInfo | torch.Tensor])
 def _yes_less_no(
     reader: TensorReader, source: TensorInfo, record: Mapping[str, Any]
 ) -> torch.Tensor:
-    """(1, H) fp32: the row of yes, less that of no."""
+    """(1, H) fp32: the row of "yes" minus that of "no"."""
     yes, no = record["yes_token_id"], record["no_token_id"]
     head = _row(reader, source, yes)
     return (head if no is None else head - _row(reader, source, no))[None]

@@ -74,7 +74,7 @@ def test_the_template_that_most_models_have(models: list[Path], tmp_path: Path, 
 def test_a_tokenizer_of_other_ids_is_refused(models: list[Path], tmp_path: Path) -> None:
     other = tokenizer(tmp_path / "other", {"t0": 1, "t1": 0})
     for source, message in (
-        (other, "gives 2 tokens other ids"),
+        (other, "gives 2 tokens different ids"),
         (tokenizer(tmp_path / "more", TOKENS | {"new": 10}), "'new' is 10 there"),
         (tmp_path / "absent", "does not exist"),
     ):
@@ -94,5 +94,5 @@ def test_the_base_s_tokenizer_where_a_fine_tune_has_more_tokens(save: Save, tmp_
 
 def test_slices_must_cover_all_layers(models: list[Path]) -> None:
     build_plan(make_recipe(models, (0.5, 0.5), layers=1))
-    with pytest.raises(PlanError, match="base has 1 layers and the recipe's slices cover 2"):
+    with pytest.raises(PlanError, match="base has 1 layer, but the recipe's slices cover 2"):
         build_plan(make_recipe(models, (0.5, 0.5), layers=2))
