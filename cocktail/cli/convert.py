@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ _PAIRS = [
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["sequence-classification"]),
+    type=click.Choice(["sequence-classification", "module-stack"]),
     required=True,
-    help="The form to write: a *ForSequenceClassification with one logit.",
+    help="The form to write: a *ForSequenceClassification with one logit, or the modules that "
+    "sentence-transformers 6 stores.",
 )
 @click.option("-o", "--output", required=True, help="The new folder.")
 @click.option("--pairs", help="JSONL with query, pos, neg: compare the scores of these pairs.")
@@ -35,29 +37,41 @@ _PAIRS = [
 def convert(
     model: str, target: str, output: str, pairs: str | None, overwrite: bool, as_json: bool
 ) -> None:
-    """Write a language-model reranker as a classifier with one logit.
+    """Write a reranker in another form that scores the same.
 
-    Its head is the output embedding's row of "yes" minus its row of "no", so that the scores are
-    the same; they are compared before and after, and printed. The prompt is recorded in
-    config.json: a server that takes only classifiers must be sent whole prompts.
+    A language model becomes a classifier whose head is the row of "yes" minus the row of "no" of
+    its output embedding; its prompt is recorded in config.json, and a server that takes only
+    classifiers must be sent whole prompts. A stack of modules becomes the classifier that does the
+    same, and back. Scores are compared before and after, and printed.
 
     \b
     Example:
       cocktail convert ./qwen3-reranker --to sequence-classification -o ./classifier
+      cocktail convert ./bge-reranker-base --to module-stack -o ./stack
     """
+    from cocktail.checkpoint.detect import kind_of
+    from cocktail.checkpoint.kinds import KINDS, STACK_RERANKER
     from cocktail.checkpoint.resolve import resolve
     from cocktail.measure.tasks.examples import read_ranked
-    from cocktail.measure.tasks.reranker import pair_scores, scoring_record
-    from cocktail.write.convert import to_classifier
+    from cocktail.measure.tasks.reranker import add_logit_score, pair_scores, scoring_record
+    from cocktail.write.convert import convert as write
 
     compared = list(_PAIRS)
     if pairs is not None:
         examples = read_ranked(pairs, negatives=None, seed=0)
         compared = [(e.query, text) for e in examples for text in e.passages]
     checkpoint = resolve(model)
-    record = scoring_record(checkpoint.folder)
+    has_head = kind_of(checkpoint) in (KINDS["reranker"], STACK_RERANKER)
+    record = None if has_head else scoring_record(checkpoint.folder)
     before = pair_scores(checkpoint.folder, compared)
-    to_classifier(checkpoint, Path(output), record, overwrite=overwrite)
+    write(
+        checkpoint,
+        Path(output),
+        target,
+        record=record,
+        finish=None if record is None else partial(add_logit_score, record=record),
+        overwrite=overwrite,
+    )
     after = pair_scores(Path(output), compared)
     largest = max(abs(a - b) for a, b in zip(before, after, strict=True))
     found: dict[str, Any] = {

@@ -206,12 +206,14 @@ class Reranker:
         if query_max_length is None:
             query_max_length = self.query_max_length
         with turn(self.tokenizer):
-            return pair_encoder(
-                self.model,
-                self.tokenizer,
-                max_length=min(max_length, position_limit(self.model) or max_length),
-                query_max_length=query_max_length,
-            )
+            lengths = self._lengths(max_length, query_max_length)
+            limit = position_limit(self.model) or lengths["max_length"]
+            lengths["max_length"] = min(lengths["max_length"], limit)
+            return pair_encoder(self.model, self.tokenizer, **lengths)
+
+    def _lengths(self, max_length: int, query_max_length: int | None) -> dict[str, Any]:
+        """Return what ``pair_encoder`` is told, before the model's positions limit it."""
+        return {"max_length": max_length, "query_max_length": query_max_length}
 
     def score_pairs(
         self,

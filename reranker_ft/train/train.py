@@ -20,7 +20,8 @@ from transformers import (
 from reranker_ft.data.examples import Example, ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
-from reranker_ft.model.forward import keep_freed_memory
+from reranker_ft.model.forward import computes_beginnings_once, keep_freed_memory
+from reranker_ft.model.modules import ModuleStack
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.readout import pair_encoder, readout_of, settle_instructions
@@ -29,6 +30,7 @@ from reranker_ft.model.stack import write_stack
 from reranker_ft.train.card import write_card
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
+from reranker_ft.train.decoder import is_language_reranker
 from reranker_ft.train.groups import GroupDataset, KnownPositives
 from reranker_ft.train.history import PICTURE_FILE, HistoryCallback, draw_history
 from reranker_ft.train.keep import check_keep, choose_mix, hold_out, require_head
@@ -74,7 +76,7 @@ def run(
     check_keep(data_args.keep, data_args.keep_text)
     examples, held_out = _split(_read(data_args, training_args), data_args, training_args)
     model, tokenizer = load_for_training(model_args, data_args.sep_token)
-    if held_out is not None:
+    if held_out is not None and not is_language_reranker(model_args):
         require_head(model_args.model_name_or_path, model.config.architectures)
     given = data_args.instructions
     query, passage = settle_instructions(
@@ -176,6 +178,9 @@ def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
     if args.use_lora:
         # Beside the adapters too, so that whoever adds them to the base knows the head.
         trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(trained, ModuleStack):
+        trained.save_pretrained(output)  # the trainer wrote its parameters, without their layout
     keep_one_model(output, adapters=args.saves_adapters)
     readout = readout_of(trainer.model)
     if readout is not None and readout.yes is not None:
@@ -209,6 +214,10 @@ def _make_trainer(
         or default_micro_batch_tokens(training_args.device, training=True),
         in_batch_negatives=data_args.in_batch_negatives,
         always_mask=needs_mask(model),
+        shared=training_args.device.type == "cpu"
+        and not training_args.gradient_checkpointing
+        and model_args.start_layer is None
+        and computes_beginnings_once(model),
     )
     dataset = GroupDataset(
         examples,
