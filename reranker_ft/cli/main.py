@@ -1,6 +1,6 @@
 """The ``reranker-ft`` command: each body parses, calls one function and prints.
 
-``reranker-ft mine`` stands in ``reranker_ft.cli.mine``.
+``reranker-ft calibrate`` and ``mine`` stand in files of their own beside this one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import click
 
+from reranker_ft.cli.calibrate import calibrate
 from reranker_ft.cli.group import OneLineErrors
 from reranker_ft.cli.mine import mine
 from reranker_ft.cli.options import (
@@ -47,6 +48,7 @@ def main() -> None:
     """
 
 
+main.add_command(calibrate)
 main.add_command(mine)
 
 

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from reranker_ft.data.examples import Example, ExampleFiles
 from reranker_ft.errors import ArgumentError
 from reranker_ft.evaluate.metrics import (
@@ -109,6 +112,17 @@ def measure(
     Args:
         progress: Label of a progress bar; none is shown if empty.
     """
+    return per_query_metrics(*scored_queries(reranker, examples, progress=progress))
+
+
+def scored_queries(
+    reranker: Reranker, examples: Sequence[Example], *, progress: str = ""
+) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.int64]]]:
+    """Return the raw scores of each query's passages, shape (P,), and their relevance, 0 or 1.
+
+    Args:
+        progress: Label of a progress bar; none is shown if empty.
+    """
     encoder = reranker.encoder()
     ranking = RankingSet(examples, encoder, reranker.instructions)
     score = partial(
@@ -116,7 +130,7 @@ def measure(
         max_tokens=reranker.token_budget(encoder.max_length),
         progress=progress or False,
     )
-    return per_query_metrics(ranking.scores(score), ranking.relevance)
+    return ranking.scores(score), ranking.relevance
 
 
 def _result(
