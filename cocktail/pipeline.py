@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cocktail.checkpoint.folder import local_folder
+from cocktail.checkpoint.resolve import resolve
 from cocktail.errors import PlanError, RecipeError
+from cocktail.mix.digests import checkpoint_digest
 from cocktail.mix.stream import Digests, stream
 from cocktail.plan.mixed_tensor import MixedTensor
 from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
@@ -101,6 +103,7 @@ def mix_to_folder(
     progress: bool = True,
     memory: ModelInMemory | None = None,
     trust_remote_code: bool = False,
+    calibrate: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> MixReport:
     """Run a plan and write the complete model.
 
@@ -111,6 +114,8 @@ def mix_to_folder(
         memory: a model to fill with the same blocks; it is built before the output takes its name,
             so that what cannot be loaded is not left on disk.
         trust_remote_code: to build it.
+        calibrate: changes the weights of the complete model in a folder, before it takes the
+            output's name; what it returns is recorded with the mix.
 
     Raises:
         OutputError: the disk is full or failed, or something has appeared at the output since the
@@ -137,7 +142,7 @@ def mix_to_folder(
             if tensor.pieces:
                 digests.outputs[tensor.key] = staged.read_digest(tensor)
         mixed = time.perf_counter()
-        digest = _write_rest(staged, digests)
+        digest = _write_rest(staged, digests, calibrate)
         model = None if memory is None else memory.build(trust_remote_code=trust_remote_code)
         staged.commit()
     done = time.perf_counter()
@@ -233,12 +238,19 @@ def _step_names(steps: Sequence[Recipe]) -> list[str]:
     return names
 
 
-def _write_rest(staged: StagedModel, digests: Digests) -> str:
+def _write_rest(
+    staged: StagedModel,
+    digests: Digests,
+    calibrate: Callable[[Path], Mapping[str, Any]] | None,
+) -> str:
     plan = staged.plan
     staged.write_companions()
     if plan.recipe.pooling is not None and not (staged.folder / "modules.json").exists():
         write_modules(staged.folder, plan.recipe.pooling, token_width(plan))
     record = provenance(plan, digests)
+    if calibrate is not None:
+        record["calibration"] = calibrate(staged.folder)
+        record["output"]["digest"] = checkpoint_digest(resolve(staged.folder), (), lambda _: None)
     staged.write_json(PROVENANCE_FILE, record)
     staged.write_text("README.md", model_card(plan))
     return str(record["output"]["digest"])

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from cocktail.recipe.recipe import Recipe
 
 _STARTED = time.perf_counter()
+_MOVED_SCALE = (
+    "mixing moves the scale of a reranker's scores: a threshold that held for one of the models "
+    "does not hold for the mix; `reranker-ft calibrate` makes its scores probabilities"
+)
 
 
 class _SpacedWeights(click.Command):
@@ -181,7 +185,9 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
         f"{output}: {plan.parameters / 1e6:.1f} M parameters, {plan.output_bytes / 1e6:.1f} MB, "
         f"mixed from {len(plan.ingredients)} models in {done.seconds['total']:.2f} s"
     )
-    report(result, "\n".join([*(f"note: {note}" for note in plan.notes), text]), as_json, quiet)
+    report(
+        result, "\n".join([*(f"note: {note}" for note in result["notes"]), text]), as_json, quiet
+    )
 
 
 def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
@@ -240,8 +246,13 @@ def _plan_summary(plan: Plan, output: Path | None, threads: int) -> dict[str, An
             for file in plan.files
         ],
         "companions": list(plan.companions),
-        "notes": list(plan.notes),
+        "notes": _notes(plan),
     }
+
+
+def _notes(plan: Plan) -> list[str]:
+    mixed = plan.kind.name == "reranker" and len(plan.ingredients) > 1
+    return [*plan.notes, *([_MOVED_SCALE] if mixed else [])]
 
 
 def _plan_text(summary: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from cocktail.search.options import SearchOptions
 
 if TYPE_CHECKING:
     from cocktail.plan.plan import Plan
+    from cocktail.search.calibrate import Calibrator
     from cocktail.search.result import SearchResult
 
 
@@ -63,6 +64,11 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--report", metavar="DIR", help="Write report.html, report.md, search.json and pictures there."
 )
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    help="Labelled pairs that make sigmoid(score) of the written mix a probability.",
+)
 @quiet_option
 @json_option
 @click.option("--budget", type=float, hidden=True, help="Accepted and not needed.")
@@ -75,6 +81,7 @@ def search(
     output: str | None,
     overwrite: bool,
     report: str | None,
+    calibrate: str | None,
     quiet: bool,
     as_json: bool,
     **given: Any,
@@ -91,9 +98,11 @@ def search(
       cocktail search --data examples.jsonl    # models from cocktail.yaml
       cocktail search ./base ./tuned --data target.jsonl --retain general.jsonl --report ./report
       cocktail search ./base ./tuned --data target.jsonl --retain-text general.txt -o ./mixed
+      cocktail search ./base ./tuned --data target.jsonl -o ./mixed --calibrate held-out.jsonl
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
     from cocktail.measure.processes import Processes
+    from cocktail.search.calibrate import Calibrator, check_calibration
     from cocktail.search.report import check_report_folder, summary
     from cocktail.search.run import search_weights
     from cocktail.write.place import output_folder
@@ -107,8 +116,20 @@ def search(
     place = None if output is None else output_folder(output)
     if report is not None:
         check_report_folder(Path(report), names, place)
+    calibrator = None
     if place is not None:  # refuse before the search what would be refused after it
-        _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
+        plan = _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
+        if calibrate is not None:
+            check_calibration(plan, calibrate)
+            calibrator = Calibrator(
+                calibrate, place, devices=settings["device"],
+                max_length=settings["max_input_length"],
+            )  # fmt: skip
+    elif calibrate is not None:
+        raise RecipeError(
+            "--calibrate is given without --output - scale and offset go into the head of the mix "
+            "that is written - add --output DIR"
+        )
     processes = Processes()
     try:
         result = search_weights(
@@ -125,11 +146,14 @@ def search(
         with ExitStack() as afterwards:
             if processes.is_first and report is not None:
                 afterwards.callback(_write_report, result, report, quiet=quiet or as_json)
+            if processes.is_first and calibrator is not None and as_json:
+                # One object, which has the calibration of what is written before.
+                afterwards.callback(_show_calibrated, result, calibrator)
             if processes.is_first and place is not None:
                 given = {**settings, "model_type": result.model_type}
                 planned = partial(_plan, names, result.weights, given, written_as, place, overwrite)
-                afterwards.callback(_write_mix, result, planned, place, quiet, as_json)
-            if processes.is_first:
+                afterwards.callback(_write_mix, result, planned, place, quiet, as_json, calibrator)
+            if processes.is_first and not (calibrator is not None and as_json):
                 show(result.to_dict(), summary(result), as_json, quiet)
     finally:
         processes.leave()
@@ -137,16 +161,28 @@ def search(
         sys.exit(130)
 
 
+def _show_calibrated(result: SearchResult, calibrator: Calibrator) -> None:
+    """Print the result and the calibration, which is null where it failed."""
+    show({**result.to_dict(), "calibration": calibrator.found}, "", as_json=True, quiet=False)
+
+
 def _write_mix(
-    result: SearchResult, planned: Callable[[], Plan], output: Path, quiet: bool, as_json: bool
+    result: SearchResult,
+    planned: Callable[[], Plan],
+    output: Path,
+    quiet: bool,
+    as_json: bool,
+    calibrator: Calibrator | None,
 ) -> None:
     """Write the mix that a search has found, and say so."""
     from cocktail.pipeline import mix_to_folder
 
     if not result.interrupted:
-        mix_to_folder(planned(), output, progress=shows_bar(quiet))
+        mix_to_folder(planned(), output, progress=shows_bar(quiet), calibrate=calibrator)
     if not (quiet or as_json):
         click.echo(f"{output}: {_what_is_written(result)}")
+        if calibrator is not None and calibrator.found is not None:
+            click.echo(calibrator.sentence())
 
 
 def _what_is_written(result: SearchResult) -> str:
