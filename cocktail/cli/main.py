@@ -16,7 +16,7 @@ import click
 
 from cocktail.cli.convert import convert
 from cocktail.cli.mix import mix
-from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
+from cocktail.cli.printing import json_option, quiet_option, report
 from cocktail.cli.search import search
 from cocktail.errors import CocktailError
 from cocktail.version import __version__
@@ -114,7 +114,7 @@ def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
 
     ours, theirs = resolve(a), resolve(b)
     total = sum(info.nbytes for checkpoint in (ours, theirs) for _, info in checkpoint)
-    with byte_progress(total, "comparing", shown=shows_bar(quiet)) as advance:
+    with byte_progress(total, "comparing", shown=not quiet) as advance:
         found = diff_checkpoints(ours, theirs, threads=default_threads(), progress=advance)
     rows = found.tensors[: top or None]
     value = {
@@ -153,7 +153,7 @@ def verify(folder: str, quiet: bool, as_json: bool) -> None:
 
     from cocktail.write.verify import verify as verify_mix
 
-    verdicts = verify_mix(folder, progress=shows_bar(quiet))
+    verdicts = verify_mix(folder, progress=not quiet)
     lines = [
         f"{v.state:<9}  {v.role:<10}  {v.model}" + (f"  ({v.detail})" if v.detail else "")
         for v in verdicts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
+from cocktail.cli.printing import json_option, quiet_option, report
 from cocktail.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
         return
     done = mix_recipe(
         recipe, output, max_shard_size=size, overwrite=given["overwrite"],
-        sync=not given["no_sync"], threads=given["threads"], progress=shows_bar(quiet),
+        sync=not given["no_sync"], threads=given["threads"], progress=not quiet,
     )  # fmt: skip
     plan = done.plan
     seconds = {key: round(value, 3) for key, value in done.seconds.items()}

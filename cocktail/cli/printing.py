@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from typing import Any
 
 import click
@@ -13,11 +12,6 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
-
-
-def shows_bar(quiet: bool) -> bool:
-    """Whether there is a terminal to draw a progress bar on."""
-    return not quiet and sys.stderr.isatty()
 
 
 def report(value: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import click
 
-from cocktail.cli.printing import json_option, quiet_option, shows_bar
+from cocktail.cli.printing import json_option, quiet_option
 from cocktail.cli.printing import report as show
 from cocktail.errors import RecipeError
 from cocktail.search.options import SearchOptions
@@ -138,7 +138,7 @@ def search(
             data,
             retain_data=retain,
             retain_text=retain_text,
-            progress=shows_bar(quiet),
+            progress=not quiet,
             processes=processes,
             **settings,
         )
@@ -178,7 +178,7 @@ def _write_mix(
     from cocktail.pipeline import mix_to_folder
 
     if not result.interrupted:
-        mix_to_folder(planned(), output, progress=shows_bar(quiet), calibrate=calibrator)
+        mix_to_folder(planned(), output, progress=not quiet, calibrate=calibrator)
     if not (quiet or as_json):
         click.echo(f"{output}: {_what_is_written(result)}")
         if calibrator is not None and calibrator.found is not None:

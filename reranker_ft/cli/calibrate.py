@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from reranker_ft.cli.options import json_option, overwrite_option, report, reranker_options
-from reranker_ft.progress import on_terminal
 
 
 @click.command()
@@ -51,6 +50,6 @@ def calibrate(
         max_queries=max_queries,
         seed=seed,
         reranker_options=reranker_options,
-        progress=on_terminal(),
+        progress=True,
     )
     report(found.to_dict(), describe_calibration(found), as_json)

@@ -24,7 +24,6 @@ from reranker_ft.cli.options import (
     report,
     reranker_options,
 )
-from reranker_ft.progress import on_terminal
 
 
 @click.group(
@@ -134,7 +133,7 @@ def evaluate(
         data,
         max_queries=max_queries,
         reranker_options=reranker_options,
-        progress=on_terminal(),
+        progress=True,
     )
     if plot:
         draw_comparison(results, plot, metric=metric, overwrite=overwrite)
@@ -201,7 +200,7 @@ def score(
         output,
         tsv=tsv or data.endswith(".tsv"),
         overwrite=overwrite,
-        progress=on_terminal(),
+        progress=True,
     )
     if output != "-":
         text = f"{counted['pairs']:,} pairs on {counted['lines']:,} lines scored: {output}"
@@ -241,7 +240,7 @@ def distil(
         input_file,
         output_file,
         overwrite=overwrite,
-        progress=on_terminal(),
+        progress=True,
     )
     text = f"{counted['pairs']:,} passages of {counted['lines']:,} queries scored: {output_file}"
     report({**counted, "output": output_file}, text, as_json)
@@ -290,7 +289,7 @@ def check(
         query_max_length=query_max_length,
         passage_max_length=passage_max_length,
         train_group_size=train_group_size,
-        progress=on_terminal(),
+        progress=True,
     )
     report(found.to_dict(), describe_check(found), as_json)
     sys.exit(0 if found.trainable else 1)

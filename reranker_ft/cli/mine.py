@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from reranker_ft.cli.options import json_option, overwrite_option, report, reranker_options
-from reranker_ft.progress import on_terminal
 
 
 @click.command()
@@ -127,7 +126,7 @@ def mine(
         candidate_pool=candidate_pool,
         reranker=_guard(reranker, reranker_options),
         overwrite=overwrite,
-        progress=on_terminal(),
+        progress=True,
     )
     from reranker_ft.cli.describe import describe_mining
 
@@ -152,7 +151,7 @@ def _retriever(embedder: dict[str, Any], shared: dict[str, Any]) -> Any:
 
     name = embedder["embedder_name_or_path"]
     if name is None:
-        return functools.partial(BM25, progress=on_terminal())
+        return functools.partial(BM25, progress=True)
     from reranker_ft.data.instructions import Instructions
     from reranker_ft.mine.bi_encoder import EncoderOptions, load_encoder
 
@@ -173,4 +172,4 @@ def _retriever(embedder: dict[str, Any], shared: dict[str, Any]) -> Any:
             cache_dir=shared["cache_dir"],
         ),
     )
-    return functools.partial(EncoderSearch, encoder, progress=on_terminal())
+    return functools.partial(EncoderSearch, encoder, progress=True)

@@ -110,7 +110,7 @@ def score_encodings(
     results: list[tuple[list[int], Tensor]] = []
     batches = deque(token_batches(lengths, budget))
     label = progress if isinstance(progress, str) else "scoring"
-    with progress_bar(len(encodings), label, shown=bool(progress)) as bar:
+    with progress_bar(len(encodings), label, unit="pairs", shown=bool(progress)) as bar:
         while batches:
             if stop is not None and stop.is_set():
                 raise InterruptedError("the scores are not wanted any more")

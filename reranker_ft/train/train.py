@@ -26,6 +26,7 @@ from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.readout import pair_encoder, readout_of, settle_instructions
 from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, position_limit
 from reranker_ft.model.stack import write_stack
+from reranker_ft.progress import on_terminal
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.train.groups import GroupDataset, KnownPositives
@@ -178,7 +179,8 @@ def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) ->
         seed=training_args.drawing_seed,
         scores_required=data_args.knowledge_distillation,
         negatives_required=data_args.train_group_size > 1,
-        progress=not training_args.disable_tqdm and training_args.process_index == 0,
+        progress=training_args.process_index == 0
+        and not (training_args.disable_tqdm and on_terminal()),
     )
 
 
