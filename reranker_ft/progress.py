@@ -48,12 +48,12 @@ class LineBar(tqdm):  # type: ignore[type-arg]
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write a line."""
-        if msg is not None or not self.n:
+        if msg is not None or self.n == self.initial:
             return
         done, elapsed = self.n, self.format_dict["elapsed"]
         amount = self._amount(done)
         if self.total:
-            left = duration(max(0.0, self.total - done) * elapsed / done)
+            left = duration(max(0.0, self.total - done) * elapsed / (done - self.initial))
             amount = f"{amount} of {self._amount(self.total)}"
             amount += f" {self.unit.strip()}" * (not self.unit_scale) + f", {left} left"
         line = f"{self.desc.removesuffix(': ')}: {amount}"
@@ -75,13 +75,16 @@ class LineBar(tqdm):  # type: ignore[type-arg]
         super().close()
 
 
-def progress_bar(total: int | None, label: str, *, shown: bool, unit: str = "steps") -> tqdm[Any]:
+def progress_bar(
+    total: int | None, label: str, *, shown: bool, unit: str = "steps", initial: int = 0
+) -> tqdm[Any]:
     """Return a bar, which is also a context.
 
     Args:
         total: What it counts up to; ``None`` where that is unknown.
+        initial: How many were done before, by another run.
     """
-    return _bar(shown, total=total, desc=label, unit=unit)
+    return _bar(shown, total=total, desc=label, unit=unit, initial=initial)
 
 
 def byte_bar(files: Sequence[Path], label: str, *, shown: bool) -> tqdm[Any]:

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import click
 
 from cocktail.cli.printing import json_option, report
-
-# Where none are given: enough to see that two models score alike.
-_PAIRS = [
-    ("what is a panda?", "The giant panda is a bear that lives in China."),
-    ("what is a panda?", "Paris is the capital of France."),
-    ("capital of France", "Paris is the capital of France."),
-    ("who wrote Faust?", "Goethe worked on Faust for sixty years. " * 20),
-]
 
 
 @click.command()
@@ -44,30 +33,11 @@ def convert(
     Example:
       cocktail convert ./qwen3-reranker --to sequence-classification -o ./classifier
     """
-    from cocktail.checkpoint.resolve import resolve
-    from cocktail.measure.tasks.examples import read_ranked
-    from cocktail.measure.tasks.reranker import pair_scores, scoring_record
-    from cocktail.write.convert import to_classifier
+    from cocktail.measure.converted import convert_model
 
-    compared = list(_PAIRS)
-    if pairs is not None:
-        examples = read_ranked(pairs, negatives=None, seed=0)
-        compared = [(e.query, text) for e in examples for text in e.passages]
-    checkpoint = resolve(model)
-    record = scoring_record(checkpoint.folder)
-    before = pair_scores(checkpoint.folder, compared)
-    to_classifier(checkpoint, Path(output), record, overwrite=overwrite)
-    after = pair_scores(Path(output), compared)
-    largest = max(abs(a - b) for a, b in zip(before, after, strict=True))
-    found: dict[str, Any] = {
-        "output": output,
-        "form": target,
-        "pairs": len(compared),
-        "before": before,
-        "after": after,
-        "largest_difference": largest,
-    }
+    found = convert_model(model, output, pairs=pairs, overwrite=overwrite)
     rows = [f"{'before':>12} {'after':>12}"]
-    rows += [f"{a:12.6f} {b:12.6f}" for a, b in list(zip(before, after, strict=True))[:10]]
-    rows.append(f"{len(compared)} pairs, largest difference {largest:.1e}: {output}")
-    report(found, "\n".join(rows), as_json, quiet=False)
+    shown = list(zip(found.before, found.after, strict=True))[:10]
+    rows += [f"{a:12.6f} {b:12.6f}" for a, b in shown]
+    rows.append(f"{found.pairs} pairs, largest difference {found.largest_difference:.1e}: {output}")
+    report(found.to_dict(), "\n".join(rows), as_json, quiet=False)

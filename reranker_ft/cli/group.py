@@ -117,7 +117,7 @@ class OneLineErrors(click.Group):
             say("terminated")
             ctx.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
-            say("interrupted")
+            say("interrupted - nothing was written - run the same command to start anew")
             ctx.exit(130)
 
 

@@ -125,10 +125,10 @@ def evaluate(
 
         refuse_existing(plot, overwrite=overwrite)
         check_picture_format(plot)
+    from reranker_ft.api import evaluate_rerankers
     from reranker_ft.cli.describe import describe_comparison
-    from reranker_ft.evaluate.compare import compare
 
-    results = compare(
+    found = evaluate_rerankers(
         models,
         data,
         max_queries=max_queries,
@@ -136,10 +136,8 @@ def evaluate(
         progress=True,
     )
     if plot:
-        draw_comparison(results, plot, metric=metric, overwrite=overwrite)
-    report(
-        {"results": [result.to_dict() for result in results]}, describe_comparison(results), as_json
-    )
+        draw_comparison(found.results, plot, metric=metric, overwrite=overwrite)
+    report(found.to_dict(), describe_comparison(found.results), as_json)
 
 
 @main.command()
@@ -230,20 +228,17 @@ def distil(
         --output-file train_scored.jsonl
       reranker-ft train ... --train_data train_scored.jsonl --knowledge_distillation True
     """
-    from reranker_ft.data.files import refuse_existing
-    from reranker_ft.score.distil import add_teacher_scores
-    from reranker_ft.score.reranker import Reranker
+    from reranker_ft.api import distil_scores
 
-    refuse_existing(output_file, overwrite=overwrite)
-    counted = add_teacher_scores(
-        Reranker(teacher, **reranker_options),
+    found = distil_scores(
+        teacher,
         input_file,
         output_file,
         overwrite=overwrite,
-        progress=True,
+        reranker_options=reranker_options,
     )
-    text = f"{counted['pairs']:,} passages of {counted['lines']:,} queries scored: {output_file}"
-    report({**counted, "output": output_file}, text, as_json)
+    text = f"{found.pairs:,} passages of {found.lines:,} queries scored: {output_file}"
+    report(found.to_dict(), text, as_json)
 
 
 @main.command()
@@ -278,13 +273,11 @@ def check(
       reranker-ft check train.jsonl --model-name-or-path BAAI/bge-reranker-base --max-length 256
     """
     from reranker_ft.cli.describe import describe_check
-    from reranker_ft.model.load import load_tokenizer
-    from reranker_ft.train.check import check_data, model_positions
+    from reranker_ft.train.check import check_data
 
     found = check_data(
         data,
-        tokenizer=load_tokenizer(model_name_or_path) if model_name_or_path else None,
-        positions=model_positions(model_name_or_path) if model_name_or_path else None,
+        model_name_or_path=model_name_or_path,
         max_length=max_length,
         query_max_length=query_max_length,
         passage_max_length=passage_max_length,

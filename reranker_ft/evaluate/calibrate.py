@@ -23,6 +23,7 @@ from reranker_ft.evaluate.compare import scored_queries
 from reranker_ft.evaluate.fold import Head, copy_model, find_head, other_formats
 from reranker_ft.evaluate.metrics import METRIC_BOUNDS, Estimate, FloatArray, bootstrap_statistic
 from reranker_ft.model.load import model_errors
+from reranker_ft.notebook import html_table
 from reranker_ft.score.reranker import Reranker
 
 FOLDS = 5
@@ -80,6 +81,14 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        rows = [["", "before", f"after ({self.folds} folds)"]]
+        for label, name in (("calibration error", "ece"), ("F1 at .5", "f1")):
+            values = [getattr(side, name) for side in (self.before, self.after)]
+            rows.append([label, *(f"{v.mean:.3f} [{v.low:.3f}, {v.high:.3f}]" for v in values)])
+        formula = f"sigmoid({self.scale:.4g} * score + {self.offset:.4g})"
+        return html_table(rows, f"{self.model} on {self.data}: {formula}")
 
 
 def calibrate_reranker(

@@ -22,6 +22,7 @@ from reranker_ft.evaluate.metrics import (
     per_query_metrics,
 )
 from reranker_ft.evaluate.ranking import RankingSet
+from reranker_ft.notebook import html_table
 from reranker_ft.score.reranker import Reranker
 
 
@@ -55,6 +56,37 @@ class Result:
             }
             or None,
         }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models on data sets: ``results`` by data set, then by model."""
+
+    results: tuple[Result, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"results": [result.to_dict() for result in self.results]}
+
+    def _repr_html_(self) -> str:
+        tables = []
+        for data in dict.fromkeys(result.data for result in self.results):
+            rows = [result for result in self.results if result.data == data]
+            names = list(rows[0].means)
+            cells: list[list[str]] = [["", *names]]
+            for row in rows:
+                cells.append([row.model, *(_shown(row.means[name]) for name in names)])
+                if row.differences is not None:
+                    gains = (_shown(row.differences[name], signed=True) for name in names)
+                    cells.append(["less the first", *gains])
+            queries = len(next(iter(rows[0].per_query.values())))
+            tables.append(html_table(cells, f"{data}, {queries} queries, 95 % intervals"))
+        return "".join(tables)
+
+
+def _shown(value: Estimate, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
 
 
 def compare(

@@ -160,7 +160,9 @@ class EncoderSearch:
         query_vectors = self._encoder.encode_queries(queries)  # (Q, D)
         scores = torch.empty(len(queries), 0)  # (Q, K) best so far
         found = torch.empty(len(queries), 0, dtype=torch.int32)  # (Q, K)
-        with progress_bar(len(self._pool), "encoding the pool", unit="passages", shown=self._progress) as bar:
+        with progress_bar(
+            len(self._pool), "encoding the pool", unit="passages", shown=self._progress
+        ) as bar:
             for start in range(0, len(self._pool), POOL_PIECE):
                 piece = self._pool[start : start + POOL_PIECE]
                 vectors = self._encoder.encode_passages(piece)  # (P, D)

@@ -31,15 +31,17 @@ from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.train.groups import GroupDataset, KnownPositives
 from reranker_ft.train.history import PICTURE_FILE, HistoryCallback, draw_history
-from reranker_ft.train.keep import check_keep, choose_mix, hold_out, require_head
+from reranker_ft.train.keep import check_keep, choose_mix, has_head, hold_out, require_head
 from reranker_ft.train.output_folder import (
     FINE_TUNED,
     OutputCallback,
     check_output,
     keep_one_model,
 )
+from reranker_ft.train.result import TrainingResult
 from reranker_ft.train.resume import checkpoint_to_resume, require_fit
 from reranker_ft.train.start import load_for_training
+from reranker_ft.train.telling import next_command, tell
 from reranker_ft.train.trainer import BestCheckpointCallback, CollapseCallback, RerankerTrainer
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ def run(
     check_keep(data_args.keep, data_args.keep_text)
     examples, held_out = _split(_read(data_args, training_args), data_args, training_args)
     model, tokenizer = load_for_training(model_args, data_args.sep_token)
+    mixable = has_head(model.config.architectures)
     if held_out is not None:
         require_head(model_args.model_name_or_path, model.config.architectures)
     given = data_args.instructions
@@ -86,6 +89,7 @@ def run(
     if checkpoint and not training_args.is_sharded:
         require_fit(checkpoint, model, adapters=bool(model_args.use_lora))
     trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
+    trainer.next_command = next_command(model_args, data_args, training_args, mixable=mixable)
     trainer.get_train_dataloader()  # refuses what it cannot make before anything is removed
     if training_args.device.type == "cpu":
         keep_freed_memory()
@@ -103,7 +107,26 @@ def run(
             max_length=trainer.data_collator.encoder.max_length,
             last_step=trainer.state.global_step, seed=training_args.seed,
         )  # fmt: skip
+    elif trainer.is_world_process_zero():
+        logger.info("saved: %s", output)
+    if trainer.is_world_process_zero():
+        logger.info("next: %s", trainer.next_command)
     return trainer
+
+
+def training_result(trainer: RerankerTrainer) -> TrainingResult:
+    """Return what a run did that has ended with this trainer."""
+    history = tuple(trainer.state.log_history)
+    return TrainingResult(
+        output=trainer.args.output_dir,
+        steps=trainer.state.global_step,
+        seconds=next((entry["train_runtime"] for entry in history if "train_runtime" in entry), 0),
+        evaluations=tuple(
+            entry for entry in history if any(name.startswith("eval_") for name in entry)
+        ),
+        history=history,
+        next_command=trainer.next_command,
+    )
 
 
 def _split(
@@ -219,7 +242,7 @@ def _make_trainer(
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     ranking_sets = _ranking_sets(encoder, data_args, training_args)
     try:
-        return RerankerTrainer(
+        trainer = RerankerTrainer(
             model,
             training_args,
             train_dataset=dataset,
@@ -229,6 +252,8 @@ def _make_trainer(
             processing_class=tokenizer,
             callbacks=_callbacks(data_args, training_args),
         )
+        tell(trainer)
+        return trainer
     except (ValueError, ImportError, RuntimeError) as error:
         # The Trainer checks further combinations of flags: --fsdp with one process, --report_to.
         raise ArgumentError(one_line(error)) from error

@@ -92,6 +92,8 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: Any
+    next_command = ""
+    """What to run after training, as it is typed."""
 
     def __init__(
         self,

@@ -291,13 +291,3 @@ def test_the_common_commands_do_not_import_torch(
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
         assert done.returncode == 0, arguments
     assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_public_names() -> None:
-    import cocktail
-
-    assert cocktail.__all__ == sorted(cocktail.__all__)
-    for name in cocktail.__all__:
-        assert getattr(cocktail, name) is not None
-    with pytest.raises(AttributeError):
-        _ = cocktail.absent  # type: ignore[attr-defined]
