@@ -43,7 +43,7 @@ class _Group(click.Group):
             _say(f"{found} ({error.strerror or error}) - look there, run again")
             ctx.exit(1)
         except KeyboardInterrupt:
-            _say("interrupted; nothing was changed")
+            _say("interrupted; nothing was changed - run the same command to start anew")
             ctx.exit(130)
 
 

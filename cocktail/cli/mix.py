@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cocktail.cli.printing import json_option, quiet_option, report
+from cocktail.cli.printing import json_option, private_option, push_option, quiet_option, report
 from cocktail.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -132,9 +132,18 @@ def _parse_parameters(
 @click.option("--no-sync", is_flag=True, help="Do not wait for the disk before the rename.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one for each processor.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
+@push_option
+@private_option
 @quiet_option
 @json_option
-def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> None:
+def mix(
+    models: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    push_to_hub: str | None,
+    private: bool,
+    **given: Any,
+) -> None:
     """Mix the weights of MODEL... and write a complete model.
 
     A MODEL is a local folder, a Hub id org/name[@revision], or a LoRA adapter. Config and tokenizer
@@ -152,10 +161,12 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
       cocktail mix ./one ./other --method fisher --data examples.jsonl -o ./mixed
       cocktail mix recipe.yaml --output ./mixed
       cocktail mix ./mixed/cocktail.json --output ./again
+      cocktail mix ./base ./fine-tuned --weights 0.5 0.5 -o ./mixed --push-to-hub me/mixed
     """
     from cocktail.pipeline import checked_plan, mix_recipe
     from cocktail.system.threads import default_threads
     from cocktail.write.place import output_folder
+    from cocktail.write.push import check_push, push
 
     recipe, settings = _recipe(models, given)
     output = None if settings["output"] is None else output_folder(settings["output"])
@@ -173,6 +184,8 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
         summary = _plan_summary(plan, output, threads)
         report(summary, _plan_text(summary), as_json, quiet=False)
         return
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     done = mix_recipe(
         recipe, output, max_shard_size=size, overwrite=given["overwrite"],
         sync=not given["no_sync"], threads=given["threads"], progress=not quiet,
@@ -185,9 +198,11 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
         f"{output}: {plan.parameters / 1e6:.1f} M parameters, {plan.output_bytes / 1e6:.1f} MB, "
         f"mixed from {len(plan.ingredients)} models in {done.seconds['total']:.2f} s"
     )
-    report(
-        result, "\n".join([*(f"note: {note}" for note in result["notes"]), text]), as_json, quiet
-    )
+    lines = [*(f"note: {note}" for note in result["notes"]), text]
+    if push_to_hub is not None:
+        result["hub"] = push(output, push_to_hub, private=private)
+        lines.append(f"pushed: {result['hub']}")
+    report(result, "\n".join(lines), as_json, quiet)
 
 
 def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:

@@ -11,6 +11,12 @@ import click
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
+push_option = click.option(
+    "--push-to-hub", metavar="ORG/NAME", help="Also upload the written model to the Hub."
+)
+private_option = click.option(
+    "--private", is_flag=True, help="Make a new repository on the Hub one that only you see."
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import click
 
-from cocktail.cli.printing import json_option, quiet_option
+from cocktail.cli.printing import json_option, private_option, push_option, quiet_option
 from cocktail.cli.printing import report as show
 from cocktail.errors import RecipeError
 from cocktail.search.options import SearchOptions
@@ -69,6 +69,8 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE",
     help="Labelled pairs that make sigmoid(score) of the written mix a probability.",
 )
+@push_option
+@private_option
 @quiet_option
 @json_option
 @click.option("--budget", type=float, hidden=True, help="Accepted and not needed.")
@@ -82,6 +84,8 @@ def search(
     overwrite: bool,
     report: str | None,
     calibrate: str | None,
+    push_to_hub: str | None,
+    private: bool,
     quiet: bool,
     as_json: bool,
     **given: Any,
@@ -106,6 +110,7 @@ def search(
     from cocktail.search.report import check_report_folder, summary
     from cocktail.search.run import search_weights
     from cocktail.write.place import output_folder
+    from cocktail.write.push import check_push
 
     if budget is not None and not quiet:
         click.echo("cocktail: --budget is not needed: a search runs each mix once", err=True)
@@ -125,10 +130,17 @@ def search(
                 calibrate, place, devices=settings["device"],
                 max_length=settings["max_input_length"],
             )  # fmt: skip
+        if push_to_hub is not None:
+            check_push(push_to_hub)
     elif calibrate is not None:
         raise RecipeError(
             "--calibrate is given without --output - scale and offset go into the head of the mix "
             "that is written - add --output DIR"
+        )
+    elif push_to_hub is not None:
+        raise RecipeError(
+            "--push-to-hub is given without --output - what is written there is pushed - add "
+            "--output DIR"
         )
     processes = Processes()
     try:
@@ -152,7 +164,10 @@ def search(
             if processes.is_first and place is not None:
                 given = {**settings, "model_type": result.model_type}
                 planned = partial(_plan, names, result.weights, given, written_as, place, overwrite)
-                afterwards.callback(_write_mix, result, planned, place, quiet, as_json, calibrator)
+                afterwards.callback(
+                    _write_mix, result, planned, place, quiet=quiet, silent=quiet or as_json,
+                    calibrator=calibrator, repository=push_to_hub, private=private,
+                )  # fmt: skip
             if processes.is_first and not (calibrator is not None and as_json):
                 show(result.to_dict(), summary(result), as_json, quiet)
     finally:
@@ -170,19 +185,27 @@ def _write_mix(
     result: SearchResult,
     planned: Callable[[], Plan],
     output: Path,
+    *,
     quiet: bool,
-    as_json: bool,
+    silent: bool,
     calibrator: Calibrator | None,
+    repository: str | None,
+    private: bool,
 ) -> None:
-    """Write the mix that a search has found, and say so."""
+    """Write the mix that a search has found, push it where it was asked for, and say so."""
     from cocktail.pipeline import mix_to_folder
+    from cocktail.write.push import push
 
+    lines = []
     if not result.interrupted:
         mix_to_folder(planned(), output, progress=not quiet, calibrate=calibrator)
-    if not (quiet or as_json):
-        click.echo(f"{output}: {_what_is_written(result)}")
-        if calibrator is not None and calibrator.found is not None:
-            click.echo(calibrator.sentence())
+    lines.append(f"{output}: {_what_is_written(result)}")
+    if calibrator is not None and calibrator.found is not None:
+        lines.append(calibrator.sentence())
+    if repository is not None and not result.interrupted:
+        lines.append(f"pushed: {push(output, repository, private=private)}")
+    if not silent:
+        click.echo("\n".join(lines))
 
 
 def _what_is_written(result: SearchResult) -> str:

@@ -38,6 +38,7 @@ from reranker_ft.train.output_folder import (
     check_output,
     keep_one_model,
 )
+from reranker_ft.train.push import push
 from reranker_ft.train.result import TrainingResult
 from reranker_ft.train.resume import checkpoint_to_resume, require_fit
 from reranker_ft.train.start import load_for_training
@@ -110,6 +111,8 @@ def run(
     elif trainer.is_world_process_zero():
         logger.info("saved: %s", output)
     if trainer.is_world_process_zero():
+        if training_args.push_to_hub:
+            push(trainer, output)
         logger.info("next: %s", trainer.next_command)
     return trainer
 
@@ -182,7 +185,7 @@ def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
     adapters = bool(args.use_lora) and not args.save_merged_lora_model
     if args.use_lora and not adapters:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model(str(output))
+    trainer.save_model(str(output), _internal_call=True)  # pushed when all is there
     if not trainer.is_world_process_zero():
         return
     if args.use_lora:
