@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reranker_ft.data.files import refuse_existing
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
-from reranker_ft.evaluate.compare import Comparison, compare
+from reranker_ft.evaluate.compare import Comparison, compare, compare_on
 from reranker_ft.notebook import html_table
 from reranker_ft.score.distil import add_teacher_scores
 from reranker_ft.score.reranker import Reranker
@@ -86,8 +86,9 @@ def train_reranker(
 
 def evaluate_rerankers(
     models: Paths,
-    data: Paths,
+    data: Paths = (),
     *,
+    benchmark: Any = None,
     max_queries: int | None = None,
     reranker_options: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -102,25 +103,44 @@ def evaluate_rerankers(
     Args:
         models: Folders or Hub ids; differences are to the first.
         data: Files or folders of {"query", "pos", "neg"}; each is a data set.
+        benchmark: Of mteb: the name of a benchmark or of a reranking or retrieval task, a task
+            object, or a list of these. Retrieval tasks are ranked after BM25, which has a row of
+            its own.
         max_queries: Only the first queries of each data set.
         reranker_options: Arguments of ``Reranker``.
         progress: Show how far it is.
 
     Raises:
-        ArgumentError: A name comes twice, or ``max_queries`` is below 1.
+        ArgumentError: A name comes twice, ``max_queries`` is below 1, or there is nothing to
+            evaluate on.
         DataError, ModelError: Something does not load.
     """
-    return Comparison(
-        tuple(
-            compare(
-                list(map(str, _listed(models))),
-                _listed(data),
-                max_queries=max_queries,
-                reranker_options=reranker_options,
-                progress=progress,
-            )
+    names, paths = list(map(str, _listed(models))), _listed(data)
+    asked = [] if benchmark is None else benchmark if isinstance(benchmark, list) else [benchmark]
+    if not (paths or asked):
+        raise ArgumentError(
+            "neither data nor a benchmark is given - models are compared on one - add it"
         )
-    )
+    shared: dict[str, Any] = {"reranker_options": reranker_options, "progress": progress}
+    tasks = []
+    if asked:
+        from reranker_ft.benchmark import FIRST_STAGE, load_benchmark  # noqa: PLC0415 - optional
+
+        tasks = [
+            task
+            for name in asked
+            for task in load_benchmark(name, max_queries=max_queries, progress=progress)
+        ]
+    results = compare(names, paths, max_queries=max_queries, **shared) if paths else []
+    if tasks:
+        beside = {
+            task.name: (FIRST_STAGE, values)
+            for task in tasks
+            if (values := task.measure_first_stage()) is not None
+        }
+        sets = {task.name: task.measure for task in tasks}
+        results += compare_on(names, sets, beside=beside, **shared)
+    return Comparison(tuple(results))
 
 
 def mine_negatives(

@@ -22,6 +22,7 @@ EXTRAS = {
     "peft": "train",
     "pytrec_eval": "train",
     "matplotlib": "plot",
+    "mteb": "mteb",
 }
 
 

@@ -83,8 +83,12 @@ def train(context: click.Context, arguments: Sequence[str]) -> None:
 
 @main.command()
 @click.argument("models", nargs=-1, required=True)
+@click.option("--data", multiple=True, help="JSONL with query, pos, neg; repeatable.")
 @click.option(
-    "--data", multiple=True, required=True, help="JSONL with query, pos, neg; repeatable."
+    "--benchmark",
+    multiple=True,
+    metavar="NAME",
+    help="A benchmark of mteb (NanoBEIR), or one of its reranking or retrieval tasks; repeatable.",
 )
 @click.option("--max-queries", type=int, help="Use only the first queries of each data set.")
 @click.option("--plot", help="Draw the results into this .png, .svg or .pdf.")
@@ -101,6 +105,7 @@ def train(context: click.Context, arguments: Sequence[str]) -> None:
 def evaluate(
     models: Sequence[str],
     data: Sequence[str],
+    benchmark: Sequence[str],
     max_queries: int | None,
     plot: str | None,
     metric: str,
@@ -118,7 +123,10 @@ def evaluate(
     Example:
       reranker-ft evaluate BAAI/bge-reranker-base out --data target.jsonl --data general.jsonl \\
         --plot comparison.png
+      reranker-ft evaluate BAAI/bge-reranker-base out --benchmark NanoBEIR
     """
+    if not (data or benchmark):
+        raise click.UsageError("Missing option '--data' or '--benchmark'.")
     if plot:
         from reranker_ft.data.files import refuse_existing
         from reranker_ft.evaluate.picture import check_picture_format, draw_comparison
@@ -131,6 +139,7 @@ def evaluate(
     found = evaluate_rerankers(
         models,
         data,
+        benchmark=list(benchmark),
         max_queries=max_queries,
         reranker_options=reranker_options,
         progress=True,

@@ -53,7 +53,8 @@ def per_query_metrics(
     input.
 
     Args:
-        scores: for each of N queries, the scores of its P passages, shape (P,).
+        scores: for each of N queries, the scores of its P passages, shape (P,); a passage with
+            -inf was not retrieved: it has no rank, and counts as one that was not found.
         relevance: for each query, the grades of the same passages, shape (P,); 0 is irrelevant.
             NDCG's gain is the grade itself, as in trec_eval; the other metrics count grade >= 1.
         recall_cutoffs: the k of each Recall@k.
@@ -77,7 +78,12 @@ def per_query_metrics(
         # trec_eval sorts by a float32 score and then by document id. Whole numbers that fall
         # with the rank leave it nothing to round and no tie to break.
         passages = len(ranking)
-        run[str(i)] = {str(p): float(passages - rank) for rank, p in enumerate(ranking)}
+        ranks = {
+            str(p): float(passages - rank)
+            for rank, p in enumerate(ranking)
+            if query_scores[p] > -np.inf
+        }
+        run[str(i)] = ranks or {"": 0.0}  # a query without any is left out otherwise
         qrel[str(i)] = {str(p): int(grade) for p, grade in enumerate(grades)}
     names = {
         "mrr@10": "recip_rank",
