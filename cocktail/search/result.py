@@ -87,8 +87,9 @@ class SearchResult:
         return self.weights[self.base] < 1
 
     def _repr_html_(self) -> str:
-        names = ["mix", "weights", "target loss", self.metric, self.general_measure]
-        rows = [[name for name in names if name is not None]]
+        measures = {"target": self.metric, "general": self.general_measure}
+        named = [f"{side} {name}" for side, name in measures.items() if name is not None]
+        rows = [["mix", "weights", "target loss", *named]]
         for point in self.points:
             mark = " *" if point.name == self.verdict.chosen else ""
             weights = " ".join(f"{weight:.2f}" for weight in point.weights)
