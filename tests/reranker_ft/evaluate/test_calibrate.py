@@ -192,3 +192,47 @@ def test_the_output_is_another_folder(model_folders, write_jsonl, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(ArgumentError, match="exists"):
         calibrate_reranker(model, data, tmp_path / "there", reranker_options=OPTIONS)
+
+
+def calibrated_scores(model, rows, write_jsonl, output):
+    """The fit, and the scores of a model before and after it was written."""
+    found = calibrate_reranker(model, write_jsonl(rows), output, reranker_options=OPTIONS)
+    pairs = [(row["query"], text) for row in rows for text in row["pos"] + row["neg"]]
+    before, after = (
+        np.array(Reranker(each, **OPTIONS).compute_score(pairs)) for each in (model, output)
+    )
+    return found, before, after
+
+
+def test_the_last_dense_layer_of_a_stack_is_its_head(write_jsonl, tmp_path):
+    modules = pytest.importorskip("sentence_transformers.base.modules")
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    save(tmp_path / "body", make_model("bert").bert, make_tokenizer("bert"))
+    stack = [
+        modules.Transformer(str(tmp_path / "body")),
+        Pooling(32, pooling_mode="mean"),
+        modules.Dense(32, 16),
+        modules.Dense(16, 1, activation_function=None, module_output_name="scores"),
+    ]
+    identity = torch.nn.Identity()
+    CrossEncoder(modules=stack, device="cpu", activation_fn=identity).save_pretrained(
+        str(tmp_path / "stack")
+    )
+    found, before, after = calibrated_scores(
+        tmp_path / "stack", judged_by(tmp_path / "stack"), write_jsonl, tmp_path / "out"
+    )
+    np.testing.assert_allclose(after, found.scale * before + found.offset, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_that_an_adapter_brings_is_changed(write_jsonl, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = save(tmp_path / "base", make_model("bert"), make_tokenizer("bert"))
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+    adapted = get_peft_model(AutoModelForSequenceClassification.from_pretrained(base), config)
+    save(tmp_path / "adapter", adapted, make_tokenizer("bert"))
+    found, before, after = calibrated_scores(
+        tmp_path / "adapter", judged_by(tmp_path / "adapter"), write_jsonl, tmp_path / "out"
+    )
+    np.testing.assert_allclose(after, found.scale * before + found.offset, rtol=1e-4, atol=1e-4)
