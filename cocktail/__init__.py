@@ -1,4 +1,4 @@
-"""Mix fine-tuned checkpoints with their base, and keep both abilities.
+"""Mix fine-tuned checkpoints with their base, and keep the abilities of both.
 
 Every command of ``cocktail`` is a call:
 
@@ -53,7 +53,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `cocktail --help` does without it.
+    # torch takes seconds to import, and `cocktail --help` does without it.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with collection_paused():

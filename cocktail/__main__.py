@@ -12,11 +12,11 @@ from cocktail.cli.main import main
 
 
 def run() -> None:
-    """Run the command, and spare a short one half a second of coming and going.
+    """Run the command, and save half a second of starting up and shutting down.
 
-    Importing torch makes a million objects that stay, which the collector would look through over
-    and over; and at the end the interpreter would take all of them apart one by one. So it leaves
-    as soon as everything that must happen at the end has happened.
+    Importing torch makes a million lasting objects, which the collector would scan over and over
+    and the interpreter would destroy one by one at the end. So the process exits as soon as
+    everything that must happen at the end has happened.
     """
     gc.set_threshold(100_000, 50, 100)
     try:

@@ -1,4 +1,4 @@
-"""The public calls that mix: by given weights, or by weights that a few examples give."""
+"""The public functions that mix, with given weights or with weights found from a few examples."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocktail.errors import RecipeError
-from cocktail.measure.bench import Bench, search_plan
-from cocktail.measure.mixture import Weights, simplex_vertex
+from cocktail.measure.in_memory import ModelInMemory
 from cocktail.measure.tasks.examples import ExampleData
 from cocktail.measure.unlabelled import TextData
 from cocktail.mix.stream import stream
 from cocktail.pipeline import check_threads, checked_plan, measured_plan, mix_to_folder
 from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan
 from cocktail.recipe.recipe import PoolingMode, make_recipe
-from cocktail.search.lm_cocktail import softmax_weights
-from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions, Strategy, base_index
-from cocktail.search.run import search_bench, searched
 from cocktail.system.heap import trim_heap
 from cocktail.system.progress import byte_progress
 from cocktail.write.place import output_folder
@@ -28,6 +24,9 @@ from cocktail.write.push import check_push, push
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from cocktail.measure.bench import Bench
+    from cocktail.measure.mixture import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -64,23 +63,24 @@ def mix_models(
         model_names_or_paths: K local folders or Hub ids ``org/name[@revision]``; config, tokenizer
             and other companions come from the first.
         model_type: ``reranker``, ``encoder``, ``decoder`` or ``encoder-decoder``.
-        weights: K numbers that sum to 1 within 1e-3; other methods may take others, or none.
+        weights: K numbers that sum to 1 within 1e-3; other methods may differ or take none.
         output_path: also write the mix there, as a folder that transformers loads.
-        dtype: of the mix; by default each tensor keeps its type, the widest one if they differ.
-        max_shard_size: of one output file, in bytes or as text such as ``"5GB"``.
-        overwrite: replace a model that stands at ``output_path``.
+        dtype: the mix's dtype; by default each tensor keeps its own, the widest if models differ.
+        max_shard_size: the most bytes of one output file, as a number or as text such as ``"5GB"``.
+        overwrite: replace an existing model at ``output_path``.
         trust_remote_code: run code that comes with the first model, to build it.
         progress: show a bar on stderr.
         normalize: divide the weights by their sum first.
-        head: for a head that only some ingredients have: ``error``, ``copy`` it whole from the only
-            one, ``mix`` it over those that have it, ``drop`` it.
-        pooling: make a sentence-transformers folder with this pooling if the first is none.
+        head: for a head that only some ingredients have: ``error`` refuses it, ``copy`` takes it
+            from its only owner, ``mix`` averages it over its owners, ``drop`` leaves it out.
+        pooling: write a sentence-transformers folder with this pooling if the first model is not
+            one.
         sync: flush the output to disk before it takes its name.
-        threads: of the engine; the result does not depend on it.
+        threads: how many threads to mix with; the result does not depend on it.
         merge_method: how the weights are combined; ``docs/methods.md`` explains each.
         base_model: what the models were fine-tuned from, for methods that need it.
-        parameters: of the method, such as ``{"density": 0.3}``.
-        seed: of methods that draw at random.
+        parameters: the method's parameters, such as ``{"density": 0.3}``.
+        seed: for methods that draw at random.
         data: JSONL file of examples, for methods that weigh the models by them.
         accept_config: keys of ``config.json`` in which the models may differ.
         push_to_hub: ``org/name`` of a repository on the Hub that gets what is written.
@@ -89,11 +89,10 @@ def mix_models(
         The mixed model in eval mode, on the CPU.
 
     Raises:
-        PlanError: the ingredients, the weights or the output path cannot be used; every reason.
+        PlanError: the ingredients, the weights or the output path cannot be used; it gives every
+            reason.
         CocktailError: reading, mixing or writing failed; nothing is left behind.
     """
-    from cocktail.measure.in_memory import ModelInMemory  # noqa: PLC0415 - imports torch
-
     check_threads(threads)
     recipe = make_recipe(
         model_names_or_paths, weights, model_type=model_type, dtype=dtype, head=head,
@@ -108,8 +107,7 @@ def mix_models(
                 "push_to_hub is given without output_path - what is written is pushed - add it"
             )
         check_push(push_to_hub)
-    memory = ModelInMemory(plan)
-    memory.prepare(trust_remote_code=trust_remote_code)
+    memory = ModelInMemory(plan, trust_remote_code=trust_remote_code)
     if output is not None:
         report = mix_to_folder(
             plan, output, sync=sync, threads=threads, progress=progress, memory=memory,
@@ -125,7 +123,7 @@ def mix_models(
         byte_progress(plan.output_bytes, "mixing", shown=progress) as advance,
     ):
         stream(ready, memory.write_block, threads=threads, progress=advance)
-    return memory.build(trust_remote_code=trust_remote_code)
+    return memory.build()
 
 
 def mix_models_by_layers(
@@ -135,9 +133,9 @@ def mix_models_by_layers(
     output_path: str | Path | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """The same as :func:`mix_models`, which already holds one model at most.
+    """The same as :func:`mix_models`, which never holds more than one model.
 
-    LM_Cocktail needs two functions, a fast one and one that fits in memory.
+    LM_Cocktail needs two functions: a fast one, and one that fits in memory.
     """
     return mix_models(model_names_or_paths, model_type, weights, output_path, **options)
 
@@ -168,28 +166,30 @@ def mix_models_with_data(
     sync: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
-    """Mix models by weights that a few examples give; LM_Cocktail's call gives its weights.
+    """Mix models with weights found from a few examples; LM_Cocktail's call gives its weights.
 
-    LM-Cocktail, https://arxiv.org/abs/2311.13534, equation 2: softmax(-loss / T) of the single
-    models' losses. Rerankers and encoder-decoders, which LM_Cocktail leaves out, follow the same
-    rule with the mean loss over the examples. The weights are logged at level INFO, and written to
-    ``cocktail.json`` with the model.
+    LM-Cocktail, https://arxiv.org/abs/2311.13534, equation 2: softmax(-loss / T) of the individual
+    models' losses. Rerankers and encoder-decoders, which LM_Cocktail does not cover, follow the
+    same rule with the mean loss over the examples. The weights are logged at level INFO, and
+    written to ``cocktail.json`` with the model.
 
     Args:
         example_data, temperature, batch_size, max_input_length, strategy, retain_data, retain_text,
             base, device, options: as in :func:`search_weights`.
-        neg_number: negatives to draw of each example; decoders and encoder-decoders have none.
-        output_path: also write the mix there, an encoder's with ``pooling`` if it has none.
-        dtype, max_shard_size, overwrite, sync: of the mix, as in :func:`cocktail.mix_models`.
+        neg_number: negatives to draw from each example; decoders and encoder-decoders have none.
+        output_path: also write the mix there, adding ``pooling`` to an encoder that has none.
+        dtype, max_shard_size, overwrite, sync: for the mix, as in :func:`cocktail.mix_models`.
 
     Returns:
         The mixed model in eval mode, on the CPU.
 
     Raises:
-        CocktailError: as :func:`search_weights` and :func:`cocktail.mix_models`; what can be is
-            refused before the search.
-        KeyboardInterrupt: no model is made of a search that was not finished.
+        CocktailError: as :func:`search_weights` and :func:`cocktail.mix_models`, before the search
+            where possible.
+        KeyboardInterrupt: no model is made from an unfinished search.
     """
+    from cocktail.measure.bench import search_plan  # noqa: PLC0415 - imports torch
+
     names = tuple(map(str, model_names_or_paths))
     written_pooling = None if output_path is None else pooling
     recipe = make_recipe(
@@ -205,7 +205,7 @@ def mix_models_with_data(
     )  # fmt: skip
     asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
     weights = _found_weights(
-        search_plan(names, model_type, head=head, dtype=asked.compute_dtype), example_data,
+        search_plan(names, model_type, head=head, dtype=asked.model_dtype), example_data,
         retain_data, asked, progress=progress, device=device, trust_remote_code=trust_remote_code,
         threads=threads, retain_text=retain_text,
     )  # fmt: skip
@@ -227,7 +227,9 @@ def _found_weights(
     progress: bool,
     **resources: Any,
 ) -> list[float]:
-    """What the strategy gives; the model that it was measured in is let go of."""
+    """The strategy's weights; the model that was measured is released."""
+    from cocktail.search.run import search_bench, searched  # noqa: PLC0415 - imports torch
+
     bench = search_bench(plan, data, retain_data, options, **resources)
     if options.strategy == "lm-cocktail" and bench.retain is None:
         return list(map(float, _softmax_alone(bench, options)))
@@ -238,7 +240,11 @@ def _found_weights(
 
 
 def _softmax_alone(bench: Bench, options: SearchOptions) -> Weights:
-    """One forward for each ingredient and nothing else."""
+    """LM-Cocktail's weights, from one forward for each ingredient and nothing else."""
+    from cocktail.measure.mixture import simplex_vertex  # noqa: PLC0415 - imports torch
+    from cocktail.search.lm_cocktail import softmax_weights  # noqa: PLC0415
+    from cocktail.search.objective import MixObjective  # noqa: PLC0415
+
     count = len(bench.mixture.names)
     objective = MixObjective(bench.mixture, bench.task)
     vertices = [simplex_vertex(i, count) for i in range(count)]

@@ -1,4 +1,4 @@
-"""What can go wrong and can be mended by the user.
+"""Errors that the user can mend.
 
 Every message says what was found, the rule it breaks, and what to do. The command line prints it
 without a traceback.
@@ -18,7 +18,7 @@ class CheckpointError(CocktailError):
 
 
 class RecipeError(CocktailError):
-    """The recipe asks for something that has no meaning."""
+    """The recipe asks for something meaningless."""
 
 
 class OutputError(CocktailError):
@@ -41,8 +41,17 @@ class PlanError(CocktailError):
             super().__init__(f"{len(self.problems)} problems, nothing was written:\n{lines}")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, in the plural unless it is one.
+
+    >>> counted(1, "weight"), counted(2, "weight")
+    ('1 weight', '2 weights')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def listed(names: Sequence[str], limit: int = 5) -> str:
-    """Join ``names`` for a message, the first ``limit`` of them in full and the rest counted.
+    """Join ``names`` for a message: the first ``limit`` in full, and the count of the rest.
 
     >>> listed(["a", "b", "c"], limit=2)
     'a, b and 1 more'

@@ -1,4 +1,4 @@
-"""Numbers that callers and files give: plain values, sums of weights, and shares of them."""
+"""Numbers from callers and files: plain values, sums of weights, and shares of the sum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROUNDING = 1e-8
 
 
 def plain(value: Any) -> Any:
-    """The value as YAML knows it: numbers and arrays of NumPy and torch as Python's, sequences as
+    """The value in YAML's types: NumPy's and torch's numbers and arrays as Python's, sequences as
     lists."""
     if hasattr(value, "tolist"):
         return value.tolist()
@@ -35,12 +35,12 @@ def plain_number(value: Any) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is one, or text that reads as one; a NaN of Python's own is."""
+    """Whether the value is a number, or text that reads as one; a Python NaN counts."""
     return isinstance(value, float) or not math.isnan(plain_number(value))
 
 
 def read_weights(weights: Any) -> tuple[float, ...]:
-    """The weights that a caller gave, in any kind of sequence; none where none were given.
+    """The weights that a caller gave in any kind of sequence; empty if none were given.
 
     Raises:
         RecipeError: one is not a number.
@@ -52,7 +52,7 @@ def read_weights(weights: Any) -> tuple[float, ...]:
 
 
 def exact_sum(numbers: Iterable[float]) -> float:
-    """The sum, exact to rounding; NaN where it is beyond all numbers."""
+    """The sum, exact to rounding; NaN where it overflows."""
     try:
         return math.fsum(numbers)
     except (OverflowError, ValueError):
@@ -60,13 +60,13 @@ def exact_sum(numbers: Iterable[float]) -> float:
 
 
 def cancel(weights: Sequence[float]) -> bool:
-    """Whether nothing can be divided by the sum: it is zero to rounding, or not finite."""
+    """Whether the sum is no divisor: zero to rounding, or not finite."""
     total = exact_sum(weights)
     return not _ROUNDING * exact_sum(map(abs, weights)) < abs(total) < math.inf
 
 
 def shares(weights: Sequence[float]) -> list[float]:
-    """Weights divided by their sum, equal ones where all are zero.
+    """Weights divided by their sum; equal shares where all are zero.
 
     Raises:
         RecipeError: they cancel each other out.
@@ -76,7 +76,8 @@ def shares(weights: Sequence[float]) -> list[float]:
     total = exact_sum(weights)
     if cancel(weights):
         raise RecipeError(
-            f"weights {listed([f'{weight:g}' for weight in weights])} sum to {total:.3g} - what "
-            "only some models have is averaged in the proportions of their weights - give others"
+            f"weights {listed([f'{weight:g}' for weight in weights])} sum to {total:.3g} - tensors "
+            "that only some models have are averaged in the proportions of their weights - give "
+            "others"
         )
     return [weight / total for weight in weights]

@@ -1,8 +1,9 @@
-"""Recipe, plan, measure, stream, folder: the way of every mix."""
+"""The path of every mix: recipe, plan, measure, stream, folder."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
 from cocktail.recipe.recipe import Recipe
 from cocktail.system.progress import byte_progress
 from cocktail.system.temporary import temporary_parts
-from cocktail.write.card import model_card
+from cocktail.write.card import CURVE_PICTURE, Figure, model_card
 from cocktail.write.modules import token_width, write_modules
 from cocktail.write.place import linked_folders, output_problems
 from cocktail.write.provenance import PROVENANCE_FILE, file_metadata, provenance
@@ -43,10 +44,10 @@ class MixReport:
 
     Attributes:
         output: the folder that was written.
-        digest: of the mixed tensors; the same weights have the same digest in any sharding.
+        digest: that of the mixed tensors; equal weights have equal digests, however sharded.
         seconds: ``plan`` (headers and checks), ``mix`` (read, mix, write), ``sync`` (flush to disk
             and rename), ``total``.
-        model: what was built from ``memory``, if it was given.
+        model: the model built from ``memory``, if that was given.
     """
 
     plan: Plan
@@ -64,10 +65,10 @@ def checked_plan(
     overwrite: bool = False,
     made: Mapping[str, Path] | None = None,
 ) -> Plan:
-    """Build the plan and check the output path, with all problems of both in one error.
+    """Build the plan and check the output path, reporting all problems of both in one error.
 
     Raises:
-        PlanError: with every reason why this cannot be mixed or written.
+        PlanError: giving every reason why this cannot be mixed or written.
     """
     problems: list[str] = []
     plan = None
@@ -103,23 +104,27 @@ def mix_to_folder(
     progress: bool = True,
     memory: ModelInMemory | None = None,
     trust_remote_code: bool = False,
+    figures: Sequence[Figure] = (),
+    picture: Path | None = None,
     calibrate: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> MixReport:
     """Run a plan and write the complete model.
 
     Args:
         sync: flush everything to disk before the new folder takes the output's name.
-        threads: of the engine; the result does not depend on it.
+        threads: how many threads to mix with; the result does not depend on it.
         progress: show a bar on stderr.
         memory: a model to fill with the same blocks; it is built before the output takes its name,
-            so that what cannot be loaded is not left on disk.
-        trust_remote_code: to build it.
+            so that a model that cannot be loaded is not left on disk.
+        trust_remote_code: run custom code to build it.
+        figures: what was measured on the mix, for its card.
+        picture: a PNG of the measured curve, to show on the card.
         calibrate: changes the weights of the complete model in a folder, before it takes the
             output's name; what it returns is recorded with the mix.
 
     Raises:
         OutputError: the disk is full or failed, or something has appeared at the output since the
-            plan was made; what stands there is untouched.
+            plan was made; what exists there is untouched.
         NonFiniteError: a mixed tensor holds NaN or infinity; nothing was written.
     """
     started = time.perf_counter()
@@ -142,8 +147,11 @@ def mix_to_folder(
             if tensor.pieces:
                 digests.outputs[tensor.key] = staged.read_digest(tensor)
         mixed = time.perf_counter()
-        digest = _write_rest(staged, digests, calibrate)
-        model = None if memory is None else memory.build(trust_remote_code=trust_remote_code)
+        if picture is not None:
+            shutil.copyfile(picture, staged.folder / CURVE_PICTURE)
+        card = model_card(plan, figures, has_picture=picture is not None)
+        digest = _write_rest(staged, digests, card, calibrate)
+        model = None if memory is None else memory.build()
         staged.commit()
     done = time.perf_counter()
     seconds = {"mix": mixed - started, "sync": done - mixed, "total": done - started}
@@ -159,8 +167,8 @@ def measured_plan(
     threads: int | None,
     progress: bool,
 ) -> Iterator[Plan]:
-    """The plan with the statistics that its method asks for, in files that are removed at the end:
-    beside the output, or among the system's temporary files where there is none."""
+    """The plan with the statistics that its method needs, in files that are removed at the end:
+    beside the output or, without one, among the system's temporary files."""
     if plan.recipe.method.statistic is None:
         yield plan
         return
@@ -185,11 +193,11 @@ def mix_recipe(
 ) -> MixReport:
     """Run a recipe, and before it the steps that it builds on.
 
-    The results of the steps are models in a temporary folder beside the output; they are removed in
+    The results of the steps are models in a temporary folder beside the output, which is removed at
     the end.
 
     Raises:
-        PlanError: with every reason why one of them cannot be mixed or written.
+        PlanError: giving every reason why one of them cannot be mixed or written.
         CocktailError: as :func:`mix_to_folder`.
     """
     check_threads(threads)
@@ -211,28 +219,28 @@ def mix_recipe(
 def check_threads(threads: int | None) -> None:
     if threads is not None and (not isinstance(threads, int) or threads < 0):
         raise RecipeError(
-            f"threads are {threads!r} - they are a whole number, 0 for one on each processor - "
+            f"threads are {threads!r} - they must be a whole number, 0 for one per processor - "
             "correct them"
         )
 
 
 def _step_names(steps: Sequence[Recipe]) -> list[str]:
-    """What the results of the steps are called, which their folders are called too.
+    """The names of the steps' results, which are also those of their folders.
 
     Raises:
-        RecipeError: one has no name, that of another, or something else than a plain name.
+        RecipeError: a name is missing, duplicate, or not a plain name.
     """
     names: list[str] = []
     for step in steps:
         if step.name is None or step.name in names:
             raise RecipeError(
-                f"a recipe before the last is called {step.name!r} - later ones use its result "
-                "by a name of its own - give it one (name:)"
+                f"a recipe before the last is called {step.name!r} - later ones refer to its "
+                "result by a unique name - give it one (name:)"
             )
         if not _PLAIN_NAME.fullmatch(step.name):
             raise RecipeError(
-                f"a recipe is called {step.name!r} - a name is letters, digits, spaces, '.', '-' "
-                "and '_', first a letter or digit - give it another (name:)"
+                f"a recipe is called {step.name!r} - a name is made of letters, digits, spaces, "
+                "'.', '-' and '_', and starts with a letter or digit - give it another (name:)"
             )
         names.append(step.name)
     return names
@@ -241,6 +249,7 @@ def _step_names(steps: Sequence[Recipe]) -> list[str]:
 def _write_rest(
     staged: StagedModel,
     digests: Digests,
+    card: str,
     calibrate: Callable[[Path], Mapping[str, Any]] | None,
 ) -> str:
     plan = staged.plan
@@ -252,5 +261,5 @@ def _write_rest(
         record["calibration"] = calibrate(staged.folder)
         record["output"]["digest"] = checkpoint_digest(resolve(staged.folder), (), lambda _: None)
     staged.write_json(PROVENANCE_FILE, record)
-    staged.write_text("README.md", model_card(plan))
+    staged.write_text("README.md", card)
     return str(record["output"]["digest"])

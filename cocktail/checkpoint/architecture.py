@@ -1,8 +1,8 @@
-"""What transformers' class of a model says of its tensors: their names, prefix, ties and leftovers.
+"""What a model's transformers class says about its tensors: names, prefix, ties and leftovers.
 
 Asking builds the class on the meta device, where nothing has data. That imports torch and
-transformers, which takes seconds, so it is done only where names alone do not decide. What the
-source text of the class tells is read from there, without importing anything.
+transformers, which takes seconds, so it is done only where names alone do not decide. Whatever the
+class's source text shows is read from there, without importing anything.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ class Architecture:
     """The tensors of one class for one config.
 
     Attributes:
-        name: of the class.
-        prefix: what its transformer's tensors begin with under a head, such as ``bert.``.
-        shapes: of all parameters and stored buffers, by name in the class.
-        buffers: which of them are not trained: the class can compute them by itself.
-        ties: the names that the class fills from another, each with that one.
-        ignored: patterns of stored names that the class passes over when it loads.
-        rename: gives a name in a file the form in which the class has it; a second name follows
-            where the class puts several stored tensors together into one.
+        name: the name of the class.
+        prefix: what the names of its transformer's tensors begin with under a head, such as
+            ``bert.``.
+        shapes: those of all parameters and stored buffers, by name in the class.
+        buffers: the names of tensors that are not trained, as the class can compute them itself.
+        ties: maps each name that the class fills from another tensor to that tensor's name.
+        ignored: patterns of stored names that the class ignores when it loads.
+        rename: maps a name in a file to the class's form of it, and to the tensor that it ends up
+            in, which differs where the class fuses several stored tensors into one.
+        joined: for each kind of fused tensor, the patterns of the stored names in their order.
+        transposed: parameters that hold matrices as (in, out), where the class says so.
     """
 
     name: str
@@ -45,10 +48,12 @@ class Architecture:
     ties: Mapping[str, str]
     ignored: tuple[re.Pattern[str], ...]
     rename: Callable[[str], tuple[str, str]]
+    joined: tuple[tuple[str, ...], ...] = ()
+    transposed: Collection[str] = frozenset()
 
     @cached_property
     def has_prefix(self) -> bool:
-        """Whether this class keeps its transformer under the prefix, beside a head."""
+        """Whether this class holds its transformer under the prefix, beside a head."""
         return bool(self.prefix) and any(name.startswith(self.prefix) for name in self.shapes)
 
     @cached_property
@@ -58,18 +63,18 @@ class Architecture:
         return frozenset(name.removeprefix(self.prefix).partition(".")[0] for name in own)
 
     def place(self, stored: str) -> str | None:
-        """The tensor of the class that a stored one fills; ``None`` where it fills none."""
+        """The tensor of the class that a stored one fills, or ``None``."""
         return self._known(self.rename(stored)[1])
 
     def common(self, stored: str) -> str:
-        """The name that a stored tensor has in every class of this transformer: no prefix."""
+        """The unprefixed name that a stored tensor has in every class with this transformer."""
         renamed, target = self.rename(stored)
         if renamed == target:
             renamed = self._known(renamed) or renamed
         return renamed.removeprefix(self.prefix)
 
     def unfilled(self, stored: Collection[str]) -> list[str]:
-        """The parameters that no stored tensor fills: a loader would draw them at random."""
+        """The parameters that no stored tensor fills: a loader would initialise them at random."""
         filled = {self._own(place) for name in stored if (place := self.place(name))}
         return [
             name
@@ -96,7 +101,7 @@ class Architecture:
         return self.ties.get(name, name)
 
     def is_ignored(self, stored: str) -> bool:
-        """Whether the class says that it passes over a stored tensor."""
+        """Whether the class declares that it ignores a stored tensor."""
         return any(pattern.search(stored) for pattern in self.ignored)
 
     def _known(self, name: str) -> str | None:
@@ -107,7 +112,7 @@ class Architecture:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """Ask the class that a ``config.json`` names, the bare transformer where it names none.
+    """Ask the class that a ``config.json`` names, or the bare transformer where it names none.
 
     Returns:
         ``None`` for a class that transformers does not have, such as custom code, or that cannot be
@@ -131,6 +136,13 @@ def _asked(text: str) -> Architecture | None:
     } - set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     prefix = getattr(model, "base_model_prefix", "") or ""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    rename, joined = _renaming(model)
+    transposed = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if getattr(module, "is_transposed", False)
+        for name, _ in module.named_parameters(recurse=False)
+    }
     return Architecture(
         type(model).__name__,
         f"{prefix}." if prefix else "",
@@ -138,12 +150,14 @@ def _asked(text: str) -> Architecture | None:
         frozenset(names.keys() - parameters),
         _ties(model),
         tuple(re.compile(pattern) for pattern in sorted(patterns)),
-        _renaming(model),
+        rename,
+        joined,
+        frozenset(transposed),
     )
 
 
 def _number(value: dict[str, Any]) -> Any:
-    """A number that JSON has no word for, as transformers 5 writes it: ``{"__float__": "NaN"}``."""
+    """Decode what transformers 5 writes for a number that JSON lacks: ``{"__float__": "NaN"}``."""
     return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
@@ -184,7 +198,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _ties(model: Any) -> dict[str, str]:
-    """Names that share one parameter, each with the one that the class fills them from."""
+    """Map each name that shares a parameter to the one that the class fills it from."""
     stated = getattr(model, "all_tied_weights_keys", None)
     if isinstance(stated, dict):  # transformers 5
         ties = dict(stated)
@@ -208,13 +222,15 @@ def _ties(model: Any) -> dict[str, str]:
     return ties
 
 
-def _renaming(model: Any) -> Callable[[str], tuple[str, str]]:
-    """How the loader of the installed transformers renames what it finds in files."""
+def _renaming(
+    model: Any,
+) -> tuple[Callable[[str], tuple[str, str]], tuple[tuple[str, ...], ...]]:
+    """How the loader of the installed transformers renames and joins what it finds in files."""
     try:
         from transformers import conversion_mapping, core_model_loading  # noqa: PLC0415
     except ImportError:  # transformers 4
         old = getattr(model, "_checkpoint_conversion_mapping", None) or {}
-        return lambda name: (_old_name(name, old),) * 2
+        return lambda name: (_old_name(name, old),) * 2, ()
     transforms = conversion_mapping.get_model_conversion_mapping(model)
     converters = [t for t in transforms if isinstance(t, core_model_loading.WeightConverter)]
     renamings = [t for t in transforms if not isinstance(t, core_model_loading.WeightConverter)]
@@ -228,7 +244,7 @@ def _renaming(model: Any) -> Callable[[str], tuple[str, str]]:
                 return name, target
         return name, name
 
-    return rename
+    return rename, tuple(tuple(converter.source_patterns) for converter in converters)
 
 
 def _old_name(name: str, mapping: Mapping[str, str]) -> str:
@@ -243,9 +259,9 @@ def _old_name(name: str, mapping: Mapping[str, str]) -> str:
 def looks_loadable(names: Collection[str], config: Mapping[str, Any]) -> bool:
     """Whether names look like those of the config's class, as far as its source text tells.
 
-    A wrapper around the whole model shows as a first component that the class does not have, or as
-    one that stands twice; missing layers show as another count than the config's. True where there
-    is no source to look at.
+    A wrapper around the whole model shows as a first component that the class does not have, or
+    that appears twice; missing layers show as a count that differs from the config's. True where
+    there is no source to look at.
     """
     text = _source(config, "modeling")
     if not text or not names:
@@ -271,13 +287,13 @@ def _has_all_layers(names: Collection[str], config: Mapping[str, Any]) -> bool:
 
 
 def layer_count(config: Mapping[str, Any]) -> int | None:
-    """How many layers a config names; ``None`` if it names none."""
+    """The number of layers that a config states, or ``None``."""
     found = [config[key] for key in _LAYER_COUNTS if isinstance(config.get(key), int)]
     return found[0] if found else None
 
 
 def default_ties(config: Mapping[str, Any]) -> bool | None:
-    """Whether a model whose config is silent ties its output embedding to the input's.
+    """Whether a model ties its output embedding to the input's where its config does not say.
 
     Returns:
         ``None`` where its class is not known, or where custom code may do either.

@@ -1,4 +1,4 @@
-"""Read a model card: what a model says of its licence and its base."""
+"""Read a model card: what it says about the model's licence and base."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FRONT_MATTER = re.compile(r"\A---\s*\n(?P<yaml>.*?)\n---\s*(\n|\Z)", re.DOTALL)
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """The map at the top of a folder's ``README.md``; empty where there is none."""
+    """The YAML map at the top of a folder's ``README.md``; empty if there is none."""
     try:
         match = _FRONT_MATTER.match((folder / "README.md").read_text(encoding="utf-8"))
         value = yaml.safe_load(match["yaml"]) if match else {}
@@ -26,7 +26,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
 def licences(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """The licences that a checkpoint's cards name, by the reference of the model that has the card.
 
-    An adapter has its own and its base's.
+    An adapter has both its own and its base's.
     """
     found = {}
     for reference, folder in checkpoint.origins.items():
@@ -41,8 +41,8 @@ def licences(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 def licence_note(found: dict[str, list[str]]) -> str | None:
-    """One line where models have different licences; all of them bind who uses the mix."""
+    """One line if the models' licences differ; all of them bind whoever uses the mix."""
     if len({tuple(sorted(names)) for names in found.values()}) < 2:
         return None
     each = ", ".join(f"{' and '.join(names)} ({whose})" for whose, names in found.items())
-    return f"licences differ: {each}; the model card names all of them, and each has its terms"
+    return f"licences differ: {each}; the model card names them all, and the terms of each apply"

@@ -25,15 +25,15 @@ _TOKENIZER = (
     "*.spm", "*.codes", "*.tiktoken", "chat_template*",
 )  # fmt: skip
 _IN_MODULES = ("*.json", "*.txt", "*.jinja", "*.py", "*.model", "*.spm", "*.codes")
-# Shards that are not written, and what tells how that model was made, not how the mix was.
+# Shards that are not written, and records of how that model, not the mix, was made.
 _NOT_COPIED = (f"*{INDEX}", ADAPTER_CONFIG, "cocktail.json", "requirements.txt", *TRAINER_FILES)
 
 
 def companion_files(donor: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
-    """Config, tokenizer, chat template, custom code, licence and module settings.
+    """Find config, tokenizer, chat template, custom code, licence and module settings.
 
     Args:
-        tokenizer: the folder that gives the files of the tokenizer, if not the donor's.
+        tokenizer: the folder to take the tokenizer's files from, if not the donor's.
 
     Returns:
         Where each file lies, by its path in the output, sorted. The model card is not among them:
@@ -50,12 +50,12 @@ def companion_files(donor: Checkpoint, tokenizer: Path | None = None) -> dict[st
 
 
 def is_tokenizers(path: Path) -> bool:
-    """Whether a file is one of a tokenizer's."""
+    """Whether a file belongs to a tokenizer."""
     return any(fnmatch(path.name, pattern) for pattern in _TOKENIZER)
 
 
 def companions_in(folder: Path) -> list[str]:
-    """Paths relative to a folder, which need not hold a whole model."""
+    """Relative paths of the companion files in a folder, which need not hold a whole model."""
     found = [path.name for path in folder.iterdir() if _is_wanted(path, _AT_TOP)]
     for module in _module_folders(folder):
         found += [
@@ -76,8 +76,8 @@ def companions_in(folder: Path) -> list[str]:
 
 
 def left_behind(checkpoint: Checkpoint) -> list[str]:
-    """One line naming what stands in its folders and does not go into the mix."""
-    # A module may be no more than its name in modules.json, beside an empty folder.
+    """One line naming the files in its folders that do not go into the mix."""
+    # A module may consist of no more than its name in modules.json and an empty folder.
     paths = [*companion_files(checkpoint), *_module_folders(checkpoint.folder)]
     taken = {Path(path).parts[0] for path in paths}
     used = {info.file.name for _, info in checkpoint} | {"README.md", "cocktail.json"}

@@ -1,4 +1,4 @@
-"""Tell the kind of a checkpoint from all that its folder says, and how a reranker scores."""
+"""Tell a checkpoint's kind from everything in its folder, and how a reranker scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cocktail.checkpoint.kinds import (
 )
 from cocktail.checkpoint.model import Checkpoint
 
-# Parts of the names under which rerankers that are plain language models are published.
+# Parts of the names under which plain language models are published as rerankers.
 _PUBLISHED = (
     "bge-reranker-v2-gemma", "bge-reranker-v2-minicpm", "qwen3-reranker", "mxbai-rerank-base-v2",
     "mxbai-rerank-large-v2",
@@ -28,17 +28,17 @@ _RECORD = "reranker"
 
 
 def kind_of(checkpoint: Checkpoint, name: str | None = None) -> Kind | None:
-    """The kind that was named, or else the one that the checkpoint's files tell.
+    """The kind that was named, or else the one that the checkpoint's files show.
 
     Args:
         name: a ``model_type``.
 
     Returns:
-        ``None`` where no name is given and the files tell none.
+        ``None`` where no name is given and the files show none.
 
     Raises:
         PlanError: there is no kind of that name.
-        CheckpointError: a file that would tell is damaged.
+        CheckpointError: a file that would show it is damaged.
     """
     is_language_model = architecture(checkpoint.config).endswith(LANGUAGE_RERANKER.architectures)
     if name is not None:
@@ -65,10 +65,10 @@ def scoring(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
     Returns:
         ``by`` (``answer`` or ``modules``), ``yes_token_id``, ``no_token_id`` and ``prompt``, each
-        ``None`` where the files do not tell; ``None`` if nothing says that it is a reranker.
+        ``None`` where the files do not say; ``None`` if nothing says that it is a reranker.
 
     Raises:
-        CheckpointError: a file that would tell is damaged.
+        CheckpointError: a file that would show it is damaged.
     """
     record = checkpoint.config.get(_RECORD)
     if isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""Look into one checkpoint, or compare two tensor by tensor, streamed."""
+"""Compare two checkpoints tensor by tensor, streamed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """How far one tensor of B is from that of A.
+    """How far a tensor of B is from the same tensor of A.
 
     Attributes:
         distance: ||B - A|| / ||A||, Frobenius norms; infinite if A is zero and B is not, NaN if
@@ -46,11 +46,11 @@ class Difference:
     """How far checkpoint B is from A.
 
     Attributes:
-        tensors: those that both have in one shape, largest distance first; those before all others
-            that have none, because they hold NaN or infinities.
+        tensors: those that both have in the same shape, largest distance first; before all others,
+            those without a distance, because they hold NaN or infinities.
         distance: over all of them as one vector.
         cosine: likewise.
-        only_in_a: names; ``only_in_b`` likewise.
+        only_in_a: names of tensors that B lacks; ``only_in_b`` the reverse.
         other_shape: names of tensors whose shapes differ.
         a, b: the two, as they were named.
     """
@@ -123,18 +123,18 @@ def diff(
     threads: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Difference:
-    """Compare two checkpoints, block by block; neither is loaded.
+    """Compare two checkpoints block by block, without loading either.
 
     Args:
-        threads: tensors compared at a time.
-        progress: takes the number of bytes just read.
+        threads: how many tensors to compare at a time.
+        progress: called with the number of bytes just read.
 
     Raises:
         PlanError: they have no floating-point tensor in common.
         CheckpointError: a file cannot be read.
     """
     ours, theirs = dict(_floating(a)), dict(_floating(b))
-    # A model saved under a head carries its class's prefix, the same model alone does not.
+    # A model saved under a head carries its class's prefix; the same model saved alone does not.
     ours, theirs = _without(extra_prefix(ours, theirs), ours), theirs
     theirs = _without(extra_prefix(theirs, ours), theirs)
     common = [name for name in ours if name in theirs]
@@ -142,7 +142,7 @@ def diff(
     if not alike:
         raise PlanError(
             [
-                f"{a.reference} and {b.reference} have no tensor of one name and shape in common "
+                f"{a.reference} and {b.reference} have no tensor of the same name and shape "
                 "- compare checkpoints of one architecture"
             ]
         )
@@ -188,7 +188,7 @@ def _sums(
             in_fp64(reader.read_bytes(info, start, stop, buffer), info.read_dtype)
             for info, buffer in zip((a, b), buffers, strict=True)
         )
-        with np.errstate(invalid="ignore", over="ignore"):  # the result tells of it
+        with np.errstate(invalid="ignore", over="ignore"):  # the result shows it
             gap = y - x
         for i, (left, right) in enumerate(((gap, gap), (x, x), (y, y), (x, y))):
             sums[i] += float(np.dot(left, right))

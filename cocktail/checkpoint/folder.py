@@ -1,4 +1,4 @@
-"""Find the folder of a reference, and read the small files in it."""
+"""Find the folder that a reference names, and read the small files in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def locate(text: str) -> tuple[Path, str | None]:
     """Find a local folder, or fetch a model from the Hub.
 
     Returns:
-        The folder, and the commit if it is the Hub's.
+        The folder, and the commit if it comes from the Hub.
 
     Raises:
         CheckpointError: there is no such folder or model, or no access to it.
@@ -36,16 +36,16 @@ def locate(text: str) -> tuple[Path, str | None]:
 
 
 def local_folder(text: str) -> Path | None:
-    """The folder of that name, ``~`` being home; ``None`` if there is none."""
+    """The folder of that name (``~`` is home), or ``None``."""
     path = os.path.expanduser(text)  # noqa: PTH111 - pathlib raises where there is no such home
-    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112 - and at names too long
+    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112 - and for names too long
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file is missing, no UTF-8 JSON, or not an object.
+        CheckpointError: the file is missing, not UTF-8 JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -84,16 +84,16 @@ def module_folders(folder: Path) -> list[str]:
         modules = json.loads(path.read_text(encoding="utf-8"))
         folders = [module["path"] for module in modules]
         if not all(isinstance(name, str) for name in folders):
-            raise TypeError("a path is no text")
+            raise TypeError("a path is not text")
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise CheckpointError(
-            f"{path}: cannot be understood ({type(error).__name__}: {error}) - it lists the "
-            "modules of a sentence-transformers model - repair or remove it"
+            f"{path}: cannot be understood ({type(error).__name__}: {error}) - it must list "
+            "the modules of a sentence-transformers model - repair or remove it"
         ) from None
     for name in folders:
         if not _stays_inside(name):
             raise CheckpointError(
-                f"{path}: names the folder {name!r} - modules lie inside the model's folder - "
+                f"{path}: names the folder {name!r} - modules must lie inside the model's folder - "
                 "repair the file"
             )
     if not folders:

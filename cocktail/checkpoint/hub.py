@@ -19,7 +19,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def parse_identifier(reference: str) -> tuple[str, str | None] | None:
-    """Split ``org/name@revision``; ``None`` if ``reference`` is no such thing."""
+    """Split ``org/name@revision``; ``None`` if ``reference`` has another form."""
     match = _IDENTIFIER.fullmatch(reference)
     if match is None or match["repo"].startswith("."):
         return None
@@ -27,7 +27,7 @@ def parse_identifier(reference: str) -> tuple[str, str | None] | None:
 
 
 def fetch(repo: str, revision: str | None) -> Path:
-    """Bring the files that a mix needs into the Hub's cache.
+    """Download the files that a mix needs into the Hub's cache.
 
     Safetensors are preferred; other formats of the same weights are not downloaded.
 
@@ -61,7 +61,7 @@ def fetch(repo: str, revision: str | None) -> Path:
             f"{name}: the Hub refused ({reason}) - check the id and the revision, and log in with "
             "`hf auth login` if the model is gated or private"
         ) from None
-    except Exception as error:  # the connection or the disk failed while files were coming
+    except Exception as error:  # the connection or the disk failed during the download
         raise CheckpointError(
             f"{name}: downloading stopped ({type(error).__name__}: {error}) - what has arrived is "
             "kept - run again to fetch the rest"
@@ -69,13 +69,13 @@ def fetch(repo: str, revision: str | None) -> Path:
 
 
 def needed_files(files: list[str]) -> list[str]:
-    """Choose from a repository's files what a mix reads: one format of the weights, companions."""
+    """Choose the files that a mix reads: one format of the weights, and the companions."""
     wanted = {file for file in files if file in SIDE_TENSORS or _is_companion(file)}
     for folder in {Path(file).parent for file in files}:
         if folder != Path() and f"{folder}/config.json" not in files:
             continue
         names = [file for file in files if Path(file).parent == folder]
-        # The transformer of an older sentence-transformers model has its tokenizer beside it.
+        # Older sentence-transformers models keep the tokenizer beside the transformer.
         wanted.update(name for name in names if _is_companion(Path(name).name))
         for pattern in SHARDS:
             weights = [file for file in names if pattern.fullmatch(Path(file).name)]
@@ -93,7 +93,7 @@ def _is_companion(file: str) -> bool:
 
 
 def hub_digests(folder: Path) -> dict[str, str]:
-    """The sha256 that the Hub's cache knows of the files in a snapshot, without reading them.
+    """The sha256 digests that the Hub's cache knows for a snapshot's files, without reading them.
 
     The cache names the blob of every large file after its sha256, and links to it.
     """

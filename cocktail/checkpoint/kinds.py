@@ -1,4 +1,4 @@
-"""The kinds of model: which Auto class loads them and how their config shows them."""
+"""The kinds of model: which Auto class loads each, and how its config shows it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Kind:
     Attributes:
         name: ``reranker``, ``encoder``, ``decoder``, ``encoder-decoder``, ``vision-language``,
             ``token-classification``, ``question-answering`` or ``other``.
-        auto_class: the transformers class that loads it; empty for ``other``, which the class that
-            its config names loads.
+        auto_class: the transformers class that loads it; empty for ``other``, which is loaded by
+            the class that its config names.
         architectures: how the class names in ``config.json`` end.
-        heads: how the names of the head's tensors may begin; without one the model would start
-            from random weights. Empty where there is none to check.
+        heads: how the names of the head's tensors may begin; without any, the head would start
+            from random weights. Empty where there is no head to check.
         pipeline_tag: the task that the Hub files it under.
-        ties_embeddings: its output embedding may be its input embedding.
+        ties_embeddings: whether its output embedding may be tied to its input embedding.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Kind:
 
     @property
     def ranks(self) -> bool:
-        """Whether its examples are queries with passages; else they are texts to write."""
+        """Whether its examples are queries with passages; otherwise they are texts to generate."""
         return self.name in ("reranker", "encoder")
 
     @property
@@ -124,14 +124,14 @@ STACK_RERANKER = replace(
 
 
 def kind_named(name: str) -> Kind:
-    """Look a kind up.
+    """Look up a kind by its name.
 
     Raises:
         PlanError: there is no such kind.
     """
     if name not in KINDS:
         raise PlanError(
-            [f"model_type is {name!r} - it is one of {', '.join(KINDS)} - choose one of these"]
+            [f"model_type is {name!r} - it must be one of {', '.join(KINDS)} - choose one of these"]
         )
     return KINDS[name]
 
@@ -140,8 +140,8 @@ def detect_kind(config: Mapping[str, Any], *, has_modules: bool) -> Kind | None:
     """Read the kind from a ``config.json``.
 
     Args:
-        has_modules: the folder is a sentence-transformers model, whose pooling makes an encoder
-            of any transformer.
+        has_modules: whether the folder is a sentence-transformers model, whose pooling turns any
+            transformer into an encoder.
 
     Returns:
         ``None`` where the config names no architecture.
@@ -158,7 +158,7 @@ def detect_kind(config: Mapping[str, Any], *, has_modules: bool) -> Kind | None:
         return KINDS[
             "vision-language" if sees else _WRITING[bool(config.get("is_encoder_decoder"))]
         ]
-    # The encoder's come late: GPT2LMHeadModel and MarianMTModel end in Model too.
+    # The encoder comes late: GPT2LMHeadModel and MarianMTModel end in Model too.
     known = [kind for kind in KINDS.values() if kind.name not in ("encoder", "vision-language")]
     for kind in (*known[:-1], KINDS["encoder"]):
         if name.endswith(kind.architectures):
@@ -166,12 +166,12 @@ def detect_kind(config: Mapping[str, Any], *, has_modules: bool) -> Kind | None:
     return KINDS["other"]
 
 
-# What a class that is called ForConditionalGeneration is, by its config's is_encoder_decoder.
+# The kind of a class called ForConditionalGeneration, by its config's is_encoder_decoder.
 _WRITING = {True: "encoder-decoder", False: "other"}
 
 
 def kind_problem(kind: Kind, config: Mapping[str, Any], reference: str) -> str | None:
-    """Why a checkpoint with this config is not of this kind; ``None`` if it is."""
+    """Why a checkpoint with this config is not of this kind, or ``None`` if it is."""
     name = architecture(config)
     if not name or name.endswith(kind.architectures) or kind.name == "encoder":
         loses_head = kind.name == "encoder" and name.endswith(KINDS["reranker"].architectures)
@@ -180,11 +180,11 @@ def kind_problem(kind: Kind, config: Mapping[str, Any], reference: str) -> str |
     return (
         f"{reference} is a {name} - model_type {kind.name!r} loads "
         f"{' or '.join('*' + end for end in kind.architectures)}, anything else would lose its "
-        "head or start with a random one - name the right model_type, or leave it out"
+        "head or get a random one - name the right model_type, or leave it out"
     )
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-    """The first class that a ``config.json`` names, or nothing."""
+    """The first class that a ``config.json`` names, or an empty string."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""

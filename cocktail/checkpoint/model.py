@@ -19,7 +19,7 @@ MAIN = ""
 
 @dataclass(frozen=True)
 class Part:
-    """A set of tensors that is stored together: the model, a dense module, a side tensor file.
+    """A set of tensors stored together: the model, a dense module, or a side tensor file.
 
     Attributes:
         folder: relative to the checkpoint, ``""`` for its top.
@@ -41,8 +41,8 @@ class Adaption:
     Attributes:
         base: the whole model underneath.
         adapter: the adapter's reference, with its commit if it comes from the Hub.
-        folder: of the adapter.
-        view: shows the files of both as those of one model.
+        folder: the adapter's folder.
+        view: presents the files of both as those of one model.
         notes: what was decided, one line each.
     """
 
@@ -63,7 +63,7 @@ class Checkpoint:
         commit: the commit on the Hub, ``None`` for a local folder or an adapter.
         config: its ``config.json``.
         parts: the model under ``MAIN``, others under their path.
-        adaption: for an adapter on its base, whose tensors carry the adapter's changes.
+        adaption: set for an adapter on its base, whose tensors carry the adapter's changes.
         notes: what was decided when it was opened, one line each.
     """
 
@@ -77,14 +77,14 @@ class Checkpoint:
 
     @property
     def pinned(self) -> str:
-        """A reference that opens the same files again: with the commits of what is on the Hub."""
+        """A reference that opens the same files again, with the commits of what is on the Hub."""
         if self.adaption is not None:
             return f"{self.adaption.base.pinned}+{self.adaption.adapter}"
         return with_commit(self.reference, self.commit)
 
     @property
     def origins(self) -> dict[str, Path]:
-        """The folders that it was read from, by their references."""
+        """The folders that it was read from, by reference."""
         if self.adaption is None:
             return {self.reference: self.folder}
         return {**self.adaption.base.origins, self.adaption.adapter: self.adaption.folder}
@@ -95,14 +95,14 @@ class Checkpoint:
         return self.folder / self.parts[MAIN].folder
 
     def __iter__(self) -> Iterator[tuple[str, TensorInfo]]:
-        """All tensors with a key that is unique over the parts."""
+        """All tensors, each with a key that is unique across the parts."""
         for path, part in self.parts.items():
             for name, info in part.tensors.items():
                 yield tensor_key(path, name), info
 
 
 def tensor_key(part: str, name: str) -> str:
-    """How messages and digests name a tensor: the parts beside the model carry their path."""
+    """The name of a tensor in messages and digests; outside the main part it carries a path."""
     return name if part == MAIN else f"{part}:{name}"
 
 

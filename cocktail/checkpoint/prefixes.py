@@ -9,7 +9,7 @@ def extra_prefix(names: Collection[str], others: Collection[str]) -> str:
     """The first component, with its dot, that ``names`` carry and ``others`` lack.
 
     ``bert.encoder.layer.0.output.dense`` against ``encoder.layer.0.output.dense`` gives ``bert.``.
-    Empty where the names agree as they are at least as often as without any first component.
+    Empty if removing a first component does not make more names agree.
     """
     known = set(others)
     best, most = "", sum(name in known for name in names)

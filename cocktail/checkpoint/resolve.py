@@ -33,7 +33,7 @@ def resolve(reference: str | Path) -> Checkpoint:
     text = str(reference)
     if not is_text(text):
         raise CheckpointError(
-            f"{text!r}: is a path that is not UTF-8 - the mix records where its models came from - "
+            f"{text!r}: is not valid UTF-8 - the mix records the paths of its models - "
             "rename the folder"
         )
     pair = split_pair(text)

@@ -12,14 +12,14 @@ INPUT_EMBEDDINGS = (
     "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight",
     "embed_in.weight",
 )  # fmt: skip
-"""How the names of input embeddings end; ``OUTPUT_EMBEDDINGS`` are tied to them, or not."""
+"""How the names of input embeddings end; ``OUTPUT_EMBEDDINGS`` may be tied to them."""
 
 
 OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 
 
-# What transformers' ``_tied_weights_keys`` name besides: of masked language models, and the copies
-# that encoder and decoder have of one embedding.
+# What else transformers' ``_tied_weights_keys`` name: the heads of masked language models, and the
+# encoder's and decoder's copies of one embedding.
 _OUTPUT_EMBEDDING = re.compile(
     r"(^|\.)(lm_head|embed_out|decoder|vocab_projector|generator_lm_head)\.weight$"
 )
@@ -41,14 +41,14 @@ def is_tied(config: Mapping[str, Any]) -> bool | None:
     """Whether the output embedding is the input embedding.
 
     Returns:
-        ``None`` if the config is silent and its class is not known.
+        ``None`` if the config does not say and its class is not known.
     """
     value = config.get("tie_word_embeddings")
     return default_ties(config) if value is None else bool(value)
 
 
 def is_copy(name: str, other: str, config: Mapping[str, Any]) -> bool:
-    """Whether a model with this config keeps one tensor under both names, ``other`` its own.
+    """Whether a model with this config ties ``name`` to ``other``.
 
     A loader fills ``name`` from ``other`` where only that is stored. This goes by names, for
     classes that cannot be asked; see :class:`cocktail.checkpoint.architecture.Architecture`.

@@ -45,7 +45,7 @@ def _understanding(folder: Path) -> Iterator[None]:
 def _from_tokenizer_json(path: Path) -> dict[str, int]:
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     entries = tokenizer["model"]["vocab"]
-    # Unigram lists (token, score) pairs in the order of their ids; the other models map.
+    # Unigram lists (token, score) pairs in the order of ids; the other models map tokens to ids.
     vocabulary = (
         {token: number for number, (token, _) in enumerate(entries)}
         if isinstance(entries, list)
@@ -88,7 +88,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _same_files(folder: Path, other: Path) -> bool:
-    """Fine-tunes mostly keep the base's file, and comparing bytes is ten times faster than JSON."""
+    """Compare bytes: fine-tunes mostly keep the base's file, and parsing is ten times slower."""
     names = [name for name in _files(folder) if name in _NAMES]
     return (
         bool(names)

@@ -1,18 +1,18 @@
-"""The names of files that hold weights, and of those beside them that do not."""
+"""The names of files that hold weights, and of files beside them that do not."""
 
 from __future__ import annotations
 
 import re
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
-"""A model in one file, in the order in which transformers looks for them."""
+"""Single-file models, in the order in which transformers looks for them."""
 INDEX = ".index.json"
-"""Behind one of ``WHOLE``: the list of a sharded model's files."""
+"""Appended to one of ``WHOLE``: the list of a sharded model's files."""
 SHARDS = (
     re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
     re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"),
 )
-"""A model's files, whole or sharded, by format; the better one comes first."""
+"""A model's files, whole or sharded, by format; the preferred one comes first."""
 WRITTEN_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 """The same as shell patterns."""
 ADAPTER_CONFIG = "adapter_config.json"
@@ -21,20 +21,20 @@ SIDE_TENSORS = ("sparse_linear.pt", "colbert_linear.pt")
 """BGE-M3's heads, in files of their own at the top of the folder."""
 TENSOR_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 UNREAD_SUFFIXES = (".gguf", ".h5", ".msgpack")
-"""Formats of weights that are not read."""
+"""Weight formats that are not read."""
 OTHER_FORMATS = ("consolidated", "tf_model", "flax_model", "rust_model", "pytorch_model", "model")
-"""How the names of the same weights in another format or another number of shards begin."""
+"""Prefixes of the same weights in another format or another number of shards."""
 TRAINER_TENSORS = (
     "training_args.bin", "optimizer", "scheduler", "sampler", "dl_state_dict", "rng_state",
     "random_states", "scaler", "trainer_", "custom_checkpoint_",
 )  # fmt: skip
-"""How the names of a trainer's state begin, which is not part of the model."""
+"""Prefixes of a trainer's state, which is not part of the model."""
 TRAINER_FILES = (
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
-    "history.json", "history.png", "optimizer.json", "search.json", "zero_to_fp32.py", "latest",
-    "events.out.tfevents.*", "run_config.json", "train_config.json",
+    "history.json", "history.png", "optimizer.json", "search.json", "curve.png", "zero_to_fp32.py",
+    "latest", "events.out.tfevents.*", "run_config.json", "train_config.json",
 )  # fmt: skip
-"""What tells how a model was trained, as shell patterns."""
+"""Records of how a model was trained, as shell patterns."""
 TRAINER_FOLDERS = ("checkpoint-*", "global_step*", "runs", "logs", "wandb", "eval")
 
 

@@ -28,7 +28,7 @@ from cocktail.tensors.pickled import read_pickled
 
 
 def open_whole(text: str, folder: Path, commit: str | None) -> Checkpoint:
-    """Open a model that needs no other.
+    """Open a model that is complete in itself, unlike an adapter.
 
     Args:
         text: the reference it is known by.
@@ -59,19 +59,19 @@ def _without_wrapper(
         return part, ()
     tensors = {names[name]: info for name, info in part.tensors.items()}
     aliases = {names[alias]: names[name] for alias, name in part.aliases.items()}
-    note = f"{reference} was saved inside a wrapper: {wrapper} was taken off its tensors' names"
+    note = f"{reference} was saved inside a wrapper: {wrapper} was removed from its tensors' names"
     return replace(part, tensors=tensors, aliases=aliases), (note,)
 
 
 def _require_data(part: Part, folder: Path) -> None:
-    """Refuse the placeholders that ZeRO-3 leaves of tensors that other processes hold."""
+    """Refuse the placeholders that ZeRO-3 saves for tensors that other processes hold."""
     empty = [name for name, info in part.tensors.items() if info.numel == 0]
     if empty:
         raise CheckpointError(
             f"{folder}: {len(empty)} of {len(part.tensors)} tensors are empty "
             f"({listed(empty, 3)}) - training under ZeRO-3 saves these where weights are not "
-            "gathered - run the zero_to_fp32.py that lies beside such a checkpoint, or train with "
-            "stage3_gather_16bit_weights_on_model_save"
+            "gathered - run the zero_to_fp32.py that is saved beside such a checkpoint, or train "
+            "with stage3_gather_16bit_weights_on_model_save"
         )
 
 
@@ -82,7 +82,7 @@ def module_parts(folder: Path, modules: list[str]) -> dict[str, Part]:
 
 
 def _settle_aliases(part: Part, config: Mapping[str, Any]) -> Part:
-    """Leave out of the names that share memory in a pickled file those that the model ties.
+    """Among names that share memory in a pickled file, leave out those that the model ties.
 
     A loader looks for the others, whatever memory they were saved from.
     """
@@ -114,7 +114,7 @@ def _is_filled_from(
 
 
 def _weights(folder: Path, relative: str) -> Part:
-    """Find the weights in one folder, in the order of preference that transformers has."""
+    """Find the weights in one folder, in transformers' order of preference."""
     place = folder / relative
     for single in WHOLE:
         index = place / f"{single}{INDEX}"
@@ -149,12 +149,13 @@ def read_tensor_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]
 def _read_shards(index: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(f"{index}: has no weight_map from names to files - repair the file")
+        raise CheckpointError(f"{index}: has no weight_map of names to files - repair the file")
     shards = sorted(set(weight_map.values()))
     outside = [repr(n) for n in shards if PurePosixPath(n).name != n or not n or "\0" in n]
     if outside:
         raise CheckpointError(
-            f"{index}: names {listed(outside)} - shards lie beside their index - repair the file"
+            f"{index}: names {listed(outside)} - shards must lie beside their index - repair the "
+            "file"
         )
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
@@ -196,9 +197,10 @@ def _side_tensors(folder: Path) -> dict[str, Part]:
             and not path.name.startswith(OTHER_FORMATS)
         ):
             raise CheckpointError(
-                f"{path}: is a tensor file whose place in the model is not known - mixed are the "
-                f"model's own weights, sentence-transformers modules and {', '.join(SIDE_TENSORS)} "
-                "- move the file away, and back beside the mix if it belongs there"
+                f"{path}: is a tensor file with no known place in the model - a mix consists of "
+                "the model's own weights, sentence-transformers modules and "
+                f"{', '.join(SIDE_TENSORS)} - move the file away, and back beside the mix if it "
+                "belongs there"
             )
     return parts
 
@@ -206,12 +208,12 @@ def _side_tensors(folder: Path) -> dict[str, Part]:
 def _no_weights(folder: Path) -> str:
     if not folder.is_dir():
         return (
-            f"{folder}: does not exist, and modules.json has the model there - the folder is "
+            f"{folder}: does not exist, but modules.json says the model is there - the folder is "
             "incomplete - copy or download it again"
         )
     others = [p.name for p in sorted(folder.iterdir()) if p.suffix in UNREAD_SUFFIXES]
     found = f"only {listed(others)}" if others else "no weights"
     return (
-        f"{folder}: has {found} - read are model.safetensors, its shards with an index, and "
+        f"{folder}: has {found} - weights must be model.safetensors, its shards with an index, or "
         "pytorch_model*.bin - save the model with save_pretrained()"
     )

@@ -1,4 +1,4 @@
-"""Take off what training put before the names of a whole model: ``module.``, ``_orig_mod.``, ..."""
+"""Remove the prefixes that training wrappers add to all names: ``module.``, ``_orig_mod.``, ..."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from cocktail.checkpoint.architecture import Architecture, architecture_of, looks_loadable
 
-# What torch.compile, FSDP, activation checkpointing and DeepSpeed wrap any module in.
+# The wrappers of torch.compile, FSDP, activation checkpointing and DeepSpeed around any module.
 _MARKS = re.compile(
     r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
@@ -18,11 +18,11 @@ _DATA_PARALLEL = "module."
 def unwrapped(names: Collection[str], config: Mapping[str, Any]) -> tuple[dict[str, str], str]:
     """Find the names that a model's tensors have in its class.
 
-    Wrappers of torch and DeepSpeed are known by name. Any other is taken off where all names have
-    it and the class that the config names loads more of them without.
+    Wrappers of torch and DeepSpeed are known by name. Any other prefix is removed if all names
+    share it and the class that the config names can load more of them without it.
 
     Returns:
-        The new name of each, and what was taken off; empty where nothing was.
+        The new name of each, and what was removed; empty where nothing was.
     """
     found = {name: _MARKS.sub("", name) for name in names}
     taken = {mark for name in names for _, mark in _MARKS.findall(name)}
@@ -41,7 +41,7 @@ def unwrapped(names: Collection[str], config: Mapping[str, Any]) -> tuple[dict[s
 
 
 def _own_wrapper(names: list[str], config: Mapping[str, Any]) -> str:
-    """The components before all names without which the class loads the most."""
+    """The shared prefix whose removal lets the class load the most names."""
     prefixes = ["", *_shared_prefixes(names)]
     architecture = architecture_of(config) if len(prefixes) > 1 else None
     if architecture is None:
@@ -50,14 +50,14 @@ def _own_wrapper(names: list[str], config: Mapping[str, Any]) -> str:
 
 
 def _loaded(names: list[str], prefix: str, architecture: Architecture) -> tuple[int, int]:
-    """How many names the class loads without a prefix, and how many it has just so."""
+    """How many names the class loads without a prefix, and how many match without renaming."""
     bare = [name.removeprefix(prefix) for name in names]
     placed = sum(architecture.place(name) is not None for name in bare)
     return placed, sum(name in architecture.shapes for name in bare)
 
 
 def _shared_prefixes(names: list[str]) -> Iterator[str]:
-    """``a.``, ``a.b.``, ... as far as all names begin with them."""
+    """``a.``, ``a.b.``, ... for as long as all names begin with them."""
     prefix = ""
     for component in names[0].split(".")[:-1] if names else ():
         prefix += f"{component}."

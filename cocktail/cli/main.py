@@ -1,7 +1,6 @@
 """The ``cocktail`` command: each body parses, calls one function and prints.
 
-``cocktail mix`` stands in ``cocktail.cli.mix``, ``cocktail search`` in
-``cocktail.cli.search``.
+``cocktail mix`` is in ``cocktail.cli.mix``, ``cocktail search`` in ``cocktail.cli.search``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from cocktail.cli.convert import convert
 from cocktail.cli.mix import mix
 from cocktail.cli.printing import json_option, quiet_option, report
 from cocktail.cli.search import search
-from cocktail.errors import CocktailError
+from cocktail.errors import CocktailError, counted, listed
 from cocktail.version import __version__
 
 if TYPE_CHECKING:
@@ -37,10 +36,10 @@ class _Group(click.Group):
             _say(str(error))
             ctx.exit(1)
         except OSError as error:
-            if error.errno == EPIPE:  # whoever reads has seen enough; click leaves quietly
+            if error.errno == EPIPE:  # the reader has seen enough; click exits quietly
                 raise
             found = f"{error.filename} cannot be used" if error.filename else "printing failed"
-            _say(f"{found} ({error.strerror or error}) - look there, run again")
+            _say(f"{found} ({error.strerror or error}) - check it and run again")
             ctx.exit(1)
         except KeyboardInterrupt:
             _say("interrupted; nothing was changed - run the same command to start anew")
@@ -48,8 +47,8 @@ class _Group(click.Group):
 
 
 def _say(line: str) -> None:
-    """Print why the command ends, once: of several processes the first does, and all are ended as
-    soon as it leaves. Another that has reasons of its own says them after a while."""
+    """Print once why the command ends: of several processes, the first does, and all end with it.
+    Another with reasons of its own prints them after a while."""
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         time.sleep(SECONDS_OF_THE_FIRST)
     click.echo(f"cocktail: {line}", err=True)
@@ -58,7 +57,7 @@ def _say(line: str) -> None:
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cocktail")
 def main() -> None:
-    """Mix fine-tuned models with their base, and keep both abilities.
+    """Mix fine-tuned models with their base, and keep the abilities of both.
 
     \b
     Examples:
@@ -96,11 +95,11 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
 @click.argument("a")
 @click.argument("b")
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True,
-              help="How many tensors to list; 0: all.")  # fmt: skip
+              help="How many tensors to list; 0 for all.")  # fmt: skip
 @quiet_option
 @json_option
 def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
-    """Show how far model B is from A: relative distance and cosine of every tensor.
+    """Show how far model B is from A: the relative distance and cosine of every tensor.
 
     \b
     Example:
@@ -112,7 +111,8 @@ def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
     rows = found.tensors[: top or None]
     lines = ["distance    cosine  tensor"]
     lines += [f"{row.distance:8.5f}  {row.cosine:8.5f}  {row.name}" for row in rows]
-    lines.append(f"{found.distance:8.5f}  {found.cosine:8.5f}  all {len(found.tensors)} tensors")
+    everything = counted(len(found.tensors), "tensor")
+    lines.append(f"{found.distance:8.5f}  {found.cosine:8.5f}  all {everything}")
     report(found.to_dict(), "\n".join(lines + _unmatched(found)), as_json, quiet=False)
 
 
@@ -123,7 +123,7 @@ def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
 def verify(folder: str, quiet: bool, as_json: bool) -> None:
     """Recompute the digests of the mix in DIR and of its ingredients.
 
-    Exit code 1 if one of them is not what it was when the mix was made.
+    The exit code is 1 if one of them has changed since the mix was made.
 
     \b
     Example:
@@ -159,12 +159,11 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 def _unmatched(found: Difference) -> list[str]:
-    from cocktail.errors import listed
 
     groups = (
         ("only in A", found.only_in_a),
         ("only in B", found.only_in_b),
-        ("of different shapes", found.other_shape),
+        ("with different shapes", found.other_shape),
     )
     return [f"{len(names)} {what}: {listed(names)}" for what, names in groups if names]
 

@@ -90,7 +90,7 @@ def _parse_parameters(
     "--weights",
     callback=_parse_weights,
     metavar="W W...",
-    help="One number for each model, in the same order; they sum to 1.",
+    help="One number for each model, in the same order; they must sum to 1.",
 )
 @click.option("--normalize", is_flag=True, default=None, help="Divide the weights by their sum.")
 @click.option("--output", "-o", metavar="DIR", help="Folder to write the mixed model to.")
@@ -100,37 +100,41 @@ def _parse_parameters(
               help="What the models were fine-tuned from, for methods that need it.")  # fmt: skip
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE",
               callback=_parse_parameters,
-              help="Of the method, such as density=0.5; may be given several times.")  # fmt: skip
+              help="A parameter of the method, such as density=0.5; repeatable.")  # fmt: skip
 @click.option("--data", metavar="FILE",
               help="JSONL file of examples, for methods that weigh models by them.")  # fmt: skip
-@click.option("--seed", type=int, help="Of methods that draw at random.  [0]")
+@click.option("--seed", type=int, help="Seed for methods that draw at random.  [0]")
 @click.option(
     "--model-type",
     metavar="KIND",
-    help="reranker, encoder, decoder, encoder-decoder, ...; read from the config if left out.",
+    help="reranker, encoder, decoder, encoder-decoder, ...  [read from the config]",
 )
-@click.option("--dtype", help="float32, bfloat16 or float16; as the models are if left out.")
+@click.option("--dtype", help="float32, bfloat16 or float16.  [as the models are]")
 @click.option("--max-shard-size", metavar="SIZE", help="Largest file, such as 500MB.  [5GB]")
 @click.option(
     "--head",
     type=click.Choice(["error", "copy", "mix", "drop"]),
-    help="For a head that only some models have: refuse, take it whole from the only one, average "
-    "it over those that have it, or leave it out.  [error]",
+    help="For a head that only some models have: refuse it, copy it from its only owner, average "
+    "it over its owners, or leave it out.  [error]",
 )
 @click.option(
     "--pooling",
     type=click.Choice(["cls", "mean", "max", "lasttoken"]),
-    help="Make a sentence-transformers folder with this pooling where the first model is none.",
+    help="Write a sentence-transformers folder with this pooling if the first model is not one.",
 )
 @click.option(
     "--accept-config",
     multiple=True,
     metavar="KEY",
-    help="A key of config.json in which the models may differ; may be given several times.",
+    help="A key of config.json in which the models may differ; repeatable.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing model at the output.")
 @click.option("--no-sync", is_flag=True, help="Do not wait for the disk before the rename.")
-@click.option("--threads", type=click.IntRange(min=1), help="Default: one for each processor.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="How many threads to mix with.  [one per processor]",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @push_option
 @private_option
@@ -147,9 +151,9 @@ def mix(
     """Mix the weights of MODEL... and write a complete model.
 
     A MODEL is a local folder, a Hub id org/name[@revision], or a LoRA adapter. Config and tokenizer
-    come from the base, or else from the first. In place of models, one YAML file may stand: a
-    recipe of ours or of mergekit; or the cocktail.json of a mix, to run it again. Where no MODEL is
-    named, what is left out is read from cocktail.yaml in the current folder.
+    come from the base, or else from the first MODEL. Instead of models, give one YAML file (a
+    recipe for cocktail or mergekit), or the cocktail.json of a mix to run it again. If no MODEL is
+    named, cocktail.yaml in the current folder supplies whatever the command line leaves out.
 
     \b
     Examples:
@@ -171,14 +175,14 @@ def mix(
     recipe, settings = _recipe(models, given)
     output = None if settings["output"] is None else output_folder(settings["output"])
     if output is None and not given["dry_run"]:
-        raise RecipeError("no output given - a mix is written to a folder - pass --output DIR")
+        raise RecipeError("no output given - a mix must be written to a folder - pass --output DIR")
     size = settings["max_shard_size"] or "5GB"
     threads = given["threads"] or default_threads()
     if output is None or given["dry_run"]:
         if recipe.steps:
             raise RecipeError(
-                f"a recipe in {len(recipe.steps) + 1} steps has no dry run - its last step is "
-                "planned when the others are done - run it, or each document by itself"
+                f"a recipe in {len(recipe.steps) + 1} steps has no dry run - its last step can be "
+                "planned only after the others are done - run it, or each document by itself"
             )
         plan = checked_plan(recipe, output, max_shard_size=size, overwrite=given["overwrite"])
         summary = _plan_summary(plan, output, threads)
@@ -206,8 +210,8 @@ def mix(
 
 
 def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with the steps before it, and its settings, which the command line completes; from
-    the file that is named, or from ``cocktail.yaml`` where no model is named."""
+    """The recipe with the steps before it, and its settings, from the file that is named, or from
+    ``cocktail.yaml`` if no model is named; the command line overrides both."""
     from cocktail.cli.settings import RECIPE_FILE, recipe_here, require_models
     from cocktail.recipe.recipe import recipe_of
     from cocktail.recipe.yaml_file import read_recipes
@@ -223,7 +227,7 @@ def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dic
     require_models(settings)
     if settings.get("merge_method", "linear") == "linear" and not _has_weights(settings):
         raise RecipeError(
-            f"no weights given, and no {RECIPE_FILE} here supplies them - pass --weights"
+            f"no weights given, and no {RECIPE_FILE} here supplies any - pass --weights"
         )
     steps = tuple(map(recipe_of, documents[:-1]))
     return replace(recipe_of(settings), steps=steps), settings

@@ -1,4 +1,4 @@
-"""What the commands have in common: options, and how results are printed."""
+"""What the commands share: options, and how results are printed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def report(value: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None
 
 
 def _finite(value: Any) -> Any:
-    """The same value with ``None`` for NaN and infinities, which JSON has no words for."""
+    """The same value with ``None`` for NaN and infinities, which JSON cannot express."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from cocktail.plan.plan import Plan
     from cocktail.search.calibrate import Calibrator
     from cocktail.search.result import SearchResult
+    from cocktail.write.card import Figure
 
 
 def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for every field of :class:`SearchOptions` that says what ``--help`` shows."""
+    """Add an option for every field of :class:`SearchOptions` that has a ``--help`` text."""
     hints = get_type_hints(SearchOptions)
     for field in reversed(fields(SearchOptions)):
         if "help" not in field.metadata:
@@ -47,20 +48,20 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--data", metavar="FILE", help="Examples of the target, JSONL.  [required]")
 @click.option("--retain", metavar="FILE", help="Examples of what must not be lost; see --max-drop.")
 @click.option("--retain-text", metavar="FILE",
-              help="The same without labels: passages, one a line, or JSONL.")  # fmt: skip
-@click.option("--base", metavar="MODEL", help="Which MODEL is the base.  [the first]")
+              help="The same without labels: passages, one per line, or JSONL.")  # fmt: skip
+@click.option("--base", metavar="MODEL", help="The MODEL that is the base.  [the first]")
 @_search_options
 @click.option(
     "--model-type",
     metavar="KIND",
-    help="reranker, encoder, decoder or encoder-decoder; read from the config if left out.",
+    help="reranker, encoder, decoder or encoder-decoder.  [read from the config]",
 )
 @click.option("--head", type=click.Choice(["error", "copy", "mix", "drop"]),
               help="For a head that only some models have, as in mix.  [error]")  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the first MODEL.")
-@click.option("--device", help="cpu, cuda...  [the accelerator where there is one]")
+@click.option("--device", help="cpu, cuda...  [the accelerator, if there is one]")
 @click.option("--output", "-o", metavar="DIR", help="Also write the mix to this folder.")
-@click.option("--overwrite", is_flag=True, help="Replace a model that stands at the output.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing model at the output.")
 @click.option(
     "--report", metavar="DIR", help="Write report.html, report.md, search.json and pictures there."
 )
@@ -73,7 +74,7 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @private_option
 @quiet_option
 @json_option
-@click.option("--budget", type=float, hidden=True, help="Accepted and not needed.")
+@click.option("--budget", type=float, hidden=True, help="Accepted but not needed.")
 def search(
     models: tuple[str, ...],
     budget: float | None,
@@ -92,9 +93,9 @@ def search(
 ) -> None:
     """Find mixing weights for MODEL... from a few examples.
 
-    The base comes first. The mixes from it to the fine-tune are measured on the examples, and on
-    what is to be retained; one of them is chosen. Where no MODEL is named, what is left out is read
-    from cocktail.yaml in the current folder. Ctrl-C reports the best found so far.
+    The base comes first. Mixes from it to the fine-tune are measured on the examples and on what is
+    to be retained, and one of them is chosen. If no MODEL is named, cocktail.yaml in the current
+    folder supplies whatever the command line leaves out. Ctrl-C reports the best found so far.
 
     \b
     Examples:
@@ -116,7 +117,7 @@ def search(
         click.echo("cocktail: --budget is not needed: a search runs each mix once", err=True)
     settings, written_as = _settings(models, given)
     if not data:
-        raise RecipeError("no examples given - a search learns from some - pass --data FILE")
+        raise RecipeError("no examples given - a search needs some - pass --data FILE")
     names = settings["models"]
     place = None if output is None else output_folder(output)
     if report is not None:
@@ -143,6 +144,7 @@ def search(
             "--output DIR"
         )
     processes = Processes()
+    pictures: list[Path] = []
     try:
         result = search_weights(
             settings.pop("models"),
@@ -154,20 +156,23 @@ def search(
             processes=processes,
             **settings,
         )
-        # A search is long: what it found is printed and written whatever fails beside that.
+        # A search is long: print and write what it found, whatever else fails.
         with ExitStack() as afterwards:
-            if processes.is_first and report is not None:
-                afterwards.callback(_write_report, result, report, quiet=quiet or as_json)
             if processes.is_first and calibrator is not None and as_json:
                 # One object, which has the calibration of what is written before.
                 afterwards.callback(_show_calibrated, result, calibrator)
+            # The last callback runs first: the mix's card shows the report's picture.
             if processes.is_first and place is not None:
                 given = {**settings, "model_type": result.model_type}
                 planned = partial(_plan, names, result.weights, given, written_as, place, overwrite)
+                figures = result.figures(*map(_file_name, (data, retain or retain_text)))
                 afterwards.callback(
-                    _write_mix, result, planned, place, quiet=quiet, silent=quiet or as_json,
-                    calibrator=calibrator, repository=push_to_hub, private=private,
+                    _write_mix, result, planned, figures, pictures, place, quiet=quiet,
+                    silent=quiet or as_json, calibrator=calibrator, repository=push_to_hub,
+                    private=private,
                 )  # fmt: skip
+            if processes.is_first and report is not None:
+                afterwards.callback(_write_report, result, report, pictures, quiet or as_json)
             if processes.is_first and not (calibrator is not None and as_json):
                 show(result.to_dict(), summary(result), as_json, quiet)
     finally:
@@ -184,6 +189,8 @@ def _show_calibrated(result: SearchResult, calibrator: Calibrator) -> None:
 def _write_mix(
     result: SearchResult,
     planned: Callable[[], Plan],
+    figures: Sequence[Figure],
+    pictures: Sequence[Path],
     output: Path,
     *,
     quiet: bool,
@@ -192,13 +199,21 @@ def _write_mix(
     repository: str | None,
     private: bool,
 ) -> None:
-    """Write the mix that a search has found, push it where it was asked for, and say so."""
+    """Write the mix that a search has found, push it where it was asked for, and say so.
+
+    Args:
+        pictures: the picture of the curve, if the report has one.
+    """
     from cocktail.pipeline import mix_to_folder
     from cocktail.write.push import push
 
     lines = []
     if not result.interrupted:
-        mix_to_folder(planned(), output, progress=not quiet, calibrate=calibrator)
+        picture = next(iter(pictures), None)
+        mix_to_folder(
+            planned(), output, progress=not quiet, figures=figures, picture=picture,
+            calibrate=calibrator,
+        )  # fmt: skip
     lines.append(f"{output}: {_what_is_written(result)}")
     if calibrator is not None and calibrator.found is not None:
         lines.append(calibrator.sentence())
@@ -217,15 +232,21 @@ def _what_is_written(result: SearchResult) -> str:
     return f"a copy of {copied}" + ("" if result.gained else ", since nothing was gained")
 
 
-def _write_report(result: SearchResult, report: str, *, quiet: bool) -> None:
-    """Write the report, and say so."""
+def _file_name(path: str | None) -> str | None:
+    return None if path is None else Path(path).name
+
+
+def _write_report(result: SearchResult, report: str, pictures: list[Path], quiet: bool) -> None:
+    """Write the report, name its files, and add its picture to ``pictures``."""
     from cocktail.search.report import write_report
+    from cocktail.write.card import CURVE_PICTURE
 
     try:
         written = write_report(result, Path(report))
     except KeyboardInterrupt:
         click.echo(f"cocktail: {report}: not written: interrupted", err=True)
         sys.exit(130)
+    pictures += [Path(report) / name for name in written if name == CURVE_PICTURE]
     if not quiet:
         click.echo("".join(f"{report}/{name}\n" for name in written), nl=False)
 
@@ -233,11 +254,11 @@ def _write_report(result: SearchResult, report: str, *, quiet: bool) -> None:
 def _settings(
     models: tuple[str, ...], given: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options, with what is left out from ``cocktail.yaml``, and how the mix is written, from
-    there alone.
+    """The options, completed from ``cocktail.yaml``, and how to write the mix, which only that file
+    says.
 
     Raises:
-        RecipeError: there are no models, or the recipe merges them by something else than weights.
+        RecipeError: there are no models, or the recipe does not merge them by weights.
     """
     from cocktail.cli.settings import RECIPE_FILE, recipe_here, require_models
 
@@ -247,7 +268,7 @@ def _settings(
     method = recipe.get("merge_method", "linear")
     if method != "linear":
         raise RecipeError(
-            f"{RECIPE_FILE}: merge_method is {method} - a search finds the weights of a weighted "
+            f"{RECIPE_FILE}: merge_method is {method} - a search finds weights for a weighted "
             "average (linear) - leave merge_method out, or name the models on the command line"
         )
     for key, name in (("model_type",) * 2, ("head",) * 2, ("pooling",) * 2, ("base", "base_model")):

@@ -1,4 +1,4 @@
-"""What ``cocktail.yaml`` in the current folder supplies where the command line names no model."""
+"""What ``cocktail.yaml`` in the current folder supplies if the command line names no model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from cocktail.recipe.yaml_file import read_recipe
 
 
 def recipe_here(models: Sequence[str]) -> dict[str, Any]:
-    """The recipe of ``cocktail.yaml``; empty where models are named or there is no such file.
+    """The recipe in ``cocktail.yaml``; empty if models are named or there is no such file.
 
     Raises:
-        RecipeError: the file is not a recipe, or holds several.
+        RecipeError: the file is not a recipe, or holds more than one.
     """
     path = Path(RECIPE_FILE)
     return read_recipe(path) if path.is_file() and not models else {}
 
 
 def require_models(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that neither the command line nor ``cocktail.yaml`` gave models to.
+    """Refuse settings for which neither the command line nor ``cocktail.yaml`` gave models.
 
     Raises:
         RecipeError: there are none.
     """
     if not settings.get("models"):
         raise RecipeError(
-            f"no models given, and no {RECIPE_FILE} here supplies them - a mix is made of two or "
-            "more - name folders or Hub ids"
+            f"no models given, and no {RECIPE_FILE} here supplies any - a mix needs two or more "
+            "- name folders or Hub ids"
         )

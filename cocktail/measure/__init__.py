@@ -1,1 +1,1 @@
-"""What is measured of each ingredient on examples, for merge methods that weigh by it."""
+"""Measure ingredients on examples, for searches and for merge methods that weigh by the results."""

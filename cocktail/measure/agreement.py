@@ -1,8 +1,8 @@
-"""How far a mix agrees with the base on texts that nobody has labelled.
+"""How far a mix agrees with the base on unlabelled texts.
 
-The base is its own teacher. What it ranks is compared by places, never by the scale of a mix's
-scores, which mixing changes: the divergence of the softmax of scores rises long before anything is
-lost. Models that write have probabilities, of which the divergence is measured.
+The base is the teacher. Rankings are compared by rank, never by the scale of the scores, which
+mixing changes: the divergence of the scores' softmax rises long before anything is lost. For models
+that generate text, the divergence of their probabilities is measured.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ DIVERGENCE = "divergence"
 
 
 class Agreement:
-    """M texts, and what the base makes of them.
+    """M texts, and the base's outputs for them.
 
     Args:
-        base: (K,) the weights that are the base.
+        base: (K,) the weights that make the base.
 
     Attributes:
-        name: ``agreement`` (1 less the NDCG@10 that is lost on the average, if each passage is the
-            relevant one as likely as the base's own softmax says; 1 is the base's, more is
-            better), or ``divergence`` (KL from the base's next-token distribution, in nats per
-            token; 0 is the base's, less is better).
-        more_is_better: of the two it is.
+        name: ``agreement`` (1 minus the mean loss of NDCG@10 if each passage is the relevant one
+            with the probability that the base's softmax gives it; the base has 1, more is better),
+            or ``divergence`` (KL from the base's next-token distribution, in nats per token; the
+            base has 0, less is better).
+        more_is_better: whether more of that measure is better.
     """
 
     def __init__(self, mixture: Mixture, task: Task, base: Weights) -> None:
@@ -40,13 +40,13 @@ class Agreement:
         self._known: dict[bytes, torch.Tensor] = {}
         self._of_base = self.scores(base) if self.more_is_better else self._kept(base)
         if self.more_is_better:
-            # An encoder's cosines become logits as in its loss.
+            # An encoder's cosines become logits, as in its loss.
             scale = 1 / TEMPERATURE if mixture.plan.kind.name == "encoder" else 1.0
             self._likely = (self._of_base.double() * scale).softmax(dim=1)
             self._worth_to_base = self._worth(self._of_base)
 
     def values(self, weights: Weights) -> Values:
-        """(M,) one for each text."""
+        """(M,) one value for each text."""
         if not self.more_is_better:
             base = self._of_base.double()
             by_token = (base.exp() * (base - self._kept(weights).double())).sum(dim=1)
@@ -64,7 +64,7 @@ class Agreement:
         return (self._likely * gains).sum(dim=1)
 
     def scores(self, weights: Weights) -> torch.Tensor:
-        """(M, G) of what each text ranks, then ``-inf`` for none; each mix is run once."""
+        """(M, G) scores of what each text ranks, padded with ``-inf``; each mix is run once."""
         key = weights.tobytes()
         if key not in self._known:
             rows = self._mixture.rows(self._task, weights)
@@ -72,5 +72,5 @@ class Agreement:
         return self._known[key]
 
     def _kept(self, weights: Weights) -> torch.Tensor:
-        """(R, C) log-probabilities of tokens."""
+        """(R, C) log-probabilities of the kept tokens."""
         return self._mixture.rows(self._task, weights, keep=True)

@@ -40,16 +40,16 @@ from cocktail.system.threads import default_threads
 
 @dataclass(frozen=True)
 class Bench:
-    """All that a search measures on.
+    """Everything that a search measures with.
 
     Attributes:
         task: the target's examples, in an order that depends on their content alone.
-        order: where each of them stood in the data: example ``order[i]`` of the data is the
-            task's example ``i``.
-        examples: the task's, in its order.
-        retain: what must not be lost, with labels or without.
-        retain_examples: the same of these.
-        labelled: whether they have labels; else the base is the teacher.
+        order: their positions in the data: example ``order[i]`` of the data is the task's example
+            ``i``.
+        examples: the task's examples, in its order.
+        retain: the task of what must not be lost, with or without labels.
+        retain_examples: its examples, in its order.
+        labelled: whether these have labels; otherwise the base is the teacher.
     """
 
     mixture: Mixture
@@ -73,10 +73,10 @@ def search_plan(
     head: str = "error",
     dtype: str = "float32",
 ) -> Plan:
-    """The plan of the model in memory, which starts out as the first ingredient.
+    """The plan of the model in memory, which starts as the first ingredient.
 
     Raises:
-        PlanError: the ingredients cannot be mixed; every reason.
+        PlanError: the ingredients cannot be mixed; it gives every reason.
     """
     weights = [1.0, *[0.0] * (len(models) - 1)]
     recipe = make_recipe(models, weights, model_type=model_type, head=head, dtype=dtype)
@@ -93,7 +93,7 @@ def search_plan(
 
 
 def not_refillable(plan: Plan) -> str | None:
-    """What keeps every ingredient from being put into one model in turn, if anything does."""
+    """The reason why the ingredients cannot take turns in one model, or ``None``."""
     pieced = [tensor.key for tensor in plan.tensors if tensor.pieces]
     if pieced:
         return f"the tokenizers differ ({pieced[0]} is aligned by token)"
@@ -117,12 +117,12 @@ def prepare(
 
     Args:
         retain_text: unlabelled text in place of ``retain``.
-        for_search: a search compares losses, and needs no more words than the examples have;
-            else the vocabulary stays whole, and what the examples must have is up to the caller.
+        for_search: for a search, which compares losses and needs only the words of the examples;
+            otherwise the vocabulary stays whole, and the caller checks the examples.
 
     Raises:
-        RecipeError: an option means nothing to this kind of model.
-        ExampleError: the examples cannot be used; before the model is built.
+        RecipeError: an option has no meaning for this kind of model.
+        ExampleError: the examples cannot be used; raised before the model is built.
         CheckpointError: the tokenizer does not load, or the device cannot be used.
         PlanError: the model cannot be built.
     """
@@ -131,8 +131,8 @@ def prepare(
         raise PlanError(
             [
                 f"{plan.donor.reference} is a reranker of a transformer, Pooling and Dense - a "
-                "search measures one model, without modules beside it - mix with fixed weights, "
-                "or store it with a head of its class"
+                "search can measure only one model without further modules - mix with fixed "
+                "weights, or store it with a head of its class"
             ]
         )
     target_examples = read_examples(plan, target, options)
@@ -163,11 +163,11 @@ def prepare(
 def _retained(
     plan: Plan, labelled: ExampleData | None, text: TextData | None, options: MeasureOptions
 ) -> Sequence[Example]:
-    """What must not be lost, in the order given; nothing where nothing is."""
+    """The examples of what must not be lost, in the order given; empty if there are none."""
     if labelled is not None and text is not None:
         raise RecipeError(
-            "both labelled and unlabelled retain examples are given - one of them bounds the "
-            "drop - give one (--retain or --retain-text)"
+            "both labelled and unlabelled retain examples are given - only one of them can bound "
+            "the drop - give one (--retain or --retain-text)"
         )
     if labelled is not None:
         return read_examples(plan, labelled, options)
@@ -189,8 +189,9 @@ def read_examples(
     """
     if not plan.kind.is_searched:
         raise ExampleError(
-            f"{plan.donor.reference} is of the kind {plan.kind.name} - examples measure rerankers, "
-            "encoders, decoders and encoder-decoders - give the weights yourself, to `cocktail mix`"
+            f"{plan.donor.reference} is of the kind {plan.kind.name} - examples can measure only "
+            "rerankers, encoders, decoders and encoder-decoders - give the weights yourself, to "
+            "`cocktail mix`"
         )
     if plan.kind.ranks:
         return read_ranked(data, negatives=options.neg_number, seed=options.seed)
@@ -198,7 +199,7 @@ def read_examples(
 
 
 def _check_options(kind: Kind, options: MeasureOptions) -> None:
-    """Refuse what only other kinds of model have."""
+    """Refuse options of other kinds of model."""
     if kind.name != "encoder" and options.pooling is not None:
         raise RecipeError(
             f"pooling is {options.pooling!r} for a {kind.name} - only an encoder pools - "
@@ -206,22 +207,22 @@ def _check_options(kind: Kind, options: MeasureOptions) -> None:
         )
     if not kind.ranks and options.neg_number is not None:
         raise RecipeError(
-            f"neg_number is {options.neg_number} for a {kind.name} - its examples are inputs and "
-            "outputs, without negatives - leave it out"
+            f"neg_number is {options.neg_number} for a {kind.name} - its examples, inputs with "
+            "outputs, have no negatives - leave it out"
         )
 
 
 def _check_rivals(
     kind: Kind, examples: Sequence[RankedExample | WrittenExample], data: ExampleData | None
 ) -> None:
-    """Refuse examples in which no passage has another to be told from: an encoder's have those of
+    """Refuse examples in which no passage has a rival; an encoder's rivals include the passages of
     other examples."""
     ranked = [example for example in examples if isinstance(example, RankedExample)]
     by_themselves = kind.name == "reranker" or len(ranked) == 1
     if ranked and by_themselves and not any(example.negatives for example in ranked):
         where = data if isinstance(data, str | Path) else "the examples"
         raise ExampleError(
-            f"{where}: no example has a negative - the loss of one passage alone is 0 for any "
+            f"{where}: no example has a negative - the loss on a single passage is 0 for any "
             "model - add passages that do not answer the query ('neg'), and use 1 or more of them "
             "(--neg-number, neg_number=)"
         )
@@ -231,20 +232,20 @@ def _tokenizer(mixture: Mixture) -> Any:
     """The tokenizer that the first ingredient was saved with.
 
     Raises:
-        CheckpointError: it does not load, or transformers makes one up, of a few special tokens,
-            because there is no vocabulary.
+        CheckpointError: it does not load, or there is no vocabulary, so that transformers makes one
+            up from a few special tokens.
     """
     tokenizer = mixture.tokenizer()
     folder = mixture.plan.donor.main_folder
-    # Bytes and characters need no vocabulary; those tokenizers, and some of custom code, name none.
+    # Byte and character tokenizers, and some in custom code, name no vocabulary.
     wanted = set(tokenizer.vocab_files_names.values())
-    others = ("tokenizer.", "tekken")  # versions, and what is converted as it loads
+    others = ("tokenizer.", "tekken")  # versions, and files converted on loading
     if wanted and not any(
         path.name in wanted or path.name.startswith(others) for path in folder.iterdir()
     ):
         raise CheckpointError(
             f"{folder}: its tokenizer does not load (it has none of {', '.join(sorted(wanted))}) - "
-            "examples are tokenised with the first ingredient's - save the tokenizer there"
+            "examples are tokenised with the first ingredient's tokenizer - save it there"
         )
     return tokenizer
 
@@ -274,11 +275,11 @@ def _task(
         return DecoderTask(written, tokenizer, model, max_length=max_length)
     if kind == "encoder-decoder":
         return EncoderDecoderTask(written, tokenizer, model, max_length=max_length)
-    raise PlanError([f"a search does not know the kind {kind}"])
+    raise PlanError([f"a search cannot measure models of the kind {kind}"])
 
 
 def _device(name: str | None, processes: Processes) -> torch.device:
-    """The device of that name, by default the accelerator; of several GPUs each process has one."""
+    """The device of that name, by default the accelerator; each process has its own GPU."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device == torch.device("cuda") and processes.count > 1:

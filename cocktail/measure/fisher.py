@@ -1,4 +1,4 @@
-"""The diagonal of a model's empirical Fisher information: which elements the loss depends on."""
+"""The diagonal of a model's empirical Fisher information: how the loss depends on each element."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def fisher_information(
 ) -> dict[str, Tensor]:
     """Measure the model that the mixture holds.
 
-    The empirical Fisher information: the mean over the examples of the squared gradient of one
-    example's loss, for the answer that the example gives, not for answers drawn from the model.
+    The empirical Fisher information is the mean over the examples of the squared gradient of one
+    example's loss, for the example's own answer, not for answers drawn from the model.
     https://arxiv.org/abs/2111.09832, section 3
 
     Args:
-        parameters: by names, of which several may stand for one parameter.
+        parameters: by name; several names may share one parameter.
         advance: called after every example.
 
     Returns:
@@ -55,8 +55,8 @@ def fisher_information(
 
 @contextmanager
 def _squaring(sums: Mapping[nn.Parameter, Tensor], share: float) -> Iterator[None]:
-    """Add the square of each gradient as soon as a backward has it, and let go of it: where an
-    example is one batch, the gradients are never held together."""
+    """Add the square of each gradient as soon as a backward has computed it, and release it: where
+    an example is one batch, the gradients are never held together."""
 
     def add(parameter: nn.Parameter) -> None:
         gradient = parameter.grad
@@ -71,15 +71,14 @@ def _squaring(sums: Mapping[nn.Parameter, Tensor], share: float) -> Iterator[Non
     try:
         yield
         for parameter in sums:
-            add(parameter)  # what the last batch of several did not reach
+            add(parameter)  # not reached by the last of several batches
     finally:
         for handle in handles:
             handle.remove()
 
 
 def _row_gradients(task: Task, rows: Tensor) -> Tensor:
-    """d(loss of an example)/d(its rows), shape (R, ...): every row belongs to one example, whose
-    loss is taken by itself."""
+    """d(loss of an example)/d(its rows), shape (R, ...), where every row belongs to one example."""
     leaf = rows.detach().clone().requires_grad_()
     one = torch.ones((), dtype=torch.float64)
     losses = [task.losses(task.scores(leaf, [i]), one) for i in range(len(task.places))]

@@ -18,8 +18,8 @@ from cocktail.measure.tasks.task import Task
 def gram_groups(
     model: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> list[dict[str, nn.Parameter]]:
-    """The weights of the linear layers, by name, in groups that are measured together: in one run
-    on the examples, with ``GRAMS_AT_ONCE`` bytes of Gram matrices or one that is larger.
+    """The weights of the linear layers, by name, in groups to be measured in one run on the
+    examples: each has at most ``GRAMS_AT_ONCE`` bytes of Gram matrices, or a single larger one.
 
     Raises:
         PlanError: the model has no linear layer.
@@ -28,8 +28,8 @@ def gram_groups(
     if not layers:
         raise PlanError(
             [
-                f"{type(model).__name__} has no torch.nn.Linear layer of its own - regmean works "
-                "on these, all else it averages - merge by another method"
+                f"{type(model).__name__} has no torch.nn.Linear layer of its own - regmean "
+                "merges these and only averages the rest - merge by another method"
             ]
         )
     groups: list[dict[str, nn.Parameter]] = []
@@ -52,11 +52,11 @@ def input_grams(
 ) -> dict[str, Tensor]:
     """Measure the model that the mixture holds.
 
-    Every text runs by itself, so that no padding counts.
+    Every text runs by itself, so that padding does not count.
     https://arxiv.org/abs/2212.09849, section 4
 
     Args:
-        parameters: weights of linear layers by names, see :func:`gram_groups`.
+        parameters: weights of linear layers by name, see :func:`gram_groups`.
         advance: called after every example.
 
     Returns:
@@ -81,8 +81,8 @@ def input_grams(
 def _linear_layers(
     model: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, list[nn.Linear]]:
-    """By the name of the weights, the layers that have them; without weights that other modules
-    use too, as an embedding does that is tied to the output."""
+    """The layers that have each weight, by its name; weights that other modules share, such as a
+    tied output embedding, are left out."""
     users: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for own in module.parameters(recurse=False):
@@ -98,7 +98,7 @@ def _linear_layers(
 
 @contextmanager
 def _hooked(layers: Mapping[str, list[nn.Linear]], grams: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add up the inputs of every call of these layers."""
+    """Sum the inputs' Gram matrices over all calls of these layers."""
 
     def adding_to(gram: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def add(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -120,7 +120,7 @@ def _hooked(layers: Mapping[str, list[nn.Linear]], grams: Mapping[str, Tensor]) 
 
 
 def _unpadded(inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The texts of a batch (B, L) one by one (1, L'), without what its masks leave out."""
+    """The texts of a batch (B, L) one by one (1, L'), without masked positions."""
     for row in range(len(inputs["input_ids"])):
         alone = {}
         for name, tensor in inputs.items():

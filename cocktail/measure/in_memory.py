@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from cocktail.checkpoint.kinds import architecture
 from cocktail.checkpoint.model import MAIN
@@ -16,77 +19,72 @@ from cocktail.errors import PlanError, listed
 from cocktail.plan.mixed_tensor import MixedTensor
 from cocktail.plan.plan import Plan
 from cocktail.system.collector import collection_paused
-from cocktail.tensors.dtypes import Bytes, as_tensor, torch_dtype
+from cocktail.tensors.dtypes import ITEM_SIZE, Bytes, as_tensor, torch_dtype
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
 class ModelInMemory:
-    """The tensors of one mixed model, filled block by block and handed over without a copy.
+    """The tensors of one mixed model, filled block by block and passed on without a copy.
 
-    Its :meth:`write_block` is a sink of :func:`cocktail.mix.stream.stream`.
+    Its :meth:`write_block` is a sink of :func:`cocktail.mix.stream.stream`. The first block starts
+    a thread that imports torch and transformers and makes the model without weights, so that this
+    takes no time of its own.
+
+    Args:
+        trust_remote_code: run the custom code of the model that provides the config.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, trust_remote_code: bool = False) -> None:
         self.plan = plan
-        self.tensors = {
-            tensor.name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
+        self._trusted = trust_remote_code
+        # NumPy asks for huge pages, which are filled in half the time.
+        self._bytes = {
+            tensor.name: np.empty(tensor.nbytes, np.uint8)
             for tensor in plan.tensors
             if tensor.part == MAIN
         }
-        self._skeleton: PreTrainedModel | None = None
+        self._skeleton: Future[PreTrainedModel] | None = None
+        self._starting = Lock()
 
     def write_block(self, tensor: MixedTensor, start: int, block: Bytes) -> None:
-        if tensor.part == MAIN:
-            put_block(self.tensors[tensor.name], start, block, tensor.dtype)
-
-    @collection_paused()
-    def prepare(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
-        """Make the model of the plan's kind without weights, so that what cannot be loaded is
-        refused before anything is mixed.
-
-        Args:
-            trust_remote_code: run the custom code of the model that gives the config.
+        """Put a block in its place.
 
         Raises:
-            PlanError: its config cannot be loaded.
+            PlanError: in the meantime the model was found to be one that cannot be made.
         """
-        import transformers  # noqa: PLC0415 - seconds to import
+        skeleton = self._prepare()
+        if skeleton.done():
+            skeleton.result()
+        if tensor.part == MAIN:
+            first = start * ITEM_SIZE[tensor.dtype]
+            self._bytes[tensor.name][first : first + len(block)] = block
 
-        if self._skeleton is None:
-            folder = self.plan.donor.main_folder
-            auto = self._loader(transformers)
-            options = {"trust_remote_code": trust_remote_code}
-            try:
-                config = transformers.AutoConfig.from_pretrained(folder, **options)
-                with torch.device("meta"):
-                    is_auto = auto.__name__ == self.plan.kind.auto_class
-                    self._skeleton = (
-                        auto.from_config(config, **options) if is_auto else auto(config)
-                    )
-            except (ValueError, OSError, KeyError, ImportError) as error:
-                raise PlanError([self._unbuildable(folder, error, trust_remote_code)]) from None
-        return self._skeleton
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The main part's tensors, by name."""
+        shapes = {t.name: (t.dtype, t.shape) for t in self.plan.tensors if t.part == MAIN}
+        return {
+            name: as_tensor(data, shapes[name][0]).view(shapes[name][1])
+            for name, data in self._bytes.items()
+        }
 
-    @collection_paused()
-    def build(self, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    def build(self) -> PreTrainedModel:
         """Make the model of the plan's kind around the tensors.
-
-        Args:
-            trust_remote_code: run the custom code of the model that gives the config.
 
         Returns:
             The model in eval mode; its parameters are ``self.tensors``.
 
         Raises:
-            PlanError: the class has weights that the mix does not fill, which would stay random,
+            PlanError: the class has weights that the mix does not fill and that would stay random,
                 or its config cannot be loaded.
         """
-        import transformers  # noqa: PLC0415
+        import transformers  # noqa: PLC0415 - seconds to import
 
-        skeleton = self.prepare(trust_remote_code=trust_remote_code)
-        with _quiet(transformers):
+        skeleton = self._prepare().result()
+        with collection_paused(), _quiet(transformers):
             model, info = type(skeleton).from_pretrained(
                 None,
                 config=skeleton.config,
@@ -106,9 +104,41 @@ class ModelInMemory:
         built: PreTrainedModel = model.eval()
         return built
 
+    def _prepare(self) -> Future[PreTrainedModel]:
+        with self._starting:
+            if self._skeleton is None:
+                executor = ThreadPoolExecutor(1, "skeleton")
+                self._skeleton = executor.submit(self._make_skeleton)
+                executor.shutdown(wait=False)
+            return self._skeleton
+
+    @collection_paused()
+    def _make_skeleton(self) -> PreTrainedModel:
+        """Make the model without weights.
+
+        Raises:
+            PlanError: its config cannot be loaded.
+        """
+        import torch  # noqa: PLC0415 - seconds to import
+        import transformers  # noqa: PLC0415
+
+        folder = self.plan.donor.main_folder
+        auto = self._loader(transformers)
+        options = {"trust_remote_code": self._trusted}
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, **options)
+            with torch.device("meta"):
+                is_auto = auto.__name__ == self.plan.kind.auto_class
+                made: PreTrainedModel = (
+                    auto.from_config(config, **options) if is_auto else auto(config)
+                )
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            raise PlanError([self._unbuildable(folder, error, self._trusted)]) from None
+        return made
+
     def _loader(self, transformers: Any) -> Any:
-        """The Auto class of the kind, or the class that the config names: where a kind has no Auto
-        class, and for encoder-decoders, of which those that hear have an Auto class of their own.
+        """The kind's Auto class, or the class that the config names if the kind has none, and for
+        encoder-decoders, whose speech models have an Auto class of their own.
 
         Raises:
             PlanError: transformers has no such class.
@@ -121,8 +151,8 @@ class ModelInMemory:
             raise PlanError(
                 [
                     f"{self.plan.donor.reference} is a {name or 'model without architectures'}, "
-                    "which transformers does not have - the mixed model is returned as that class "
-                    "- write it with `cocktail mix`, and load it by its own code"
+                    "which transformers does not have - the mixed model would be returned as that "
+                    "class - write it with `cocktail mix`, and load it by its own code"
                 ]
             )
         return found
@@ -130,14 +160,14 @@ class ModelInMemory:
     def _unbuildable(self, folder: Path, error: Exception, trusted: bool) -> str:
         if "auto_map" in self.plan.donor.config and not trusted:
             return (
-                f"{folder}: the model comes with code of its own - it is run only on request - "
+                f"{folder}: the model comes with its own code - it is run only on request - "
                 "read it, then pass trust_remote_code=True"
             )
         reason = str(error).strip().split("\n")[0]
         kind = self.plan.kind.name
         return (
-            f"{folder}: transformers cannot build it as {kind} ({reason}) - the mixed model is "
-            "returned as one of its classes - name another model_type, or update transformers"
+            f"{folder}: transformers cannot build it as {kind} ({reason}) - the mixed model must "
+            "load in one of its classes - name another model_type, or update transformers"
         )
 
     def _without_absent_pooler(self, model_class: type) -> dict[str, bool]:
@@ -149,14 +179,14 @@ class ModelInMemory:
 
 
 def put_block(home: torch.Tensor, start: int, block: Bytes, code: str) -> None:
-    """Copy the elements of type ``code`` whose bytes these are into a tensor, from ``start`` on."""
+    """Copy a block's bytes, elements of type ``code``, into a tensor from ``start`` on."""
     values = as_tensor(block, code)
     home.view(-1)[start : start + len(values)].copy_(values)
 
 
 @contextmanager
 def _quiet(transformers: object) -> Iterator[None]:
-    """Hold back the loader's own bar and report: what it would say becomes an error here."""
+    """Silence the loader's own progress bar and report, whose findings become errors here."""
     logging = transformers.utils.logging  # type: ignore[attr-defined]
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

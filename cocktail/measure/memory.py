@@ -1,4 +1,4 @@
-"""The memory that a mix takes, and measuring models before it: estimated from headers."""
+"""Estimate from headers the memory that a mix takes, and that measuring models before it takes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ RUNTIME_BYTES = 260_000_000  # an interpreter with torch loaded, measured; the r
 BARE_RUNTIME_BYTES = 40_000_000  # one without
 MODELLING_BYTES = 140_000_000  # transformers loaded, measured; the rest is computed
 GRAMS_AT_ONCE = 2 << 30
-"""Bytes of Gram matrices that are held: enough for 24 layers of width 1024. A model whose matrices
-take more runs on the examples several times."""
+"""Bytes of Gram matrices to hold at a time: enough for 24 layers of width 1024. A model whose
+matrices take more runs on the examples several times."""
 
 
 def peak_memory(plan: Plan, threads: int) -> int:
-    """Estimated bytes of anonymous memory: the runtime, each thread's blocks, side tensors, and
-    what a method needs to make the largest tensor whole. Or, before that, what it takes to
-    measure a model on examples."""
+    """Estimate the peak of anonymous memory in bytes.
+
+    That is the runtime, each thread's blocks, side tensors, and what a method needs to make the
+    largest tensor whole; or what measuring a model on examples takes before that, if it is more.
+    """
     side = sum(file.nbytes for file in plan.files if not file.is_safetensors)
     deltas = {s.info.delta for t in plan.tensors for s in t.active if s.info.delta is not None}
     side += sum(info.nbytes for delta in deltas for info in delta.stored)  # held while mixing
@@ -36,11 +38,11 @@ def peak_memory(plan: Plan, threads: int) -> int:
 
 
 def measuring_bytes(plan: Plan) -> int:
-    """Estimated bytes of memory, beyond the runtime, that measuring one model takes.
+    """Estimate the bytes, beyond the runtime, that measuring one model takes.
 
-    The model in fp32, what is measured of it (of Gram matrices, those that are held) and what a
-    forward needs; for ``fisher`` gradients too: two of the largest tensor, as a tied embedding has
-    before they are added, and those of all where an example is run in several batches.
+    They are the model in fp32, its statistics (of Gram matrices, those held at a time), and what a
+    forward needs. ``fisher`` also needs gradients: two of the largest tensor, as for a tied
+    embedding before they are added, and those of all tensors if an example takes several batches.
     """
     statistic = plan.recipe.method.statistic
     if statistic is None:
@@ -58,8 +60,10 @@ def measuring_bytes(plan: Plan) -> int:
 
 
 def floats_a_token(plan: Plan) -> int:
-    """Activations of one token: about the inputs and outputs of the widest matrix, or of all and a
-    quarter more, for norms, where a backward comes after the forward; and three times the logits.
+    """The activations of one token, in floats.
+
+    About the inputs and outputs of the widest matrix or, where a backward follows the forward, of
+    all matrices and a quarter more for norms; plus three times the logits.
     """
     config = plan.donor.config
     tables = {config.get("vocab_size"), config.get("max_position_embeddings")}
@@ -75,8 +79,8 @@ def floats_a_token(plan: Plan) -> int:
 
 
 def _tokens(plan: Plan) -> int:
-    """Tokens of the largest forward: pairs and texts that are ranked run many at a time, a text
-    that is written by itself, and is taken to be as long as it may be."""
+    """The tokens of the largest forward: rankings run many texts at a time, while a text to
+    generate runs alone and is assumed to be as long as it may be."""
     from cocktail.measure.tasks.task import BACKWARD_SHARE, CPU_TOKENS  # noqa: PLC0415 - loads scipy
 
     if plan.kind.ranks:

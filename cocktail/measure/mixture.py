@@ -1,8 +1,8 @@
-"""One model in memory whose weights are refilled, run and differentiated at any mixing weights.
+"""One model in memory that is refilled, run and differentiated at any mixing weights.
 
-theta(w) = sum_i w_i theta_i, so that dL/dw_i = <dL/dtheta, theta_i>: the gradient of the loss with
-respect to the parameters, which one backward gives, and one pass over the ingredients' files give
-all K derivatives exactly.
+As theta(w) = sum_i w_i theta_i, dL/dw_i = <dL/dtheta, theta_i>. So the gradient with respect to the
+parameters, from one backward, and one pass over the ingredients' files give all K derivatives
+exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cocktail.checkpoint.model import MAIN
-from cocktail.errors import CheckpointError, CocktailError, PlanError, listed
+from cocktail.errors import CheckpointError, CocktailError, PlanError, counted, listed
 from cocktail.measure.in_memory import ModelInMemory, put_block
 from cocktail.measure.processes import Processes
 from cocktail.measure.tasks.task import BACKWARD_SHARE, Batch, Task, token_budget
@@ -33,7 +33,7 @@ from cocktail.tensors.dtypes import Bytes
 from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 
 BACKWARD_COST = 2.0
-"""Forwards that a backward takes: it multiplies twice where a forward does once."""
+"""The cost of a backward in forwards: it multiplies twice where a forward does once."""
 
 Weights = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class Cost:
     """What a search has spent.
 
     Attributes:
-        forwards: in passes over the target's examples; a backward counts as two.
+        forwards: passes over the target's examples; a backward counts as two.
         mixes: how often the model was refilled from the ingredients' files.
     """
 
@@ -56,19 +56,19 @@ class Mixture:
     """K ingredients as one model.
 
     Args:
-        plan: its dtype is the model's: in fp32 (or fp64) nothing is rounded between the ingredients
-            and the model.
+        plan: the plan of the mix; its dtype is the model's. In fp32 (or fp64) nothing is rounded
+            between the ingredients and the model.
         device: where the model runs.
-        trust_remote_code: to build it and its tokenizer.
-        threads: that read the ingredients.
+        trust_remote_code: run custom code to build the model and its tokenizer.
+        threads: how many threads read the ingredients.
 
     Attributes:
-        homes: by name of a mixed tensor, the parameter of the model that is that tensor.
-        forward_tokens: padded tokens of a batch, fewer once the device has run out of memory.
+        homes: the model's parameter for each mixed tensor, by the tensor's name.
+        forward_tokens: padded tokens of a batch; fewer once the device has run out of memory.
 
     Raises:
         PlanError: the model cannot be built, or not around the mixed tensors.
-        CocktailError: it does not fit into the memory of the device.
+        CocktailError: it does not fit into the device's memory.
     """
 
     plan: Plan
@@ -82,12 +82,15 @@ class Mixture:
     ran: Callable[[], object] = lambda: None
     """Called whenever the model has run at some weights, forward or backward."""
 
+    filled: Callable[[Any], object] = lambda model: None
+    """Called with the model whenever it has got other weights."""
+
     def __post_init__(self) -> None:
         self.weights: Weights = np.array(self.plan.recipe.weights)
-        memory = ModelInMemory(self.plan)
+        memory = ModelInMemory(self.plan, trust_remote_code=self.trust_remote_code)
         stream(self.plan, memory.write_block, threads=self.threads)
         self.cost.mixes += 1
-        model = memory.build(trust_remote_code=self.trust_remote_code)
+        model = memory.build()
         self.homes = _homes(model, memory)
         self.forward_tokens = token_budget(self.device)
         try:
@@ -106,7 +109,7 @@ class Mixture:
 
     @collection_paused()
     def tokenizer(self) -> Any:
-        """The tokenizer of the ingredient that gives the config.
+        """The tokenizer of the ingredient that provides the config.
 
         Raises:
             CheckpointError: it does not load.
@@ -120,11 +123,11 @@ class Mixture:
             reason = str(error).strip().split("\n")[0]
             raise CheckpointError(
                 f"{folder}: its tokenizer does not load ({reason}) - examples are tokenised with "
-                "the first ingredient's - save the tokenizer there"
+                "the first ingredient's tokenizer - save it there"
             ) from None
 
     def fill(self, weights: Weights) -> None:
-        """Mix the ingredients into the model; nothing is done where they are in it already."""
+        """Mix the ingredients into the model, unless it already holds this mix."""
         if np.array_equal(weights, self.weights):
             return
         homes = self.homes
@@ -134,10 +137,11 @@ class Mixture:
             if home is not None:
                 put_block(home.data, start, block, tensor.dtype)
 
-        self.weights = np.full_like(weights, np.nan)  # until it is whole again
-        trim_heap()  # what the last forward has left
+        self.weights = np.full_like(weights, np.nan)  # until it is complete again
+        trim_heap()  # what the last forward left behind
         stream(self.plan.reweighted(list(weights)), write, threads=self.threads)
         trim_heap()
+        self.filled(self.model)
         self.weights = weights.copy()
         self.cost.mixes += 1
 
@@ -153,7 +157,7 @@ class Mixture:
 
         Args:
             examples: only these; the rows of the others stay zero.
-            keep: what ``task.keep`` returns instead of plain rows.
+            keep: return what ``task.keep`` does instead of plain rows.
 
         Returns:
             Shape (R, ...), on the CPU.
@@ -196,13 +200,13 @@ class Mixture:
         *,
         backward: bool = False,
     ) -> Tensor:
-        """The rows (R, ...) that `run` gives for all batches.
+        """The rows (R, ...) that ``run`` gives for all batches.
 
-        Where the memory of the device does not suffice, a single process goes on with batches half
-        as large, down to one text each.
+        Where the device runs out of memory, a single process continues with batches half as large,
+        down to one text each.
 
         Raises:
-            CocktailError: it does not suffice all the same.
+            CocktailError: it runs out of memory all the same.
         """
         while True:
             max_tokens = self.backward_tokens if backward else self.forward_tokens
@@ -214,8 +218,8 @@ class Mixture:
                 failures += 1
             if not self.processes.sum(failures):
                 break
-            # What tasks keep of a row is known to the process that has run it, so that several
-            # cannot deal the rows anew.
+            # Only the process that ran a row knows what its task kept of it, so several processes
+            # cannot redistribute the rows.
             if self.processes.count > 1 or all(batch.texts == 1 for batch in batches):
                 raise out_of_memory(self.device, f"a batch of {batches[0].tokens} tokens")
             self.model.zero_grad(set_to_none=True)
@@ -241,7 +245,7 @@ class Mixture:
                     spaces.buffer = torch.empty(BLOCK * 8, dtype=torch.uint8)
                 tensor, gradient = item
                 sums = np.zeros(len(tensor.sources))
-                # Millions of products are added up: bf16 has not the digits for that.
+                # Millions of products are added up, for which bf16 is too coarse.
                 wide = torch.promote_types(gradient.dtype, torch.float32)
                 for start, stop in block_bounds(tensor.numel):
                     part = gradient[start:stop].to(wide)
@@ -259,14 +263,14 @@ class Mixture:
 
 
 def _homes(model: nn.Module, memory: ModelInMemory) -> dict[str, nn.Parameter]:
-    """By name of a mixed tensor, the parameter that is that tensor.
+    """The parameter for each mixed tensor, by the tensor's name.
 
-    A tensor that the model has no use for (the stored copy of a tied embedding) has no home; the
-    parameter that two names share is the home of the one whose memory it uses, and carries the
+    A tensor that the model does not use (the stored copy of a tied embedding) has no home. A
+    parameter that two names share is the home of the tensor whose memory it uses, and carries the
     gradient of both uses.
 
     Raises:
-        PlanError: a parameter is not one of the mixed tensors, so that refilling would miss it.
+        PlanError: a parameter is not one of the mixed tensors, and refilling would miss it.
     """
     by_address = {
         tensor.data_ptr(): name for name, tensor in memory.tensors.items() if tensor.numel()
@@ -288,9 +292,9 @@ def _homes(model: nn.Module, memory: ModelInMemory) -> dict[str, nn.Parameter]:
     if lost:
         raise PlanError(
             [
-                f"transformers rearranges {len(lost)} tensors of this model as it loads them "
-                f"({listed(lost)}) - measuring on examples refills one model in place - mix by a "
-                "method and weights that need none"
+                f"transformers rearranges {counted(len(lost), 'tensor')} of this model as it loads "
+                f"them ({listed(lost)}) - measuring on examples refills one model in place - mix "
+                "by a method and weights that need none"
             ]
         )
     return homes
@@ -299,14 +303,14 @@ def _homes(model: nn.Module, memory: ModelInMemory) -> dict[str, nn.Parameter]:
 def out_of_memory(device: torch.device, what: str) -> CocktailError:
     """The error for what does not fit."""
     return CocktailError(
-        f"{what} does not fit into the memory of {device} - it holds one model, and for a gradient "
-        "as much again - give shorter texts, search in bfloat16 (--compute-dtype), or use the CPU "
-        "(--device cpu; CUDA_VISIBLE_DEVICES= where there is no such option)"
+        f"{what} does not fit into the memory of {device} - it must hold one model, and as much "
+        "again for a gradient - give shorter texts, search in bfloat16 (--compute-dtype), or use "
+        "the CPU (--device cpu; CUDA_VISIBLE_DEVICES= where there is no such option)"
     )
 
 
 def _assemble(rows: int, batches: Sequence[Batch], outputs: Sequence[Tensor]) -> Tensor:
-    """The rows of all batches at their places."""
+    """The rows of all batches, put in their places."""
     whole = torch.zeros((rows, *outputs[0].shape[1:]), dtype=outputs[0].dtype)
     for batch, output in zip(batches, outputs, strict=True):
         whole[batch.rows] = output

@@ -1,4 +1,4 @@
-"""Split examples over the processes of ``torchrun``; one process works alone just the same."""
+"""Split examples across the processes of ``torchrun``; a single process works alone."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ T = TypeVar("T")
 
 
 class Processes:
-    """This process's share of the work, and the sum of everybody's.
+    """This process's share of the work, and the sum over all processes.
 
-    Every process takes the same decisions from the same numbers, so that only rows and gradients
-    travel. Joins the group that ``torchrun`` announces in the environment.
+    Every process makes the same decisions from the same numbers, so only rows and gradients are
+    exchanged. Joins the group that ``torchrun`` announces in the environment.
 
     Attributes:
-        local_rank: among the processes of this machine.
+        local_rank: the rank among this machine's processes.
 
     Raises:
-        RecipeError: the group that is announced cannot be joined.
+        RecipeError: the announced group cannot be joined.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Processes:
                 self._started = True
         except (ValueError, RuntimeError) as error:
             raise RecipeError(
-                f"WORLD_SIZE is {announced} and the processes do not find each other "
+                f"WORLD_SIZE is {announced}, but the processes cannot find each other "
                 f"({str(error).strip().splitlines()[0]}) - torchrun starts several and tells each "
                 "where the others are - use it, or unset WORLD_SIZE"
             ) from None
@@ -52,11 +52,11 @@ class Processes:
         return self.rank == 0
 
     def share(self, work: Sequence[T]) -> Sequence[T]:
-        """Every ``count``-th piece; pieces sorted by size make even shares."""
+        """Every ``count``-th piece, so that pieces sorted by size give even shares."""
         return work[self.rank :: self.count]
 
     def gather(self, mine: list[Any]) -> list[Any]:
-        """The pieces of all processes, in the order that ``share`` took them from."""
+        """The pieces of all processes, in the order before ``share``."""
         if self.count == 1:
             return mine
         parts: list[list[Any]] = [[] for _ in range(self.count)]
@@ -65,7 +65,7 @@ class Processes:
         return [parts[i % self.count][i // self.count] for i in range(total)]
 
     def sum(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The sum of an array over the processes, added in the order of their ranks."""
+        """The sum of an array over the processes, added in rank order."""
         parts = [values]
         if self.count > 1:
             parts = [values] * self.count
@@ -74,7 +74,7 @@ class Processes:
         return total
 
     def wait(self) -> None:
-        """Until all processes have come this far."""
+        """Wait until all processes have come this far."""
         if self.count > 1:
             dist.barrier()
 

@@ -1,4 +1,4 @@
-"""Measure every ingredient of a plan on examples, in one model that is refilled with each."""
+"""Measure every ingredient of a plan on examples, in one model that each refills in turn."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _NAMES = {"fisher": "Fisher information", "gram": "Gram matrix of the inputs"}
 
 
 def measuring_problems(plan: Plan) -> list[str]:
-    """Why the ingredients cannot be measured, as far as headers and examples tell."""
+    """Why the ingredients cannot be measured, as far as headers and examples show."""
     recipe = plan.recipe
     problems = []
     found = not_refillable(plan)
     if found is not None:
         problems.append(
-            f"{found} - {recipe.merge_method} measures all models in one, which is refilled with "
-            "whole tensors of each - merge by a method without examples"
+            f"{found} - {recipe.merge_method} measures all models in one that is refilled with "
+            "whole tensors of each - merge by a method that needs no examples"
         )
     try:
         if plan.kind.name == "encoder":
@@ -52,7 +52,7 @@ def measuring_problems(plan: Plan) -> list[str]:
     ranked = [example for example in examples if isinstance(example, RankedExample)]
     if ranked and recipe.method.statistic == "fisher" and not any(e.negatives for e in ranked):
         problems.append(
-            f"{recipe.data}: no example has a negative - the loss of one passage alone has no "
+            f"{recipe.data}: no example has a negative - the loss on a single passage has no "
             "gradient - add passages that do not answer the query ('neg')"
         )
     return problems
@@ -66,11 +66,11 @@ def measure(
     threads: int | None = None,
     progress: bool = True,
 ) -> Plan:
-    """Measure the ingredients one after the other.
+    """Measure the ingredients one after another.
 
     Args:
-        folder: takes the statistics of each ingredient, which the mix reads.
-        trust_remote_code: to build the model and its tokenizer.
+        folder: where to store each ingredient's statistics, which the mix reads.
+        trust_remote_code: run custom code to build the model and its tokenizer.
         progress: show a bar on stderr.
 
     Returns:
@@ -80,7 +80,7 @@ def measure(
         ExampleError: the examples cannot be used.
         PlanError: the model cannot be built, refilled or measured.
         NonFiniteError: a statistic holds NaN or infinity.
-        CocktailError: the memory of the device does not suffice.
+        CocktailError: the device runs out of memory.
         OutputError: the disk is full or failed.
     """
     recipe = plan.recipe
@@ -109,21 +109,21 @@ def measure(
 
 
 def _refillable(plan: Plan) -> Plan:
-    """The plan of one fp32 model of the same ingredients, which starts out as the first."""
+    """The plan of one fp32 model of the same ingredients, which starts as the first."""
     first = (1.0, *(0.0 for _ in plan.ingredients[1:]))
     recipe = replace(
         plan.recipe, weights=first, merge_method="linear", parameters={}, model_parameters=(),
         dtype="F32", model_type=plan.kind.name, pooling=None, tokenizer_source=None, data=None,
         steps=(),
     )  # fmt: skip
-    # The results of earlier steps are known by names, not by their folders.
+    # The results of earlier steps go by name, not by folder.
     folders = {c.reference: c.folder for c in plan.ingredients if c.adaption is None}
     return build_plan(recipe, made=folders)
 
 
 def _parameters(mixture: Mixture, plan: Plan) -> dict[str, nn.Parameter]:
-    """The model's parameter for every tensor that the method makes; a stored copy of a tied
-    embedding has the parameter that it is tied to."""
+    """The model's parameter for every tensor that the method makes; for a stored copy of a tied
+    embedding, the parameter that it is tied to."""
     named = dict(mixture.model.named_parameters(remove_duplicate=False))
     found = {}
     for tensor in plan.tensors:
@@ -142,7 +142,7 @@ def _measured(
     folder: Path,
     advance: Callable[[], object],
 ) -> dict[str, TensorInfo]:
-    """Store the statistics of one ingredient, and say by the tensors' names where each lies."""
+    """Store the statistics of one ingredient, and return where each lies, by tensor name."""
     statistic = plan.recipe.method.statistic or ""
     bench.mixture.fill(simplex_vertex(ingredient, len(plan.ingredients)))
     who = plan.ingredients[ingredient].reference
@@ -160,7 +160,7 @@ def _measured(
         raise PlanError(
             [
                 f"{who}: the {_NAMES[statistic]} is zero everywhere - the examples say nothing "
-                "about this model - give others, or merge by a method without examples"
+                "about this model - give others, or merge by a method that needs no examples"
             ]
         )
     return stored
@@ -180,14 +180,14 @@ def _says_something(found: Mapping[str, Tensor], what: str) -> bool:
         if not bool(low.isfinite() and high.isfinite()):
             raise NonFiniteError(
                 f"{what} of {name} is not finite - models are weighed by it - look at the model "
-                "with `cocktail inspect`, or leave it out"
+                "with `cocktail inspect`, or leave the model out"
             )
         says_something |= bool(low or high)
     return says_something
 
 
 def _store(path: Path, found: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
-    """Write statistics, those of several names once, and say where each lies.
+    """Write statistics, shared ones once, and return where each lies.
 
     Raises:
         OutputError: the disk is full or failed.
@@ -204,15 +204,15 @@ def _store(path: Path, found: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
                 file.write(as_bytes(found[name].reshape(-1).cpu()).data)
     except OSError as error:
         raise OutputError(
-            f"{path}: writing what was measured failed ({error.strerror}) - it stays there until "
-            "the models are mixed - free some space, run again"
+            f"{path}: writing statistics failed ({error.strerror}) - they are kept there until "
+            "the models are mixed - free some space and run again"
         ) from None
     stored = read_header(path)[0]
     return {name: stored[names[id(tensor)]] for name, tensor in found.items()}
 
 
 def _of(tensor: MixedTensor, tables: Sequence[Mapping[str, TensorInfo]]) -> list[TensorInfo]:
-    """The statistics of a tensor's sources; none where it has none."""
+    """The statistics of a tensor's sources; empty if it has none."""
     if tensor.part != MAIN or tensor.name not in tables[0]:
         return []
     return [tables[source.ingredient][tensor.name] for source in tensor.sources]

@@ -1,9 +1,9 @@
-"""Only the words that the examples use, in the model that a search runs.
+"""Keep only the words that the examples use in the model that a search runs.
 
 Two thirds of a multilingual encoder are word embeddings (192 of the 278 million parameters of XLM-R
-base), of which a few examples look up some hundredths. The rest has no part in any output, nor in
-any gradient, but would be mixed, held and differentiated each time. Vocabulary trimming, here for
-the length of a search: Ushio, Zhou and Camacho-Collados, "An Efficient Multilingual Language Model
+base), of which a few examples look up only one or a few per cent. The rest affects no output and no
+gradient, but would be mixed, held and differentiated each time. This is vocabulary trimming, here
+only during a search: Ushio, Zhou and Camacho-Collados, "An Efficient Multilingual Language Model
 Compression through Vocabulary Trimming" (2023).
 """
 
@@ -22,19 +22,19 @@ from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 from cocktail.checkpoint.model import MAIN
 from cocktail.measure.mixture import Mixture
 from cocktail.measure.tasks.task import Batch, Task
-from cocktail.plan.align import Source
+from cocktail.plan.alignment import Source
 from cocktail.system.heap import trim_heap
 from cocktail.tensors.dtypes import ITEM_SIZE, torch_dtype
 from cocktail.tensors.reading import TensorReader
 
 
 class TrimmedEmbedding(nn.Module):
-    """Some rows of an embedding, looked up by the tokens that they had in the whole.
+    """Some rows of an embedding, looked up by their tokens in the full one.
 
-    A token without a row is an error of the lookup.
+    Looking up a token without a row is an error.
 
     Args:
-        tokens: (U,) whose rows are kept.
+        tokens: (U,) the tokens whose rows are kept.
     """
 
     places: Tensor
@@ -51,11 +51,11 @@ class TrimmedEmbedding(nn.Module):
 
 
 def trim_vocabulary(mixture: Mixture, tasks: Sequence[Task]) -> None:
-    """Leave the model, and what is read of every ingredient, the words that these tasks use.
+    """Reduce the model, and what is read of every ingredient, to the words that these tasks use.
 
-    Outputs and gradients stay as they are. The rows of every ingredient are read once and held.
+    Outputs and gradients stay the same. The rows of every ingredient are read once and held.
     Nothing is done where they would take more room than they save, or where the table is more than
-    a lookup: tied to an output, changed by an adapter, in a model with code of its own.
+    a lookup: tied to an output, changed by an adapter, or in a model with custom code.
     """
     embedding = _lookup_table(mixture.model)
     if embedding is None:
@@ -63,7 +63,7 @@ def trim_vocabulary(mixture: Mixture, tasks: Sequence[Task]) -> None:
     names = [name for name, home in mixture.homes.items() if home is embedding.weight]
     tensor = next(t for t in mixture.plan.tensors if t.part == MAIN and t.name in names)
     tokens = _tokens(tasks, mixture.forward_tokens)
-    if embedding.padding_idx is not None:  # some models pad within
+    if embedding.padding_idx is not None:  # some models pad internally
         tokens = torch.unique(torch.cat([tokens, torch.tensor([embedding.padding_idx])]))
     adapted = any(source.info.delta is not None for source in tensor.sources)
     if adapted or len(tokens) * (1 + len(tensor.sources)) >= embedding.num_embeddings:
@@ -79,7 +79,7 @@ def trim_vocabulary(mixture: Mixture, tasks: Sequence[Task]) -> None:
 
 
 def _lookup_table(model: Any) -> nn.Embedding | None:
-    """The embedding of the input's tokens if that is all that its weight is used for."""
+    """The embedding of the input's tokens, if its weight is used for nothing else."""
     if not type(model).__module__.startswith("transformers."):
         return None
     embedding = model.get_input_embeddings()
@@ -94,7 +94,7 @@ def _lookup_table(model: Any) -> nn.Embedding | None:
 
 
 def _tokens(tasks: Sequence[Task], max_tokens: int) -> Tensor:
-    """(U,) all that any batch may hold, each once."""
+    """(U,) the tokens that any batch may hold, each once."""
     ids = [
         tensor.flatten()
         for task in tasks
@@ -107,14 +107,14 @@ def _tokens(tasks: Sequence[Task], max_tokens: int) -> Tensor:
 
 
 def _padded(task: Task, max_tokens: int) -> list[Batch]:
-    """Batches that are padded if any can be: every full one may hold texts of one length."""
+    """Batches that include padding if any can, as full ones may hold texts of equal length."""
     batches = sorted(task.batches(max_tokens), key=lambda batch: batch.tokens / batch.texts)
     ends = {min(batches[0].examples), min(batches[-1].examples)}
     return task.batches(sys.maxsize, sorted(ends))
 
 
 def _rows_of(source: Source, tokens: Sequence[int], reader: TensorReader) -> Source:
-    """The source with the rows of these tokens for its data, in memory."""
+    """The source with only the rows of these tokens as its data, held in memory."""
     info = source.info
     width = math.prod(info.shape[1:])
     rows = torch.empty((len(tokens), width), dtype=torch_dtype(info.dtype))

@@ -1,7 +1,6 @@
-"""General text without labels: read, and made into what a model can be held against its base on.
+"""General text without labels: read, and made into examples for comparing a mix with its base.
 
-Nobody has said what is right there, so that the base is its own teacher: see
-:mod:`cocktail.measure.agreement`.
+There are no right answers in it, so the base is the teacher: see :mod:`cocktail.measure.agreement`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cocktail.errors import CocktailError
+from cocktail.errors import CocktailError, counted
 from cocktail.measure.tasks.examples import (
     ExampleError,
     RankedExample,
@@ -28,11 +27,11 @@ TextData: TypeAlias = str | Path | Sequence[str | Mapping[str, Any]]
 """A file, or its lines: passages, or dictionaries with ``text``, ``query`` or both."""
 
 MOST = 100
-"""Queries (texts, for models that write) that are drawn of a longer file."""
+"""Queries (texts, for models that generate) to draw from a longer file."""
 CANDIDATES = 8
 """Passages that each query ranks."""
 _FEWEST_CHARACTERS = 20
-"""Of a sentence that becomes a query."""
+"""The fewest characters of a sentence that becomes a query."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]+"
@@ -48,9 +47,9 @@ class GeneralText:
 
 
 def read_general(data: TextData) -> GeneralText:
-    """Read passages, one a line, or JSONL lines with ``text`` and/or ``query``.
+    """Read passages, one per line, or JSONL lines with ``text`` and/or ``query``.
 
-    A file whose first line is a JSON object is JSONL. What stands there twice is read once.
+    A file whose first line is a JSON object is JSONL. Duplicates are read once.
 
     Raises:
         ExampleError: the file cannot be read, is empty, or has a line that is neither.
@@ -73,35 +72,37 @@ def read_general(data: TextData) -> GeneralText:
             _put(queries if name == "query" else passages, row[name], repr(name), place)
     if not (queries or passages):
         where = data if isinstance(data, str | Path) else "the general text"
-        raise ExampleError(f"{where}: holds no text - some is needed, one passage a line - add it")
+        raise ExampleError(
+            f"{where}: holds no text - some is needed, one passage per line - add it"
+        )
     return GeneralText(tuple(queries.items()), tuple(passages.items()))
 
 
 def ranked_from(text: GeneralText, seed: int) -> list[RankedExample]:
-    """Queries with the passages that BM25 finds for them, in no order that means anything.
+    """Queries with the passages that BM25 finds for them, in no meaningful order.
 
-    Where there are no queries, sentences of passages become some; the passage that one is of stands
-    among the candidates without it, as in the inverse cloze task (Lee, Chang & Toutanova, "Latent
+    Without queries, sentences from passages serve as queries; the passage that one comes from
+    is a candidate without it, as in the inverse cloze task (Lee, Chang & Toutanova, "Latent
     Retrieval for Weakly Supervised Open Domain Question Answering", https://arxiv.org/abs/1906.00300).
 
     Returns:
         At most ``MOST`` examples whose ``passages`` are candidates; none is a positive.
 
     Raises:
-        ExampleError: there are too few passages, or nothing that can be asked.
+        ExampleError: there are too few passages, or nothing to ask.
         CocktailError: bm25s is not installed.
     """
     passages = [passage for passage, _ in text.passages]
     if len(passages) < 3:
         raise ExampleError(
-            f"the general text has {len(passages)} different passages - queries rank some against "
-            "each other - give 3 or more (dozens are better), one a line"
+            f"the general text has {counted(len(passages), 'distinct passage')} - queries rank "
+            "some against each other - give 3 or more (dozens are better), one per line"
         )
     asked = [(query, place, None) for query, place in text.queries] or _cloze(text, seed)
     if not asked:
         raise ExampleError(
             "the general text has no query, and no passage of two sentences to draw one from - "
-            'rankings need something to ask - add lines {"query": ...}'
+            'rankings need queries - add lines {"query": ...}'
         )
     drawn = random.Random(seed).sample(asked, min(MOST, len(asked)))
     found = _nearest(passages, [query for query, _, _ in drawn])
@@ -116,10 +117,11 @@ def ranked_from(text: GeneralText, seed: int) -> list[RankedExample]:
 
 
 def written_from(text: GeneralText, seed: int, *, reads: bool) -> list[WrittenExample]:
-    """At most ``MOST`` texts to write.
+    """At most ``MOST`` texts to generate.
 
     Args:
-        reads: the first half is what an encoder reads; else all is written, from the first word.
+        reads: whether an encoder reads the first half; otherwise all is generated, from the first
+            word.
     """
     texts = [*text.passages, *text.queries]
     drawn = random.Random(seed).sample(texts, min(MOST, len(texts)))
@@ -135,8 +137,8 @@ def _rows(data: TextData) -> list[tuple[str, str | Mapping[str, Any]]]:
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, str | Mapping):
                 raise ExampleError(
-                    f"text {number}: is a {type(row).__name__} - general text is strings, or "
-                    "dictionaries with 'text' or 'query' - correct it"
+                    f"text {number}: is a {type(row).__name__} - general text must be strings, "
+                    "or dictionaries with 'text' or 'query' - correct it"
                 )
         return [(f"text {number}", row) for number, row in enumerate(rows, start=1)]
     path = Path(data)
@@ -152,8 +154,8 @@ def _rows(data: TextData) -> list[tuple[str, str | Mapping[str, Any]]]:
         found = _as_object(line)
         if found is None:
             raise ExampleError(
-                f"{place}: is no JSON object, as the first line is - a file is JSONL or plain text "
-                "- correct the line"
+                f"{place}: is not a JSON object, but the first line is - a file must be either "
+                "JSONL or plain text - correct the line"
             )
         rows_of_file.append((place, found))
     return rows_of_file
@@ -180,7 +182,7 @@ def _put(texts: dict[str, str], value: object, name: str, place: str) -> None:
 
 
 def _cloze(text: GeneralText, seed: int) -> list[tuple[str, str, tuple[int, str] | None]]:
-    """A sentence of each passage that has another one, its place, and the passage without it."""
+    """A sentence of each passage that has several, its place, and the passage without it."""
     made: list[tuple[str, str, tuple[int, str] | None]] = []
     draw = random.Random(seed)
     for number, (passage, place) in enumerate(text.passages):
@@ -200,7 +202,7 @@ def _nearest(passages: Sequence[str], queries: Sequence[str]) -> list[list[int]]
         import bm25s  # noqa: PLC0415 - an extra
     except ModuleNotFoundError:
         raise CocktailError(
-            "bm25s is not installed - it finds the passages that general queries rank - install "
+            "bm25s is not installed - it finds the passages for general queries to rank - install "
             "it (pip install bm25s), or give labelled examples (--retain)"
         ) from None
     index = bm25s.BM25(backend="numpy")
@@ -213,5 +215,5 @@ def _nearest(passages: Sequence[str], queries: Sequence[str]) -> list[list[int]]
 
 
 def _words(text: str) -> list[str]:
-    """Lower-cased words; a character of a script without spaces is one."""
+    """Lower-cased words; each character of a script without spaces is a word."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower()) or [text]

@@ -1,4 +1,4 @@
-"""Arcee Fusion: take over the differences that matter most."""
+"""Arcee Fusion: adopt the differences that matter most."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _EPSILON = 1e-8
 def arcee_fusion(
     tensors: Sequence[torch.Tensor], base: torch.Tensor, weights: Sequence[float], **_: Any
 ) -> torch.Tensor:
-    """Takes a model's elements over where they are outliers in importance.
+    """Adopts a model's elements where their importance is an outlier.
 
     Importance: |delta| times the divergence of its row, KL(softmax(theta_1) + e, softmax(base) + e)
     with e = 1e-8, a row being a vector along the last index. theta = theta_base + delta where the
-    importance is at least median + 1.5 (third quartile - first quartile), else theta_base.
+    importance is at least median + 1.5 (third quartile - first quartile), and theta_base elsewhere.
     https://www.arcee.ai/blog/meet-mergekit-v0-1-arcee-fusion-expanded-model-support-multi-gpu-acceleration
     """
     (other,) = tensors
@@ -46,7 +46,7 @@ def arcee_fusion(
 
 
 def _divergence(model: NDArray[Any], origin: NDArray[Any]) -> NDArray[Any]:
-    """KL divergence of every row, in fp64: that of a fine-tune is lost in the noise of fp32.
+    """KL divergence of every row, in fp64: a fine-tune's would be lost in the noise of fp32.
 
     Returns:
         Shape (rows, 1), in the inputs' type.

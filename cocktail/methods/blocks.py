@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 BLOCK = 1 << 18
-"""Elements at a time: a handful of such blocks in fp32 fit a core's caches. With smaller ones the
-threads of a mix spend their time handing the interpreter to each other."""
+"""Elements at a time: a handful of such blocks in fp32 fit a core's caches. With smaller ones, the
+threads of a mix spend their time passing the interpreter to each other."""
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's elements in order, shape (n,); a view wherever it is contiguous."""
+    """The tensor's elements in order, shape (n,); a view if it is contiguous."""
     return tensor.reshape(-1)
 
 

@@ -24,7 +24,8 @@ def consensus(
 
     It serves model i where |delta_i| >= tall_lambda |sum_j delta_j - delta_i| (its TALL mask);
     theta = theta_base + lambda sum_j delta_j there, theta_base elsewhere. k = 0 is task arithmetic,
-    k = 1 drops what is catastrophic for all, k = 2 what is selfish as well.
+    k = 1 drops the "catastrophic" weights, which serve no model, and k = 2 also the "selfish" ones,
+    which serve only one.
     https://arxiv.org/abs/2405.07813
     """
     for block, *models in blocks_of([flat(base), *map(flat, tensors)]):

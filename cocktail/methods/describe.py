@@ -1,4 +1,4 @@
-"""The merge methods in words, for people who choose one."""
+"""The merge methods in words, for people choosing one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def described(name: str | None = None) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any], name: str | None) -> str:
-    """What ``described`` returned, as text: a line each, or one method in full."""
+    """What ``described`` returned, as text: one line per method, or one method in full."""
     if name is None:
         rows = [
             f"{key:<17} {_BASE[value['base']]:<13} {value['summary']}"
@@ -56,7 +56,7 @@ def _values(method: Method) -> dict[str, Any]:
 
 
 def _explanation(method: Method) -> str:
-    """The docstring up to the part that speaks to programmers."""
+    """The docstring without its part for programmers."""
     text = method.documentation
     for heading in ("\nArgs:", "\nReturns:", "\nRaises:"):
         text = text.partition(heading)[0]
@@ -74,7 +74,7 @@ def _option(option: Option) -> dict[str, Any]:
 
 
 def _option_text(option: dict[str, Any]) -> str:
-    facts = [option["range"], "one for each model" if option["per_model"] else ""]
+    facts = [option["range"], "one per model" if option["per_model"] else ""]
     default = "must be given" if option["default"] is None else f"{option['default']} if left out"
     text = f"{option['help']} ({', '.join(filter(None, [*facts, default]))})"
     return textwrap.fill(text, 78, subsequent_indent=" " * 21)

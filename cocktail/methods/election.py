@@ -1,4 +1,4 @@
-"""Add up weighted deltas, all of them or those that agree on a sign. Block by block."""
+"""Add up weighted deltas block by block: all of them, or those that agree on a sign."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class WeightedSum:
 class ElectedSum:
     """The same over the models that agree with the elected sign, element by element.
 
-    The sign is that of sum_i v_i delta_i, plus where it is zero; a model agrees if w_i delta_i has
-    it. Zeros never agree.
+    The sign is that of sum_i v_i delta_i, plus where that is zero; a model agrees if w_i delta_i
+    has it. Zeros never agree.
 
     Args:
-        votes: v, of the same signs as the weights.
+        votes: v, with the same signs as the weights.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ElectedSum:
         sign = torch.ge(total, 0.0, out=total).mul_(2.0).sub_(1.0)
         for delta, weight in zip(deltas, self.weights, strict=True):
             torch.mul(delta, sign, out=agrees)
-            # Sums of the weight alone stay exact zeros where nobody agrees.
+            # Sums of the weight alone stay exactly zero where no model agrees.
             (agrees.gt_ if weight > 0 else agrees.lt_)(0.0).mul_(weight)
             change.add_(torch.mul(delta, agrees, out=term))
             divisor.add_(agrees)

@@ -1,4 +1,4 @@
-"""Fisher merging: average each element by what the examples say of it."""
+"""Fisher merging: weigh each element by its importance to the examples."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def fisher(
     statistics: Sequence[torch.Tensor] = (),
     **_: Any,
 ) -> torch.Tensor:
-    """Averages each element by how much the loss of given examples depends on it in each model.
+    """Averages each element by how much the loss on given examples depends on it in each model.
 
     theta = sum_i w_i F_i theta_i / sum_i w_i F_i, element by element. F_i is the diagonal of model
     i's empirical Fisher information, the mean over the examples of the squared gradient of one
-    example's loss, plus ``floor``, so that what no example says anything about is the average by
-    weights. Needs examples (--data).
+    example's loss, plus ``floor``, so that elements without any influence are averaged by weights.
+    Needs examples (--data).
     https://arxiv.org/abs/2111.09832
 
     Args:
@@ -41,7 +41,7 @@ def fisher(
         first, *others = (i for i in range(count) if weights[i])
         mixed, total = models[first], shares[first]
         for i in others:
-            # A running mean: where the models are equal it stays what they are, to the bit.
+            # A running mean: where the models are equal, it stays bit for bit what they are.
             total.add_(shares[i])
             mixed.add_(models[i].sub_(mixed).mul_(shares[i].div_(total)))
         models[0].copy_(mixed)

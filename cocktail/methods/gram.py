@@ -1,4 +1,4 @@
-"""Inner products of large tensors, exact enough to measure small angles."""
+"""Inner products of large tensors, precise enough to measure small angles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Gram = NDArray[np.float64]
 def gram(tensors: Sequence[torch.Tensor]) -> Gram:
     """All inner products of K tensors, row by row, in fp64.
 
-    One thread adds them up in pieces of a fixed size, so that the bits depend on nothing else.
+    One thread adds them up in pieces of a fixed size, so that the result is always bit-identical.
 
     Args:
         tensors: K, each of shape (rows, n).

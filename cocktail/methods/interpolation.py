@@ -1,7 +1,7 @@
 """Methods that move along a sphere instead of along a line.
 
-Every point that they visit is a weighted sum of the models, so that the inner products of the
-models say all about it: they are taken once, in fp64, and only the last step touches the tensors.
+Every point that they visit is a weighted sum of the models, which the models' inner products fully
+describe: these are computed once, in fp64, and only the last step touches the tensors.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from cocktail.methods.gram import gram, norms_of
 from cocktail.methods.linear import sum_to_divide_by, weighted_sum
 
-# mergekit's constants: below which a norm counts as zero, above which a cosine as parallel.
+# mergekit's constants: smaller norms count as zero, larger cosines as parallel.
 _ZERO_NORM = 1e-8
 _ZERO_ROW = 1e-7
 _PARALLEL = 0.9995
-# Half the digits of fp64: what is left of 1 - cos^2 where two directions are the same.
+# Half the digits of fp64: the rounding of 1 - cos^2 where two directions are the same.
 _SAME_DIRECTION = 1e-12
 
 
@@ -35,8 +35,8 @@ def slerp(
 ) -> torch.Tensor:
     """Moves from the base to one model along the arc between them.
 
-    theta = (sin((1 - t) a) theta_base + sin(t a) theta_1) / sin a, a the angle between the two; a
-    straight line where they are almost parallel (|cos a| > 0.9995).
+    theta = (sin((1 - t) a) theta_base + sin(t a) theta_1) / sin a, where a is the angle between the
+    two; a straight line where they are almost parallel (|cos a| > 0.9995).
     https://en.wikipedia.org/wiki/Slerp
     """
     products = gram([base.view(1, -1), tensors[0].view(1, -1)])[..., 0]
@@ -59,11 +59,11 @@ def nuslerp(
     nuslerp_flatten: bool,
     **_: Any,
 ) -> torch.Tensor:
-    """Moves from one model to the other along an arc, by the share of the second's weight.
+    """Moves from one model to the other along an arc, by the second's share of the weight.
 
-    As slerp with t = w_2 / (w_1 + w_2), one half where the weights cancel; with a base the arc is
-    between the differences from it. Without ``nuslerp_flatten`` every vector along the last index
-    has an angle of its own; with ``nuslerp_row_wise``, along the first.
+    Like slerp with t = w_2 / (w_1 + w_2), or one half where the weights cancel; with a base, the
+    arc runs between the differences from it. Without ``nuslerp_flatten``, every vector along the
+    last index has its own angle; with ``nuslerp_row_wise``, every vector along the first.
     https://github.com/arcee-ai/mergekit
     """
     total = weights[0] + weights[1]
@@ -85,7 +85,7 @@ def nuslerp(
 
 
 def _arc(products: NDArray[np.float64], t: float) -> NDArray[np.float64]:
-    """How much of two vectors a point on the arc between them holds, shape (2, rows)."""
+    """The coefficients of two vectors at a point on the arc between them, shape (2, rows)."""
     norms = np.maximum(norms_of(products), _ZERO_ROW)
     cosine = np.clip(products[0, 1] / norms[0] / norms[1], -1.0, 1.0)
     straight = 1 - cosine**2 <= _SAME_DIRECTION
@@ -104,15 +104,16 @@ def multislerp(
     eps: float,
     **_: Any,
 ) -> torch.Tensor:
-    """Averages directions and lengths of the models apart.
+    """Averages the models' directions and lengths separately.
 
-    theta = (sum_i w_i |v_i|) m / |m|, m = sum_i w_i v_i / |v_i|, v the models or their differences
-    from a base, to which the result is added. The weighted mean of the v_i where m is zero.
+    theta = (sum_i w_i |v_i|) m / |m| with m = sum_i w_i v_i / |v_i|, where the v_i are the models,
+    or their differences from a base, to which the result is then added. Where m is zero, it is the
+    weighted mean of the v_i.
     The step in the tangent space at m is zero, because m is the weighted mean of the same points.
     https://goddard.blog/posts/multislerp-wow-what-a-cool-idea
 
     Raises:
-        RecipeError: the weights sum to zero and are to be normalised.
+        RecipeError: the weights are to be normalised but sum to zero.
     """
     total = sum_to_divide_by(weights, "normalize_weights") if normalize_weights else 1.0
     if len(tensors) == 1:
@@ -142,9 +143,9 @@ def karcher(
     """Averages the models on the sphere: the point with the least squared angles to all.
 
     theta = mean_i |theta_i| m, where m, of length one, solves
-    sum_i a_i (u_i - cos(a_i) m) / sin(a_i) = 0, a_i the angle between m and
-    u_i = theta_i / |theta_i|; found by repeated steps along that sum. All models count alike;
-    those that are zero have no direction.
+    sum_i a_i (u_i - cos(a_i) m) / sin(a_i) = 0, with a_i the angle between m and
+    u_i = theta_i / |theta_i|; it is found by repeated steps along that sum. All models count
+    equally; models that are zero have no direction and do not count.
     https://arxiv.org/abs/2603.04972
     """
     if len(tensors) == 1:
@@ -181,7 +182,7 @@ def _karcher_mean(
     for _ in range(max_iter):
         cosines = np.clip(units @ mean, -1.0, 1.0)
         angles = np.arccos(cosines)
-        # A vector at the mean pulls nowhere, one opposite to it pulls in no known direction.
+        # A vector at the mean does not pull; one opposite to it pulls in no defined direction.
         pulls = (angles >= tol) & (1 - cosines**2 > _SAME_DIRECTION)
         stretch = np.where(pulls, shares * angles / np.where(pulls, np.sin(angles), 1.0), 0.0)
         step = stretch - float(stretch @ cosines) * mean

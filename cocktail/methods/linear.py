@@ -1,4 +1,4 @@
-"""Weighted sums of tensors, which several methods are made of."""
+"""Weighted sums of tensors, on which several methods are built."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def accumulate(
 ) -> torch.Tensor:
     """Add up K weighted tensors one after another, in ``out``'s precision.
 
-    Products are rounded before they are added, with no fused step, so that every processor and
-    every alignment gives the same bits.
+    Products are rounded before they are added, without fused operations, so that every processor
+    and every alignment gives the same bits.
 
     Args:
         tensors: K tensors of shape (n,), any floating dtype; each is used before the next is taken.
@@ -55,7 +55,8 @@ def sum_to_divide_by(weights: Sequence[float], option: str) -> float:
     """The sum of the weights.
 
     Raises:
-        RecipeError: it is zero to rounding; names the option that asked for the division.
+        RecipeError: it is zero to rounding; the message names the option that asks for the
+            division.
     """
     total = exact_sum(weights)
     if cancel(weights):

@@ -1,4 +1,4 @@
-"""What a merge method is: a function of one tensor's ingredients, and a record of what it needs."""
+"""What a merge method is: a function of a tensor's ingredients, and a record of what it needs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 MergeFunction = Callable[..., "torch.Tensor"]
 """``fn(tensors, base, weights, *, generator, **options) -> tensor``.
 
-``tensors`` are the K models besides the base in recipe order, ``base`` is the base or ``None``, all
-fp32 (or fp64) and of one shape, contiguous, on the CPU; for an elementwise method flat blocks of
-it. They are the function's own and may be overwritten. ``weights`` are K numbers. ``generator``
-gives random words, seeded from the recipe's seed and the tensor's name, and knows where in the
-tensor a block lies. A per-model option is a tuple of K values. A method with a statistic takes
-``statistics`` too, one for each model or none at all: tensors where it is elementwise, otherwise
-matrices that it reads some rows at a time.
+``tensors`` are the K models other than the base, in recipe order; ``base`` is the base or ``None``.
+All are fp32 (or fp64), of one shape, contiguous and on the CPU; an elementwise method gets flat
+blocks of them. They belong to the function and may be overwritten. ``weights`` are K numbers.
+``generator`` yields random words, seeded from the recipe's seed and the tensor's name, and knows
+where in the tensor a block lies. A per-model option is a tuple of K values. A method with a
+statistic also takes ``statistics``, one for each model or none at all: tensors if it is
+elementwise, otherwise matrices that it reads some rows at a time.
 """
 
 
@@ -36,11 +36,11 @@ class Option:
     """A parameter of a method, as mergekit names it.
 
     Attributes:
-        default: its type is the option's type: bool, int, float or text; ``None`` for a number
-            that must be given.
-        low: what a number may not be below; ``high`` likewise above.
-        per_model: one value for each model besides the base.
-        choices: what a text may be.
+        default: its type, bool, int, float or str, is the option's type; ``None`` for a number that
+            must be given.
+        low: the least that a number may be; ``high``, the most.
+        per_model: whether there is one value for each model other than the base.
+        choices: the texts that are allowed.
     """
 
     name: str
@@ -55,16 +55,19 @@ class Option:
         """Return the value in the option's type.
 
         Raises:
-            RecipeError: it has another type, or is out of range.
+            RecipeError: it has the wrong type, or is out of range.
         """
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
-                raise RecipeError(f"{self.name} is {value!r} - it is true or false - correct it")
+                raise RecipeError(
+                    f"{self.name} is {value!r} - it must be true or false - correct it"
+                )
             return value
         if isinstance(self.default, str):
             if value not in self.choices:
                 raise RecipeError(
-                    f"{self.name} is {value!r} - it is one of {listed(self.choices)} - correct it"
+                    f"{self.name} is {value!r} - it must be one of {listed(self.choices)} - "
+                    "correct it"
                 )
             return value
         number = plain_number(value)
@@ -72,13 +75,13 @@ class Option:
         if not (whole and math.isfinite(number) and self.low <= number <= self.high):
             kind = "whole " if isinstance(self.default, int) else "finite " * math.isinf(number)
             raise RecipeError(
-                f"{self.name} is {value!r:.60} - it is a {kind}number{self.range_text()} - correct "
-                "it"
+                f"{self.name} is {value!r:.60} - it must be a {kind}number{self.range_text()} - "
+                "correct it"
             )
         return int(number) if isinstance(self.default, int) else number
 
     def range_text(self) -> str:
-        """`` from 0 to 1``; empty where every number will do."""
+        """`` from 0 to 1``; empty if every number will do."""
         low = "" if self.low == -math.inf else f" from {self.low:g}"
         return low + ("" if self.high == math.inf else f" to {self.high:g}")
 
@@ -89,20 +92,20 @@ class Method:
 
     Attributes:
         title: its usual name.
-        paper: where it comes from, a URL.
-        module: of this package; holds the function, which bears the method's name. It is imported
-            when it is needed, for all of them import torch, and a plan does without. ``linear`` has
-            none: the engine adds up weighted models by itself.
-        base: ``required``; ``optional`` (the method works on differences from it where there is
-            one); or ``ingredient`` (a base is one of the models like any other).
-        weighted: needs a weight for each model; where one may be given, it is an option.
-        elementwise: an element of the result depends on the same element of the ingredients alone,
-            so that the method may be run block by block.
-        singular: works on the singular vectors of matrices.
-        models: fewest and most models besides the base; ``None`` for no limit.
+        paper: the URL of its source.
+        module: the module of this package with the function, which has the method's name. It is
+            imported only when needed, as all of them import torch, and a plan does without.
+            ``linear`` has none: the engine adds up weighted models by itself.
+        base: ``required``; ``optional`` (the method works on differences from it if there is one);
+            or ``ingredient`` (a base is one of the models like any other).
+        weighted: whether it needs a weight for each model; an optional weight is an option.
+        elementwise: whether each element of the result depends only on the same element of the
+            ingredients, so that the method can run block by block.
+        singular: whether it works on the singular vectors of matrices.
+        models: the fewest and most models other than the base; ``None`` for no limit.
         statistic: what is measured of each model on examples before tensors are combined: the
             Fisher information of every element, or the Gram matrix of every linear layer's inputs.
-        explanation: by default the function's docstring.
+        explanation: what the method does; by default, the function's docstring.
     """
 
     name: str
@@ -138,7 +141,7 @@ class Method:
         return self.documentation.split("\n")[0]
 
     def option(self, name: str) -> Option:
-        """The option of this name; a KeyError where there is none."""
+        """The option of this name; raises KeyError if there is none."""
         for option in self.options:
             if option.name == name:
                 return option
@@ -160,7 +163,7 @@ class Method:
             for option in self.options
         }
         filled |= options or {}
-        # `lambda` is a word of Python: functions take it as lambda_.
+        # `lambda` is a Python keyword: functions take it as lambda_.
         named = {f"{name}_" if iskeyword(name) else name: filled[name] for name in filled}
         if self.statistic is not None:
             named["statistics"] = list(statistics)
@@ -172,8 +175,8 @@ class Method:
 WEIGHT = Option("weight", None, "How much of each model.", per_model=True)
 
 
-# LiNeS scales what a fine-tune changed by the depth of the layer: every method with a lambda can.
+# LiNeS scales what a fine-tune changed by the layer's depth; every method with a lambda can.
 LINES = (
     Option("lines_alpha", 1.0, "LiNeS: lambda is multiplied by this at the first layer."),
-    Option("lines_beta", 0.0, "LiNeS: how much more than that at the last layer."),
+    Option("lines_beta", 0.0, "LiNeS: added to that factor at the last layer."),
 )

@@ -1,4 +1,4 @@
-"""Model Stock: how far to go from the base to the average, read off the angles."""
+"""Model Stock: how far to go from the base to the average, derived from the angles."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def model_stock(
     filter_wise: bool,
     **_: Any,
 ) -> torch.Tensor:
-    """Moves from the base toward the average; the more the fine-tunes disagree, the less.
+    """Moves from the base toward the average, and less far the more the fine-tunes disagree.
 
-    theta = theta_base + t mean_i delta_i, t = K c / (1 + (K - 1) c), c the mean cosine between two
-    deltas; t is zero where that denominator is. With ``filter_wise`` every vector along the last
-    index has a t of its own. https://arxiv.org/abs/2403.19522
+    theta = theta_base + t mean_i delta_i with t = K c / (1 + (K - 1) c), where c is the mean cosine
+    between two deltas; t is zero where the denominator is. With ``filter_wise``, every vector along
+    the last index has its own t. https://arxiv.org/abs/2403.19522
     """
     count = len(tensors)
     columns = tensors[0].shape[-1] if filter_wise and tensors[0].dim() > 1 else -1
@@ -48,7 +48,7 @@ def model_stock(
 
 
 def _rows(tensor: torch.Tensor, columns: int) -> tuple[int, int]:
-    """Rows of the given length, or the whole tensor as one."""
+    """Rows of the given length, or the whole tensor as one row."""
     if columns < 0:
         return 1, tensor.numel()
     return tensor.shape[:-1].numel(), columns

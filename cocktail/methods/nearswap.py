@@ -1,4 +1,4 @@
-"""NearSwap: take over what lies close to the base."""
+"""NearSwap: adopt what lies close to the base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def nearswap(
     t: float,
     **_: Any,
 ) -> torch.Tensor:
-    """Takes a model's elements over where they are near the base, and less the farther they are.
+    """Adopts a model's elements that are near the base, and less of those that are farther away.
 
     theta = s theta_1 + (1 - s) theta_base, s = min(1, t / |theta_1 - theta_base|).
     https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001

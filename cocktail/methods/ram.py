@@ -20,9 +20,9 @@ def ram(
     epsilon: float,
     **_: Any,
 ) -> torch.Tensor:
-    """Adds to every element the mean of the differences of those models that changed it.
+    """Adds to every element the mean difference of the models that changed it.
 
-    theta = theta_base + sum_A delta_i / |A|, A the models with |delta_i| > epsilon.
+    theta = theta_base + sum_A delta_i / |A|, where A is the models with |delta_i| > epsilon.
     https://arxiv.org/abs/2601.13572
     """
     _keep_changes(tensors, base, epsilon)
@@ -39,10 +39,11 @@ def ramplus_tl(
     epsilon: float,
     **_: Any,
 ) -> torch.Tensor:
-    """Works as ram, and amplifies what one model alone changed; the more it shares, the more.
+    """Works like ram, but amplifies what only one model changed, the more it shares otherwise.
 
-    What model i alone changed is multiplied by 1 + r min(alpha, shared_i / alone_i), the numbers of
-    elements of this tensor that it changed with others and alone. https://arxiv.org/abs/2601.13572
+    What only model i changed is multiplied by 1 + r min(alpha, shared_i / alone_i), where shared_i
+    and alone_i count the elements of this tensor that it changed with others and on its own.
+    https://arxiv.org/abs/2601.13572
     """
     _keep_changes(tensors, base, epsilon)
     shared, alone = _shared_and_alone(tensors)
@@ -61,7 +62,7 @@ def _keep_changes(tensors: Sequence[torch.Tensor], base: torch.Tensor, epsilon: 
 
 
 def _shared_and_alone(deltas: Sequence[torch.Tensor]) -> NDArray[np.float64]:
-    """How many elements each model changed with others, and alone; shape (2, K)."""
+    """How many elements each model changed with others, and on its own; shape (2, K)."""
     counts = np.zeros((2, len(deltas)))
     takers, mask = torch.empty(2, BLOCK, dtype=deltas[0].dtype)
     for models in blocks_of([flat(delta) for delta in deltas]):
@@ -69,7 +70,7 @@ def _shared_and_alone(deltas: Sequence[torch.Tensor]) -> NDArray[np.float64]:
         lonely = _number_of_takers(models, takers[:size], mask[:size]).eq_(1.0)
         for model, delta in enumerate(models):
             changed = torch.ne(delta, 0.0, out=mask[:size])
-            # Sums of zeros and ones are exact up to far more than a block.
+            # Sums of zeros and ones are exact far beyond the size of a block.
             alone = float(torch.dot(changed, lonely))
             counts[:, model] += float(changed.sum()) - alone, alone
     return counts
@@ -91,7 +92,7 @@ def _add(
     """Add the mean over the models that changed an element.
 
     Args:
-        more: for each model, the part of what it alone changed that is added on top.
+        more: for each model, the share of what only it changed to add on top.
     """
     scratch = torch.empty(3, BLOCK, dtype=base.dtype)
     for block, *models in blocks_of([flat(base), *map(flat, deltas)]):

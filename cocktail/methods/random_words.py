@@ -1,4 +1,4 @@
-"""Random numbers for the elements of a tensor, each at a place of its own in a fixed sequence."""
+"""Random numbers for the elements of a tensor, each with its own place in a fixed sequence."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ WORDS = 1 << 32
 
 
 class RandomWords:
-    """32 random bits for every element of every model, whatever is asked for first.
+    """32 random bits for every element of every model, in whatever order they are asked for.
 
-    NumPy's bit generators keep their sequence for all versions, and take a fifth of the time of
-    torch's; this one jumps to any place in no time.
+    NumPy's bit generators keep their sequences across versions, and take a fifth of the time of
+    torch's; this one jumps to any place at once.
 
     Args:
         seed: not negative, below 2^64.
-        first: where in its tensor the first element lies, for a function that sees a part of it.
+        first: where in its tensor the first element lies, for a function that sees only a part.
     """
 
     def __init__(self, seed: int, first: int = 0) -> None:

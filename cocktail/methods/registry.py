@@ -9,19 +9,19 @@ from cocktail.errors import RecipeError
 from cocktail.methods.method import LINES, WEIGHT, Method, Option
 
 _LAMBDA = Option("lambda", 1.0, "Scales what is added to the base.")
-_INT8_MASK = Option("int8_mask", False, "Of mergekit, to save memory; changes nothing here.")
+_INT8_MASK = Option("int8_mask", False, "mergekit's way to save memory; has no effect here.")
 _DENSITY = Option("density", 1.0, "Share of the differences to keep.", 0, 1, per_model=True)
 _GAMMA = Option("gamma", 0.01, "Share of the largest differences to drop.", 0, 1, per_model=True)
 _EPSILON = Option(
     "epsilon", 0.15, "Half the range of the probabilities around density.", 0, 0.5, per_model=True
 )
-_CHANGED = Option("epsilon", 1e-5, "Differences up to this count as none.", 0)
-_SHARE = Option("weight", 1.0, "How much what the examples say counts.", 0, per_model=True)
+_CHANGED = Option("epsilon", 1e-5, "Differences up to this count as zero.", 0)
+_SHARE = Option("weight", 1.0, "The model's weight beside its statistic.", 0, per_model=True)
 _ARXIV = "https://arxiv.org/abs/"
 
 
 def _normalize(default: bool) -> Option:
-    return Option("normalize", default, "Divide by the sum of the weights that take part.")
+    return Option("normalize", default, "Divide by the sum of the participating weights.")
 
 
 def _of_deltas(
@@ -33,8 +33,8 @@ def _of_deltas(
     rescale: bool = False,
     elementwise: bool = False,
 ) -> Method:
-    """A method that thins out deltas, with the options that all of them have."""
-    scale = Option("rescale", rescale, "Scale what is kept up for what was dropped.")
+    """A method that thins out deltas, with the options that all such methods have."""
+    scale = Option("rescale", rescale, "Scale up what is kept to make up for what is dropped.")
     options = (_DENSITY, *options, _normalize(normalize), scale, _LAMBDA, _INT8_MASK)
     return Method(
         name, title, _ARXIV + paper, "task_arithmetic", elementwise=elementwise, options=options
@@ -82,7 +82,7 @@ _ALL = (
         base="optional",
         options=(
             Option("normalize_weights", True, "Divide the weights by their sum."),
-            Option("eps", 1e-8, "Added to norms; a mean direction shorter than it is none.", 0),
+            Option("eps", 1e-8, "Added to norms; a shorter mean direction counts as none.", 0),
         ),
     ),
     Method(
@@ -94,7 +94,7 @@ _ALL = (
         weighted=False,
         options=(
             Option("max_iter", 10, "Most steps.", 0),
-            Option("tol", 1e-5, "Steps, angles and norms below it count as zero.", 0),
+            Option("tol", 1e-5, "Steps, angles and norms below this count as zero.", 0),
         ),
     ),
     Method(
@@ -130,7 +130,9 @@ _ALL = (
         "model_stock",
         weighted=False,
         models=(2, None),
-        options=(Option("filter_wise", False, "Every vector along the last index by itself."),),
+        options=(
+            Option("filter_wise", False, "Treat every vector along the last index separately."),
+        ),
     ),
     Method(
         "sce",
@@ -151,7 +153,7 @@ _ALL = (
         weighted=False,
         elementwise=True,
         models=(1, 1),
-        options=(Option("t", None, "Differences up to this are taken over whole.", 0),),
+        options=(Option("t", None, "Differences up to this are adopted in full.", 0),),
     ),
     Method(
         "arcee_fusion",
@@ -178,7 +180,7 @@ _ALL = (
         weighted=False,
         options=(
             Option("r", 0.1, "How strongly to amplify."),
-            Option("alpha", 0.2, "Most that the ratio of shared to alone counts.", 0),
+            Option("alpha", 0.2, "Upper limit on the ratio of shared to own changes.", 0),
             _CHANGED,
         ),
     ),
@@ -210,7 +212,9 @@ _ALL = (
         models=(2, None),
         options=(
             Option("k", 2, "Fewest models that an element must serve.", 0),
-            Option("tall_lambda", 0.4, "How much of the others a model's own must match.", 0),
+            Option(
+                "tall_lambda", 0.4, "Share of the others' sum that a model's own must reach.", 0
+            ),
             _LAMBDA,
         ),
     ),
@@ -234,7 +238,7 @@ _ALL = (
         weighted=False,
         options=(
             _SHARE,
-            Option("alpha", 0.9, "What off-diagonals of Gram matrices are scaled by.", 0, 1),
+            Option("alpha", 0.9, "Factor on the off-diagonals of Gram matrices.", 0, 1),
         ),
         statistic="gram",
     ),
@@ -247,14 +251,14 @@ METHODS = {method.name: method for method in _ALL}
 def option_names() -> frozenset[str]:
     """The names of all methods' parameters: a recipe may hold some that its method does not use."""
     own = (option.name for method in _ALL for option in (*method.options, WEIGHT, *LINES))
-    return frozenset((*own, "scale"))  # of mergekit's passthrough
+    return frozenset((*own, "scale"))  # from mergekit's passthrough
 
 
 def method_named(name: str) -> Method:
-    """Look a method up.
+    """Look up a method by name.
 
     Raises:
-        RecipeError: there is none of this name; names the nearest.
+        RecipeError: there is none of this name; the message names the nearest.
     """
     if name in METHODS:
         return METHODS[name]

@@ -1,4 +1,4 @@
-"""RegMean: the linear layer that does on the examples what each model's does."""
+"""RegMean: the linear layer that best reproduces each model's outputs on examples."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cocktail.methods.linear import weighted_sum
 from cocktail.tensors.reading import ROWS
 
 FLOOR = 1e-6
-"""What is added on the diagonal, in traces: well above the rounding of a Gram matrix in fp32."""
+"""The share of the trace to add to the diagonal, well above a Gram matrix's rounding in fp32."""
 
 
 class Gram(Protocol):
-    """A Gram matrix as it is needed: a tensor is one, and so is a matrix in a file."""
+    """What is needed of a Gram matrix: both a tensor and a matrix in a file will do."""
 
     def split(self, split_size: int) -> Iterable[torch.Tensor]:
-        """Runs of that many rows, one after the other."""
+        """Runs of that many rows, one after another."""
 
 
 def regmean(
@@ -31,12 +31,12 @@ def regmean(
     statistics: Sequence[Gram] = (),
     **_: Any,
 ) -> torch.Tensor:
-    """Makes each linear layer's outputs on given examples as near as can be to every model's.
+    """Brings each linear layer's outputs on given examples as close as possible to every model's.
 
-    W = (sum_i w_i W_i G_i) (sum_i w_i G_i)^-1 for W of shape (out, in), where G_i = X_i^T X_i of
-    the inputs X_i that the layer has in model i, its elements off the diagonal multiplied by
-    ``alpha``. All other tensors are averaged by weights; so are directions that no input has, for
-    which a millionth of the trace of sum_i w_i G_i stands on the diagonal. Needs examples (--data).
+    W = (sum_i w_i W_i G_i) (sum_i w_i G_i)^-1 for W of shape (out, in), where G_i = X_i^T X_i for
+    the layer's inputs X_i in model i, with its off-diagonal elements multiplied by ``alpha``. All
+    other tensors are averaged by weights; so are directions that no input has, as a millionth of
+    the trace of sum_i w_i G_i is added to its diagonal. Needs examples (--data).
     https://arxiv.org/abs/2212.09849
 
     Args:
@@ -53,7 +53,7 @@ def regmean(
     if floor == 0:
         return weighted_sum(tensors, weights)
     total.diagonal().add_(floor)
-    # A symmetric matrix is its own transpose, and that is what LAPACK works on in place.
+    # A symmetric matrix is its own transpose, on which LAPACK works in place.
     torch.linalg.cholesky(total.T, out=total.T)
     for i, rows in enumerate(torch.split(moved, ROWS)):
         part = slice(i * ROWS, i * ROWS + len(rows))
@@ -73,9 +73,9 @@ def _sums(
     origin: torch.Tensor,
     alpha: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum the Gram matrices, and what they make of each model's difference from one of them.
+    """Sum the Gram matrices, and their products with each model's difference from one model.
 
-    Differences, so that the answer is exactly nothing where all models are equal.
+    With differences, the answer is exactly zero where all models are equal.
 
     Returns:
         sum_i w_i G_i of shape (in, in) and sum_i w_i (W_i - W_origin) G_i of shape (out, in), fp64.

@@ -21,11 +21,11 @@ def sce(
     select_topk: float,
     **_: Any,
 ) -> torch.Tensor:
-    """Adds the differences that vary most between models, of the elected sign, by their energy.
+    """Adds the differences that vary most between models and agree in sign, weighed by energy.
 
-    Select: the share ``select_topk`` of those elements whose variance over the models is not zero,
-    largest first. Compute: w_i = mean delta_i^2, divided by their sum (all alike if that is below
-    1e-6). Erase: A are the models that agree with the sign of sum_i delta_i.
+    Select: of the elements whose variance over the models is not zero, the share ``select_topk``
+    with the largest. Compute: w_i = mean delta_i^2, divided by their sum (all equal if that is
+    below 1e-6). Erase: A is the models that agree with the sign of sum_i delta_i.
     theta = theta_base + sum_A w_i delta_i / sum_A w_i. https://arxiv.org/abs/2408.07990
     """
     deltas = [flat(tensor.sub_(base)) for tensor in tensors]
@@ -60,8 +60,8 @@ def _select(deltas: Sequence[torch.Tensor], share: float) -> None:
 
 
 def _variance(parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-    """Element by element over the models, exactly zero where they are equal."""
-    # Differences from the first have an exact mean where there are none.
+    """The variance over the models of each element, exactly zero where they are equal."""
+    # Differences from the first model have an exact mean, zero, where the models are equal.
     shifts = [part - parts[0] for part in parts]
     mean = torch.zeros_like(out)
     for shift in shifts:

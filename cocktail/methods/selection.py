@@ -1,8 +1,8 @@
 """Keep the elements of certain ranks by magnitude, without sorting the tensor.
 
 The threshold is exact: a sample gives a narrow bracket around it, one pass counts what lies below
-the bracket and gathers what lies inside, and only the few gathered elements are selected from.
-Where the bracket misses the threshold, all elements are.
+the bracket and gathers what lies inside, and the threshold is selected among the few gathered
+elements. If the bracket misses it, it is selected among all elements.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MARGIN = 3 * math.isqrt(_SAMPLE)
 
 @dataclass(frozen=True)
 class Cut:
-    """An element in the order of magnitudes: the value, and how many are smaller and equal."""
+    """A value in the order of magnitudes, with how many elements are smaller and how many equal."""
 
     value: float
     below: int
@@ -35,7 +35,7 @@ class Cut:
 
 
 def magnitude_cut(values: torch.Tensor, rank: int) -> Cut:
-    """Find the magnitude that stands at a rank, 0 for the smallest.
+    """Find the magnitude at a rank, 0 for the smallest.
 
     Args:
         values: shape (n,), n > rank, finite.
@@ -53,10 +53,10 @@ def magnitude_cut(values: torch.Tensor, rank: int) -> Cut:
 
 
 def _bracket(values: torch.Tensor, rank: int) -> tuple[float, float]:
-    """Two magnitudes that most likely have the wanted one between them."""
+    """Two magnitudes that most likely enclose the wanted one."""
     if len(values) <= _SMALL:
         return 0.0, math.inf
-    # Positions drawn with a fixed seed, not evenly spaced ones: those would see a single column of
+    # Positions are drawn with a fixed seed: evenly spaced ones would see only a single column of
     # some matrices. The result does not depend on them.
     places = np.random.Generator(np.random.PCG64(0)).integers(0, len(values), _SAMPLE)
     sample = np.abs(values.numpy()[places])
@@ -95,7 +95,7 @@ def keep_ranks(values: torch.Tensor, low: int, high: int) -> None:
         return
     bottom = magnitude_cut(values, low) if low > 0 else None
     top = magnitude_cut(values, high - 1) if high < count else None
-    # Whole groups of equal elements first, then what must go of the two groups at the edges.
+    # First whole groups of equal elements, then the surplus of the two groups at the edges.
     if bottom is not None:
         _zero_where(values, torch.ge, bottom.value)
         _zero_equal(values, bottom.value, bottom.below + bottom.equal - low, bottom.equal)
@@ -105,16 +105,16 @@ def keep_ranks(values: torch.Tensor, low: int, high: int) -> None:
 
 
 def _zero_where(values: torch.Tensor, keep: Callable[..., torch.Tensor], value: float) -> None:
-    """Set to zero what does not compare with ``value``."""
+    """Set to zero every element whose comparison with ``value`` is false."""
     scratch = torch.empty(2, BLOCK, dtype=values.dtype)
     for (block,) in blocks_of([values]):
         magnitudes, mask = scratch[:, : len(block)]
-        # A product with ones and zeros: masked_fill_ takes eight times as long.
+        # Multiply by ones and zeros: masked_fill_ takes eight times as long.
         block.mul_(keep(torch.abs(block, out=magnitudes), value, out=mask))
 
 
 def _zero_equal(values: torch.Tensor, value: float, start: int, stop: int) -> None:
-    """Of the elements of one magnitude, set those from the ``start``-th to ``stop`` to zero."""
+    """Of the elements of one magnitude, set numbers ``start:stop`` to zero."""
     seen = 0
     if value == 0:
         return

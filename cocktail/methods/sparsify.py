@@ -16,7 +16,7 @@ from cocktail.methods.selection import keep_ranks
 
 
 def keep_largest(delta: torch.Tensor, density: float) -> None:
-    """Keep the elements that are largest in magnitude, at least one.
+    """Keep the elements with the largest magnitudes, at least one.
 
     Args:
         delta: shape (n,).
@@ -81,8 +81,8 @@ def drop_by_rank(
         return
     if density + epsilon >= 1 or density - epsilon <= 0:
         raise RecipeError(
-            f"density is {density:g} and epsilon {epsilon:g} - density - epsilon and density + "
-            "epsilon lie between 0 and 1 - lower epsilon"
+            f"density is {density:g} and epsilon {epsilon:g} - density minus epsilon and density "
+            "plus epsilon must lie between 0 and 1 - lower epsilon"
         )
     rows, columns = delta.shape
     steps = np.linspace(-epsilon, epsilon, columns) if columns > 1 else np.zeros(columns)
@@ -100,9 +100,9 @@ def drop_by_rank(
 def _order(block: NDArray[np.floating]) -> NDArray[np.int64]:
     """The columns of every row from the smallest magnitude to the largest.
 
-    The bits of a positive float, read as an integer, grow with it. With the column below them they
-    make keys that are all different: sorting these takes a fraction of an argsort, and any sort
-    gives the same order.
+    The bits of a positive float, read as an integer, grow with it. With the column number in the
+    lower bits, all keys differ: sorting them takes a fraction of the time of an argsort, and every
+    sort gives the same order.
     """
     bits = np.abs(block).astype(np.float32, copy=False).view(np.uint32)
     keys: NDArray[np.int64] = bits.astype(np.int64) << 32

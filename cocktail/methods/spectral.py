@@ -1,6 +1,6 @@
 """Methods that work on the singular vectors of what fine-tunes changed.
 
-They see matrices; the differences of other tensors are averaged, as in the papers' code.
+They apply to matrices; the differences of other tensors are averaged, as in the papers' code.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def iso_c(
 ) -> torch.Tensor:
     """Sums the differences and makes all singular values of the sum equal.
 
-    With sum_i delta_i = U diag(s) V^T: theta = theta_base + lambda mean(s) U V^T. Directions whose
-    singular value is zero to rounding are left out: any others would do. Tensors that are not
-    matrices: theta_base + lambda mean_i delta_i. https://arxiv.org/abs/2502.04959
+    With sum_i delta_i = U diag(s) V^T, theta = theta_base + lambda mean(s) U V^T. Directions whose
+    singular value is zero to rounding are arbitrary and left out. Tensors that are not matrices
+    become theta_base + lambda mean_i delta_i. https://arxiv.org/abs/2502.04959
     """
     _subtract(tensors, base)
     if base.dim() != 2 or base.numel() == 0:
@@ -49,9 +49,9 @@ def tsv_m(
 ) -> torch.Tensor:
     """Sums the leading singular directions of each difference, made orthogonal to one another.
 
-    Of every delta_i = U_i diag(s_i) V_i^T the first r / K of its r directions stay. With U' and V'
-    the orthogonal matrices nearest to all U_i and all V_i side by side: theta = theta_base + lambda
-    U' diag(s) V'^T. Tensors that are not matrices: theta_base + lambda mean_i delta_i.
+    Of the r directions of every delta_i = U_i diag(s_i) V_i^T, the first r / K stay. With U' and V'
+    the orthogonal matrices nearest to all U_i and all V_i side by side, theta = theta_base + lambda
+    U' diag(s) V'^T. Tensors that are not matrices become theta_base + lambda mean_i delta_i.
     https://arxiv.org/abs/2412.00081
     """
     _subtract(tensors, base)
@@ -86,7 +86,7 @@ def _add_mean(deltas: Sequence[torch.Tensor], base: torch.Tensor, lambda_: float
 def _room(first: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """A matrix for the right singular vectors, in the first difference's memory if that is enough.
 
-    It is: every difference is copied before it is taken apart, and this one comes first.
+    That is free, as each difference is copied before its decomposition and this one comes first.
     """
     if rows * columns > first.numel():  # more models than the shorter side has elements
         return first.new_empty(rows, columns)
@@ -96,10 +96,10 @@ def _room(first: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 def _leading(
     delta: torch.Tensor, kept: int, rights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most ``kept`` singular directions of a matrix lying down.
+    """At most ``kept`` singular directions of a matrix that is at least as wide as high.
 
     Args:
-        rights: (>= kept, n) the first of its rows become the right ones; the matrix may lie there.
+        rights: (>= kept, n) whose first rows become the right ones; may share the matrix's memory.
 
     Returns:
         U of shape (r, s), the singular values (s,).
@@ -111,14 +111,14 @@ def _leading(
 
 
 def _wide(matrix: torch.Tensor) -> torch.Tensor:
-    """A view of the matrix lying down, shape (r, n) with r <= n."""
+    """The matrix or its transpose, as a view of shape (r, n) with r <= n."""
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
 
 def _orthonormalise(rows: torch.Tensor) -> torch.Tensor:
     """Overwrite a contiguous matrix R of shape (r, n), r <= n, with W whose rows are orthonormal.
 
-    What is left to take apart is small, and no second matrix of the size of R is made.
+    What remains to decompose is small, and no second matrix of the size of R is made.
 
     Returns:
         S of shape (r, r) with R = S W.
@@ -144,8 +144,8 @@ def _svd(
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         import scipy.linalg  # noqa: PLC0415 - hardly ever needed, and slow to import
 
-        # Dividing and conquering fails on some matrices with many equal singular values, such as
-        # those of two equal models; the slower iteration does not.
+        # Divide and conquer fails on some matrices with many equal singular values, such as those
+        # of two equal models; the slower iteration does not.
         found = scipy.linalg.svd(matrix.numpy(), full_matrices=False, lapack_driver="gesvd")
         left, values, right = (torch.from_numpy(array) for array in found)
     floor = float(values[0]) * max(matrix.shape) * torch.finfo(matrix.dtype).eps
@@ -160,14 +160,14 @@ def _nearest_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest_orthogonal_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of a matrix (r, n) that is overwritten, as a product (r, s) (s, n)."""
+    """The same for a matrix (r, n), which is overwritten, as a product (r, s) (s, n)."""
     if len(rows) > rows.shape[1]:
         return _nearest_orthogonal(rows), torch.eye(rows.shape[1], dtype=rows.dtype)
     return _nearest_orthogonal(_orthonormalise(rows)), rows
 
 
 def _add_product(base: torch.Tensor, square: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Add ``square @ rows`` to a matrix, or its transpose to one that stands up, in place."""
+    """Add ``square @ rows``, or its transpose if the matrix is higher than wide, in place."""
     if base.shape[0] <= base.shape[1]:
         return base.addmm_(square, rows)
     return base.addmm_(rows.T, square.T)

@@ -1,8 +1,8 @@
 """Methods that add up what fine-tunes changed: thin out, elect signs, combine.
 
-With delta_i = theta_i - theta_base, a method thins out every delta, weighs them, drops those
-elements whose sign lost the vote, adds up, may divide by the weights that took part, scales by
-lambda and adds the base.
+With delta_i = theta_i - theta_base, a method thins out every delta, weighs it, drops the elements
+whose sign lost the vote, adds up the rest, may divide by the participating weights, scales by
+lambda, and adds the base.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cocktail.methods.sparsify import (
 )
 
 Sparsifier = Callable[[torch.Tensor, int], None]
-"""Takes the delta of a model, to be changed in place, and the model's position."""
+"""Called with a model's delta, to be changed in place, and the model's position."""
 Tensors = Sequence[torch.Tensor]
 Numbers = Sequence[float]
 
@@ -34,7 +34,7 @@ _TINY = 1e-7  # sums of magnitudes below it are not scaled, as in mergekit
 def task_arithmetic(
     tensors: Tensors, base: torch.Tensor, weights: Numbers, **options: Any
 ) -> torch.Tensor:
-    """Adds the weighted differences from the base to it.
+    """Adds to the base the weighted differences from it.
 
     theta = theta_base + lambda sum_i w_i (theta_i - theta_base); with ``normalize`` the sum is
     divided by sum_i w_i. https://arxiv.org/abs/2212.04089
@@ -45,12 +45,12 @@ def task_arithmetic(
 def ties(
     tensors: Tensors, base: torch.Tensor, weights: Numbers, *, density: Numbers, **options: Any
 ) -> torch.Tensor:
-    """Keeps each model's largest differences, elects a sign per element, averages who agrees.
+    """Keeps each model's largest differences, elects a sign per element, averages those that agree.
 
-    Trim: of every delta the ``density`` largest in magnitude stay. Elect: the sign of
-    sum_i w_i delta_i, plus where it is zero. Merge: theta = theta_base + lambda
-    sum_A w_i delta_i / sum_A w_i, A the models whose weighted delta has that sign; without
-    ``normalize`` the sum is not divided. https://arxiv.org/abs/2306.01708
+    Trim: of every delta, the share ``density`` with the largest magnitudes stays. Elect: the sign
+    of sum_i w_i delta_i, plus where that is zero. Merge: theta = theta_base + lambda
+    sum_A w_i delta_i / sum_A w_i, where A is the models whose weighted delta has that sign; without
+    ``normalize``, the sum is not divided. https://arxiv.org/abs/2306.01708
     """
 
     def sparsify(delta: torch.Tensor, model: int) -> None:
@@ -64,8 +64,8 @@ def dare_linear(
 ) -> torch.Tensor:
     """Drops differences at random, scales the rest up, adds them.
 
-    theta = theta_base + lambda sum_i w_i m_i delta_i / density_i, every element of m_i one with
-    the probability density_i, else zero; without ``rescale`` not divided by the density.
+    theta = theta_base + lambda sum_i w_i m_i delta_i / density_i, where every element of m_i is one
+    with probability density_i and zero otherwise; without ``rescale``, the density does not divide.
     https://arxiv.org/abs/2311.03099
     """
     return _dare(tensors, base, weights, elect=False, **options)
@@ -87,10 +87,10 @@ def della_linear(
 ) -> torch.Tensor:
     """Drops differences at random, small ones more often, scales the rest up, adds them.
 
-    An element whose magnitude has rank r of n in its row (from 0) stays with the probability
-    density - epsilon + 2 epsilon r / (n - 1). With ``rescale`` the rest of every delta is scaled to
-    the sum of magnitudes that it had. A row is all that the first index holds fixed; a tensor of
-    one dimension is one row. https://arxiv.org/abs/2406.11617
+    An element whose magnitude has rank r of n in its row (from 0) stays with probability
+    density - epsilon + 2 epsilon r / (n - 1). With ``rescale``, what stays of every delta is scaled
+    to the delta's former sum of magnitudes. A row is everything with the same first index; a tensor
+    of one dimension is one row. https://arxiv.org/abs/2406.11617
     """
     return _della(tensors, base, weights, elect=False, **options)
 
@@ -109,8 +109,8 @@ def breadcrumbs(
 ) -> torch.Tensor:
     """Drops the largest and the smallest differences, adds the rest.
 
-    Of every delta the share gamma with the largest magnitudes goes, then as many of the smallest
-    as leave the share density; theta = theta_base + lambda sum_i w_i delta_i.
+    Of every delta, the share gamma with the largest magnitudes is dropped, then as many of the
+    smallest as leave the share density; theta = theta_base + lambda sum_i w_i delta_i.
     https://arxiv.org/abs/2312.06795
     """
     return _breadcrumbs(tensors, base, weights, elect=False, **options)
@@ -192,7 +192,7 @@ def _merge(
     """Run the three steps; the result lies in ``base``.
 
     Args:
-        rescale: scale what is left of every delta to the sum of magnitudes that it had.
+        rescale: scale what is left of every delta to its former sum of magnitudes.
     """
     for model, delta in enumerate(tensors):
         delta.sub_(base)
@@ -208,7 +208,7 @@ def _merge(
     for block, *deltas in blocks_of([flat(base), *map(flat, tensors)]):
         change, divisor = combine(deltas)
         if normalize:
-            # Where nobody took part, or the weights cancel, there is nothing to divide by.
+            # Where no model takes part, or the weights cancel, there is nothing to divide by.
             change.div_(torch.where(divisor.abs() < 1e-8, 1.0, divisor))
         if lambda_ != 1:
             change.mul_(lambda_)

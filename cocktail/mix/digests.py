@@ -1,9 +1,9 @@
-"""Fingerprints of tensors: xxh3-128, which at memory speed costs next to nothing.
+"""Fingerprints of tensors by xxh3-128, which runs at memory speed and costs next to nothing.
 
 A tensor's digest is that of the digests of its segments of 2^24 elements, in order, so that
-segments can be hashed by different threads. A set of tensors has the digest of its lines
+different threads can hash segments. The digest of a set of tensors is that of its lines
 ``name digest``, sorted by name, so that it does not depend on how they are spread over files.
-They find damage and tell versions apart; they do not protect against forgery.
+Digests reveal damage and distinguish versions; they do not protect against forgery.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from cocktail.tensors.info import TensorInfo
 from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 
 SEGMENT = 1 << 24
-"""Elements that are hashed as one run. Recorded digests depend on it: it never changes."""
+"""Elements that are hashed in one run. Recorded digests depend on it, so it must never change."""
 SegmentDigests = list[bytes]
-"""Of a segment of the output, and of the same segment of each source that was read."""
+"""The digests of a segment of the output, and of that segment of each source that was read."""
 METHOD = "xxh3-128 over the tensors' names and data, in segments of 2^24 elements"
 
 
 def join_segments(segments: Iterable[bytes]) -> str:
-    """A tensor's digest, in hex, from those of its segments."""
+    """A tensor's digest in hex, from those of its segments."""
     return xxhash.xxh3_128(b"".join(segments)).hexdigest()
 
 
 def join_tensors(digests: Mapping[str, str]) -> str:
-    """The digest of a set of tensors, in hex, from theirs by name."""
+    """The digest of a set of tensors in hex, from their own by name."""
     lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
     return xxhash.xxh3_128(lines.encode()).hexdigest()
 
@@ -41,11 +41,11 @@ def join_tensors(digests: Mapping[str, str]) -> str:
 def checkpoint_digest(
     checkpoint: Checkpoint, left_out: Iterable[str], progress: Callable[[int], None]
 ) -> str:
-    """Read a checkpoint and compute its digest, over all tensors that have elements.
+    """Read a checkpoint and compute its digest over all tensors that have elements.
 
     Args:
-        left_out: names that do not count.
-        progress: takes the number of bytes just read.
+        left_out: names of tensors to leave out.
+        progress: called with the number of bytes just read.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -59,7 +59,7 @@ def checkpoint_digest(
         for path, part in checkpoint.parts.items():
             for info in part.tensors.values():
                 name = tensor_key(path, info.name)
-                # A mix records none of what has no elements: nothing of it is read.
+                # A mix records no digest of empty tensors, as it reads nothing of them.
                 if info.numel and name not in skipped:
                     digests[name] = tensor_digest(reader, info, buffer, progress)
     return join_tensors(digests)

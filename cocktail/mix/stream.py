@@ -1,12 +1,11 @@
 """The engine: the only place where weights meet tensors.
 
-Every tensor is cut into segments of a fixed number of elements, segments are shared out to threads,
-and each thread takes its segment block by block: read a block of every ingredient, combine them in
-fp32 in the order of the recipe, round the result to the output's type, hand it to the sink. Nothing
-larger than a block is held, so that memory depends neither on the model nor, for a weighted sum, on
-the number of ingredients. A method that needs a tensor whole gets it whole, as many at a time as
-take no more room than the largest. No result depends on the number of threads or the size of a
-block.
+Every tensor is cut into segments of a fixed number of elements, which are distributed to threads.
+Each thread processes its segment block by block: read a block of every ingredient, combine them in
+fp32 in recipe order, round the result to the output's type, and pass it to the sink. Nothing larger
+than a block is held, so memory depends neither on the model nor, for a weighted sum, on the number
+of ingredients. A method that needs a whole tensor gets it; such tensors together never take more
+room than the largest one. No result depends on the number of threads or the size of a block.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from cocktail.system.threads import default_threads, one_torch_thread
 from cocktail.tensors.reading import BLOCK, TensorReader, block_bounds
 
 Job = tuple[MixedTensor, int, int]
-"""A tensor and the elements of it that one thread makes."""
+"""A tensor, and the range of its elements that one thread makes."""
 
 
 _ELEMENTS_A_JOB = 1 << 16
-"""With fewer, threads wait for the interpreter and not for memory: one alone is faster."""
+"""With fewer, threads wait for the interpreter rather than for memory, and one alone is faster."""
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Fingerprints of the data that passed, xxh3-128 in hex.
+    """Fingerprints, xxh3-128 in hex, of the data that was processed.
 
     Attributes:
-        outputs: by the tensor's key; without those that were put together from pieces.
-        inputs: for each ingredient, of the tensors that were read whole, by their name in its
+        outputs: by the tensor's key; without those that were joined from pieces.
+        inputs: for each ingredient, those of the tensors that were read whole, by their name in its
             files.
     """
 
@@ -57,20 +56,20 @@ def stream(
     block: int = BLOCK,
     progress: Progress | None = None,
 ) -> Digests:
-    """Mix every tensor of ``plan`` and hand the result to ``sink`` in blocks.
+    """Mix every tensor of ``plan`` and pass the result to ``sink`` in blocks.
 
     Args:
-        threads: of reading, mixing and writing; the result does not depend on it. By default one
-            for each processor, one in all where the tensors are small.
-        block: elements at a time; the result does not depend on it.
+        threads: how many threads read, mix and write; the result does not depend on it. By default,
+            one per processor, or a single one if the tensors are small.
+        block: elements to process at a time; the result does not depend on it.
 
     Raises:
-        CheckpointError: an ingredient cannot be read any more.
+        CheckpointError: an ingredient can no longer be read.
         NonFiniteError: a mixed tensor holds NaN or infinity.
     """
     jobs, space = _jobs(plan), plan.block_bytes(block)
     make_worker = _worker_for(plan)
-    # Where the mix does without torch, the sink may not.
+    # The sink may use torch even where the mix does not.
     has_torch = "torch" in sys.modules
     stopped = Event()
     workers = local()
@@ -102,8 +101,8 @@ def stream(
 
 
 def _worker_for(plan: Plan) -> Callable[..., Worker]:
-    """What makes a thread's worker: one without torch, which takes a second to import, where the
-    plan has nothing but sums of plain tensors."""
+    """What makes a thread's worker: one without torch, which takes a second to import, if the plan
+    has only sums of plain tensors."""
     if plan.is_plain_sum:
         return Worker
     from cocktail.mix.torch_worker import MergingWorker, Room  # noqa: PLC0415 - imports torch
@@ -113,8 +112,8 @@ def _worker_for(plan: Plan) -> Callable[..., Worker]:
 
 
 def _jobs(plan: Plan) -> list[Job]:
-    """Segments in the order of the files; before them the tensors that are made whole, the largest
-    first, so that no thread is left alone with one at the end."""
+    """The segments in file order, after the tensors that are made whole, the largest first, so that
+    no thread is left alone with one at the end."""
     whole = sorted((piece for piece in plan.pieces if piece.is_whole), key=lambda t: -t.numel)
     segments = [
         (tensor, start, stop)
@@ -131,7 +130,7 @@ def _useful_threads(jobs: Sequence[Job]) -> int:
 
 
 def _gather(plan: Plan, jobs: Sequence[Job], digests: Sequence[list[SegmentDigests]]) -> Digests:
-    """Join the digests of a tensor's segments, in order, into one for the tensor."""
+    """Join the digests of each tensor's segments, in order, into one for the tensor."""
     outputs: dict[str, list[bytes]] = {}
     inputs: list[dict[str, list[bytes]]] = [{} for _ in plan.ingredients]
     whole = {tensor.key for tensor in plan.tensors if not tensor.pieces}

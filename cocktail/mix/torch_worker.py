@@ -1,4 +1,4 @@
-"""What one thread of the engine does with torch: merge methods, adapters, fp64, and much fp16."""
+"""An engine thread's work with torch: merge methods, adapters, fp64, and large amounts of fp16."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cocktail.tensors.reading import StoredMatrix, block_bounds
 
 
 class Room:
-    """Lets threads hold tensors as long as these are no more than the largest one together.
+    """Lets threads hold tensors that together take no more room than the largest one.
 
-    Whoever waits comes first: a large tensor would never find room if small ones could pass it.
+    First come, first served: a large tensor would never find room if small ones could overtake it.
 
     Args:
-        elements: that the largest tensor takes that is made in one piece.
+        elements: what the largest tensor that is made in one piece takes.
     """
 
     def __init__(self, elements: int) -> None:
@@ -40,7 +40,7 @@ class Room:
 
     @contextmanager
     def hold(self, elements: int) -> Iterator[None]:
-        """Wait until there is room for a tensor, and keep it for the block."""
+        """Wait until there is room for a tensor, and reserve it within the ``with`` block."""
         with self._turn, self._changed:
             self._changed.wait_for(lambda: self._free >= elements)
             self._free -= elements
@@ -56,8 +56,8 @@ class MergingWorker(Worker):
     """A worker for every tensor: block by block, or in one piece.
 
     Args:
-        room: for the tensors that are made in one piece.
-        others: what :class:`Worker` takes.
+        room: the room for tensors that are made in one piece.
+        others: the arguments of :class:`Worker`.
     """
 
     def __init__(self, room: Room, *others: Any) -> None:
@@ -68,14 +68,14 @@ class MergingWorker(Worker):
         self._spaces: list[torch.Tensor] = []
 
     def run(self, tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
-        """Mix elements ``start:stop``, which are all of them where the tensor is made whole."""
+        """Mix elements ``start:stop``, which are all of them if the tensor is made whole."""
         if tensor.merge is None or not tensor.is_whole:
             return super().run(tensor, start, stop)
         with self._room.hold(tensor.whole_numel):
             return self._run_whole(tensor, tensor.merge)
 
     def _run_whole(self, tensor: MixedTensor, merge: Merge) -> list[SegmentDigests]:
-        """Make a tensor in one piece: read all sources, merge, round and hand over."""
+        """Make a tensor in one piece: read all sources, merge, round and pass on."""
         segments = list(block_bounds(tensor.numel, SEGMENT))
         digests: list[SegmentDigests] = [[] for _ in segments]
         tensors = []
@@ -89,13 +89,13 @@ class MergingWorker(Worker):
                     place = flat[start + low : start + high]
                     place.copy_(self._read(source.info, start + low, start + high, hasher))
                 found.append(hasher.digest())
-            # A method may select by magnitude, where NaN has no rank.
+            # A method may select by magnitude, in which NaN has no rank.
             _require_finite(flat, flat.dtype, source.info.name, "before")
             tensors.append(flat.view(tensor.shape))
         statistics = [StoredMatrix(self.reader, info) for info in merge.statistics]
         merged = _merged(tensor, merge, tensors, statistics).reshape(-1)
         if merge.method.singular:
-            trim_heap()  # singular vectors come to most of the largest tensor
+            trim_heap()  # singular vectors take up to the size of the largest tensor
         for (start, stop), found in zip(segments, digests, strict=True):
             output = xxhash.xxh3_128()
             for low, high in block_bounds(stop - start, self.block):
@@ -107,7 +107,7 @@ class MergingWorker(Worker):
     def mix(
         self, tensor: MixedTensor, start: int, stop: int, inputs: Sequence[xxhash.xxh3_128]
     ) -> Bytes:
-        """The sources combined by the tensor's method or their weights, in the output's type."""
+        """The sources, combined by the tensor's method or by weights, in the output's type."""
         if tensor.is_plain_sum and not tensor.halves:
             return super().mix(tensor, start, stop, inputs)
         blocks = (
@@ -123,7 +123,7 @@ class MergingWorker(Worker):
             measured = tensor.merge.statistics
             count = len(tensor.active)
             places = self._places(count + len(measured), dtype, size)
-            # Statistics are no ingredients: they are read like these, but not hashed.
+            # Statistics are read like ingredients, but not hashed.
             found = (self.reader.read(info, start, stop, self._raw) for info in measured)
             held = [
                 place.copy_(block)
@@ -164,13 +164,13 @@ def _merged(
     statistics: Sequence[torch.Tensor | StoredMatrix],
     start: int = 0,
 ) -> torch.Tensor:
-    """Run the method on the sources, the base last among them, and on what was measured of them.
+    """Run the method on the sources, with the base last, and on their statistics.
 
     Args:
-        start: where in the tensor the elements lie that are held.
+        start: where in the tensor the held elements lie.
     """
     base = held.pop() if merge.base is not None else None
-    # Seeded by recipe and name, so that neither threads nor the order of tensors matter.
+    # Seeded by recipe and name, so that neither threads nor the tensors' order matters.
     seed = xxhash.xxh3_64_intdigest(f"{merge.seed} {tensor.key}".encode()) >> 1
     return merge.method.merge(
         held,
@@ -184,25 +184,25 @@ def _merged(
 
 def _large(numel: int, dtype: torch.dtype) -> torch.Tensor:
     """Memory for a whole tensor, shape (numel,), from NumPy, which asks the system for huge pages:
-    with small ones, making the pages takes longer than filling them."""
+    creating small ones takes longer than filling them."""
     return torch.from_numpy(np.empty(numel, np.float64 if dtype == torch.float64 else np.float32))
 
 
 def _sum_dtype(tensor: MixedTensor) -> torch.dtype:
-    """fp32, whatever goes in; fp64 only if that is what is written."""
+    """The type to sum in: fp32 for any input, or fp64 if that is what is written."""
     return torch.float64 if tensor.dtype == "F64" else torch.float32
 
 
 def _require_finite(
     block: torch.Tensor, dtype: torch.dtype, name: str, when: str = "after"
 ) -> None:
-    """Refuse what is not finite, or would not be once it is rounded to ``dtype``."""
+    """Refuse what is not finite, or would not be once rounded to ``dtype``."""
     if not block.is_floating_point() or block.numel() == 0:
         return
     limit = torch.finfo(dtype).max
     if block.dtype == torch.float32:
         # One cheap pass: a sum of squares below the limit's square proves every element finite
-        # and in range. Where it proves nothing, look closely.
+        # and in range. Otherwise, look closely.
         norm = float(torch.dot(block, block))
         if norm <= min(limit * limit, torch.finfo(torch.float32).max):
             return

@@ -1,4 +1,4 @@
-"""What one thread of the engine does: a segment, block by block."""
+"""An engine thread's work: a segment, block by block."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cocktail.tensors.dtypes import Bytes
 from cocktail.tensors.reading import TensorReader, block_bounds
 
 Sink = Callable[[MixedTensor, int, Bytes], None]
-"""Takes a tensor of the plan, the first element of a block, and the block's bytes: shape (n * item
-size,), uint8, valid until the call returns. Called from several threads."""
+"""Called with a tensor of the plan, the first element of a block, and the block's bytes: shape (n *
+item size,), uint8, valid until the call returns. Several threads call it."""
 Progress = Callable[[int], None]
-"""Takes the number of output bytes that have just been handed to the sink."""
+"""Called with the number of output bytes that have just been passed to the sink."""
 
 
 class Worker:
-    """One thread's memory, and the loop over blocks of what needs no torch.
+    """One thread's memory, and the loop over blocks for work that needs no torch.
 
     Args:
-        block: elements at a time; the result does not depend on it.
-        space: bytes that a block takes at most.
-        stopped: set where the mix is given up.
+        block: elements to process at a time; the result does not depend on it.
+        space: the most bytes that a block takes.
+        stopped: set when the mix is abandoned.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Worker:
         self.sink = sink
         self.progress = progress
         self.stopped = stopped
-        # In one piece, for which NumPy asks for huge pages (from 4 MiB on): a tenth of the time.
+        # In one piece, as NumPy asks for huge pages from 4 MiB on, which take a tenth of the time.
         self.raw, self.term, self.sum = np.empty((3, space), np.uint8)
 
     def run(self, tensor: MixedTensor, start: int, stop: int) -> list[SegmentDigests]:
@@ -61,7 +61,7 @@ class Worker:
     def hand_over(
         self, tensor: MixedTensor, start: int, block: Bytes, hasher: xxhash.xxh3_128
     ) -> None:
-        """Give a block to whoever takes it, and count it."""
+        """Pass a block to the sink, and count it."""
         hasher.update(block.data)
         self.sink(tensor, tensor.first + start, block)
         if self.progress is not None:
@@ -70,7 +70,7 @@ class Worker:
     def mix(
         self, tensor: MixedTensor, start: int, stop: int, inputs: Sequence[xxhash.xxh3_128]
     ) -> Bytes:
-        """The weighted sum of the sources, or the one that is copied, in the output's type."""
+        """The weighted sum of the sources, or the single copied source, in the output's type."""
         total, term = (space.view(np.float32)[: stop - start] for space in (self.sum, self.term))
         raw = self.raw
         if not tensor.active:  # every weight is 0
@@ -80,7 +80,7 @@ class Worker:
             hasher.update(raw.data)
             if tensor.is_copy and tensor.dtype not in SUMMED:
                 return raw
-            with np.errstate(over="ignore", invalid="ignore"):  # an error tells more than a warning
+            with np.errstate(over="ignore", invalid="ignore"):  # an error says more than a warning
                 add_weighed(raw, source.info.dtype, source.weight, term, total, first=position == 0)
         if tensor.is_copy:
             require_finite(total, tensor.dtype, tensor.key)

@@ -1,27 +1,23 @@
-"""Find for every tensor of the output the tensors of the ingredients that it is made of."""
+"""Find, for every output tensor, the ingredients' tensors that it is made of."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
 
-from cocktail.checkpoint.architecture import Architecture
-from cocktail.checkpoint.kinds import detect_kind
 from cocktail.checkpoint.model import MAIN, Checkpoint, Part, tensor_key
 from cocktail.checkpoint.ties import INPUT_EMBEDDINGS
 from cocktail.checkpoint.weight_files import SIDE_TENSORS
-from cocktail.errors import listed
+from cocktail.errors import counted, listed
 from cocktail.numbers import shares
+from cocktail.plan.alignment import Alignment, Source
+from cocktail.plan.donor import name_for_donor, require_one_donor
 from cocktail.plan.names import Names, common_names
 from cocktail.plan.vocabularies import Run, Vocabularies
 from cocktail.recipe.recipe import Recipe
 from cocktail.tensors.dtypes import FLOATING
 from cocktail.tensors.info import TensorInfo
 from cocktail.tensors.reading import equal_tensors
-
-T = TypeVar("T")
 
 _IN_LAYER = re.compile(r"(^|\.)\d+\.")
 _BY_TOKEN = re.compile(
@@ -30,41 +26,13 @@ _BY_TOKEN = re.compile(
 _NOT_BY_TOKEN = re.compile(r"position|type|norm|dense|embeddings_project|mapping")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A tensor that goes into an output tensor, and with which weight (1 until the plan says)."""
-
-    info: TensorInfo
-    weight: float
-    ingredient: int
-
-
-@dataclass
-class Alignment:
-    """What ``align_parts`` found.
-
-    Attributes:
-        sources: by part and name, in the order of the first ingredient's files.
-        runs: of tensors whose rows are aligned by token, which rows of the sources make which.
-        donor: index of the ingredient that gives config and tokenizer.
-        architecture: the class of its config, where it had to be asked.
-    """
-
-    sources: dict[tuple[str, str], tuple[Source, ...]] = field(default_factory=dict)
-    runs: dict[tuple[str, str], list[Run]] = field(default_factory=dict)
-    donor: int = 0
-    architecture: Architecture | None = None
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def align_parts(
     ingredients: Sequence[Checkpoint], recipe: Recipe, vocabularies: Vocabularies
 ) -> Alignment:
     """Match the tensors of K ingredients by name and check that each match can be averaged.
 
     Args:
-        vocabularies: how rows are aligned where tokenizers grew.
+        vocabularies: how to align rows where tokenizers grew.
 
     Returns:
         The sources of every output tensor; ``problems`` says what has no match, differs in shape,
@@ -85,90 +53,14 @@ def align_parts(
             result.notes += names.notes
         _Matcher(path, tables, ingredients, recipe, vocabularies, result, names).match()
         if names is not None:
-            _name_for_donor(result, names, ingredients)
+            name_for_donor(result, names, ingredients)
     if vocabularies.grew:
-        _require_one_donor(result, vocabularies.largest, [c.reference for c in ingredients])
+        require_one_donor(result, vocabularies.largest, [c.reference for c in ingredients])
     return result
 
 
-def _require_one_donor(result: Alignment, largest: int, names: Sequence[str]) -> None:
-    """The config counts the tokens of the tokenizer beside it."""
-    if result.donor != largest:
-        result.problems.append(
-            f"the head decides that the config is that of {names[result.donor]}, and "
-            f"{names[largest]} has more tokens - config and tokenizer come from one ingredient - "
-            f"add the tokens to {names[result.donor]} first, with resize_token_embeddings()"
-        )
-    result.notes.insert(
-        0,
-        f"tokenizers differ: rows are aligned by token, and the tokenizer is that of "
-        f"{names[largest]}",
-    )
-
-
-def _name_for_donor(result: Alignment, names: Names, ingredients: Sequence[Checkpoint]) -> None:
-    """Call the main tensors what the class of the donor's config calls them."""
-    _prefer_tied_head(result, names, ingredients)
-    main = [name for part, name in result.sources if part == MAIN]
-    has_head = bool(names.known_classes) and not all(map(names.is_body, main))
-    new = {name: names.output(name, result.donor, has_head=has_head) for name in main}
-    result.architecture = names.classes[result.donor] if names.classes else None
-    spare = [name for name in main if _is_spare(name, new[name], names, result.architecture)]
-    for name in spare:
-        del result.sources[MAIN, name]
-        result.runs.pop((MAIN, name), None)
-    if spare and result.architecture is not None:
-        result.notes.append(
-            f"{listed(spare)}: {result.architecture.name}, the class of the mix, has none; left out"
-        )
-    result.sources = _renamed(result.sources, new)
-    result.runs = _renamed(result.runs, new)
-
-
-def _prefer_tied_head(result: Alignment, names: Names, ingredients: Sequence[Checkpoint]) -> None:
-    """Take the config of a language model before that of the same transformer without its head.
-
-    Where the head is tied to the embedding no tensor tells the two apart.
-    """
-    own = names.classes[result.donor] if names.classes else None
-    if own is None or own.has_prefix or result.problems:
-        return
-    for i, (asked, checkpoint) in enumerate(zip(names.classes, ingredients, strict=True)):
-        kind = detect_kind(checkpoint.config, has_modules=False)
-        if (
-            asked is not None
-            and asked.has_prefix
-            and kind is not None
-            and kind.ties_embeddings
-            and not asked.unfilled(names.stored[i].values())
-        ):
-            result.donor = i
-            result.notes.append(
-                f"config and tokenizer are those of {checkpoint.reference}, a {asked.name}: its "
-                "head is tied to the embedding, which all have"
-            )
-            return
-
-
-def _is_spare(name: str, new: str, names: Names, asked: Architecture | None) -> bool:
-    """Whether only some ingredients have a tensor, in a class that is not that of the mix."""
-    if asked is None or asked.place(new) is not None:
-        return False
-    if all(name in table for table in names.tables):
-        return False
-    return any(c.place(name) is not None for c in names.known_classes)
-
-
-def _renamed(
-    found: Mapping[tuple[str, str], T], new: Mapping[str, str]
-) -> dict[tuple[str, str], T]:
-    return {
-        (part, new[name] if part == MAIN else name): value for (part, name), value in found.items()
-    }
-
-
 class _Matcher:
-    """Matches one part; gathers into ``result``."""
+    """Matches one part, and collects what it finds in ``result``."""
 
     def __init__(
         self,
@@ -224,7 +116,7 @@ class _Matcher:
         )
 
     def _runs(self, name: str, infos: list[TensorInfo]) -> list[Run]:
-        """How the rows of a tensor with one a token are aligned; none where they need not be."""
+        """How to align the rows of a tensor with one row per token; empty if there is no need."""
         if (
             not self.vocabularies.grew
             or self.path != MAIN
@@ -238,7 +130,7 @@ class _Matcher:
         return self.vocabularies.runs([info.shape[0] for info in infos])
 
     def _has_row_per_token(self, ingredient: int, info: TensorInfo) -> bool:
-        """Whether a tensor is as long as the ingredient's embedding, which may be padded."""
+        """Whether a tensor has as many rows as the ingredient's embedding, which may be padded."""
         table = self.tables[ingredient]
         lengths = [t.shape[0] for n, t in table.items() if n.endswith(INPUT_EMBEDDINGS) and t.shape]
         lengths.append(self.ingredients[ingredient].config.get("vocab_size", 0))
@@ -246,8 +138,7 @@ class _Matcher:
         return bool(info.shape) and info.shape[0] in lengths and info.shape[0] > last
 
     def _match_kept(self, name: str, owners: list[int]) -> None:
-        """A head that some ingredients lack: copied, or averaged in the proportions of the owners'
-        weights."""
+        """Copy a head that some ingredients lack, or average it by the weights of its owners."""
         given = self.recipe.weights if self.recipe.is_weighted_sum else ()
         own = shares([given[i] if given else 1.0 for i in owners])
         infos = [self.tables[i][name] for i in owners]
@@ -255,28 +146,28 @@ class _Matcher:
             info.shape != infos[0].shape or info.dtype not in FLOATING for info in infos
         ):
             self.result.problems.append(
-                f"{tensor_key(self.path, name)} differs in shape or is no floating-point tensor in "
-                f"{listed([self._reference(i) for i in owners])} - a head is averaged over models "
-                "that have the same - leave it out (--head drop), or one of them"
+                f"{tensor_key(self.path, name)} differs in shape or is not floating-point in "
+                f"{listed([self._reference(i) for i in owners])} - heads must match to be averaged "
+                "- leave the head out (--head drop), or leave out one of the models"
             )
         self.result.sources[self.path, name] = tuple(
             Source(info, weight, i) for info, weight, i in zip(infos, own, owners, strict=True)
         )
 
     def _match_exact(self, name: str, key: str, infos: list[TensorInfo]) -> None:
-        """Integers and booleans have no average: they must be the same everywhere."""
+        """Integers and booleans have no average: they must be equal everywhere."""
         for i, info in enumerate(infos[1:], start=1):
             if info.dtype != infos[0].dtype or not equal_tensors(infos[0], info):
                 self.result.problems.append(
                     f"{key} ({info.dtype}) differs between {self._reference(0)} and "
                     f"{self._reference(i)} - integer, boolean and 8-bit tensors cannot be averaged "
-                    "and must be equal - mix checkpoints that agree in it"
+                    "and must be equal - mix checkpoints that agree on it"
                 )
                 return
         self.result.sources[self.path, name] = (Source(infos[0], 1.0, 0),)
 
     def _settle_partial(self, partial: list[str]) -> dict[str, list[int]]:
-        """Decide about tensors that some ingredients lack; returns those to keep, and of whom."""
+        """Decide on tensors that some ingredients lack; return those to keep, with their owners."""
         groups: dict[str, list[str]] = {}
         missing: list[str] = []
         left_over: list[str] = []
@@ -298,8 +189,8 @@ class _Matcher:
             missing += groups.pop(stem)
         if left_over:
             self.result.notes.append(
-                f"{listed(left_over, 3)}: no weights of the model's class, and stored by some "
-                "only; left out"
+                f"{listed(left_over, 3)}: left out, as the model's class has no such weights and "
+                "only some models store them"
             )
         self._refuse_missing(missing)
         for stem, names in groups.items():
@@ -315,12 +206,12 @@ class _Matcher:
         return [i for i, table in enumerate(self.tables) if any(n in table for n in names)]
 
     def _is_donors(self, name: str) -> bool:
-        """Whether the class of the donor's config has such a tensor."""
+        """Whether the class that the donor's config names has such a tensor."""
         asked = None if self.names is None else self.names.classes[self.result.donor]
         return asked is not None and asked.place(name) is not None
 
     def _is_transformer(self, names: Sequence[str]) -> bool:
-        """Whether names make up a whole transformer, which is not a head."""
+        """Whether the names make up a whole transformer, not a head."""
         return any(map(_IN_LAYER.search, names)) and any(
             2 * len(names) > len(self.tables[i]) for i in self._owners(names)
         )
@@ -332,20 +223,20 @@ class _Matcher:
                 continue
             if self.names is not None and self._differ_in_layout(i):
                 self.result.problems.append(
-                    f"{self._reference(i)} lacks {listed(lacking, 2)}, and has the same weights "
-                    "under other names - one version of transformers stores a layer's experts one "
-                    "by one and another all together - load both with one version, and save them "
+                    f"{self._reference(i)} lacks {listed(lacking, 2)}, but has the same weights "
+                    "under other names - some versions of transformers store a layer's experts one "
+                    "by one and others all together - load both with one version, and save them "
                     "again with save_pretrained()"
                 )
                 continue
             self.result.problems.append(
-                f"{self._reference(i)} lacks {len(lacking)} tensors that others have "
+                f"{self._reference(i)} lacks {counted(len(lacking), 'tensor')} that others have "
                 f"({listed(lacking)}) - ingredients must have the same tensors - mix "
                 "checkpoints of one base"
             )
 
     def _differ_in_layout(self, i: int) -> bool:
-        """Whether a loader makes the same tensors of the class from what two ingredients store."""
+        """Whether the ingredients only store the same tensors in different layouts."""
         names = self.names
         asked = None if names is None else names.classes[i]
         if names is None or asked is None:
@@ -354,31 +245,32 @@ class _Matcher:
         return all(own == placed[i] for own in placed)
 
     def _give_config(self) -> None:
-        """Let the config come from the model whose head is taken; a pooler is no head of a task."""
+        """Take the config from the model whose head is taken; a pooler is not a task's head."""
         heads = {stem: i for stem, i in self.head_owners.items() if stem != "pooler"}
         owners = dict.fromkeys((heads or self.head_owners).values())
         if len(owners) > 1:
             found = [f"{stem!r} of {self._reference(i)}" for stem, i in heads.items()]
             self.result.problems.append(
                 f"the mix would take the heads {listed(found)} - a config names one class, with "
-                "the head of one task - leave them out (--head drop), or one of the models"
+                "one task's head - leave the heads out (--head drop), or leave out one of the "
+                "models"
             )
         elif owners and self.result.donor not in owners:
             self.result.donor = next(iter(owners))
 
     def _leave_donor_of(self, dropped: Sequence[str]) -> None:
-        """A config that names a class with a head would give it a random one."""
+        """Take the config from a model without the head: the owner's would add a random one."""
         without = [i for i, table in enumerate(self.tables) if not table.keys() & dropped]
         if without and self.result.donor not in without:
             self.result.donor = without[0]
             self.result.notes.append(
-                f"without the head, config and tokenizer are those of {self._reference(without[0])}"
+                f"without the head, config and tokenizer come from {self._reference(without[0])}"
             )
 
     def _head_stem(self, name: str) -> str | None:
-        """The module above ``name`` that an ingredient lacks as a whole, if it is a head.
+        """The module above ``name`` that an ingredient lacks entirely, if it is a head.
 
-        Heads hang at the top beside the transformer (``classifier``, ``lm_head``), or are its
+        Heads are at the top beside the transformer (``classifier``, ``lm_head``), or are its
         pooler, or a whole part (a dense module).
         """
         if self.path != MAIN:
@@ -391,17 +283,17 @@ class _Matcher:
         return None if is_body else stem
 
     def _settle_head(self, stem: str, names: list[str]) -> list[int]:
-        """The ingredients that a head is taken from; none where it is left out or refused."""
+        """The ingredients to take a head from; empty where it is left out or refused."""
         owners = self._owners(names)
         who = listed([self._reference(i) for i in owners])
-        what = f"the head {stem!r} ({len(names)} tensors)"
+        what = f"the head {stem!r} ({counted(len(names), 'tensor')})"
         rule = self.recipe.head
         is_module = self.path != MAIN and self.path not in SIDE_TENSORS
         if rule == "drop" and is_module and self.result.donor in owners:
             donor = self._reference(self.result.donor)
             self.result.problems.append(
-                f"{what} cannot be left out: modules.json comes from {donor}, which has it - a "
-                "module that is named must be there - put a model without it first, or take it "
+                f"{what} cannot be left out: modules.json comes from {donor}, which has it - every "
+                "module named there must exist - put a model without it first, or take it "
                 "whole with --head copy"
             )
             return []
@@ -410,8 +302,8 @@ class _Matcher:
             return []
         if rule == "mix" and any(n not in self.tables[i] for n in names for i in owners):
             self.result.problems.append(
-                f"{who} have different tensors under {what} - a head is averaged over models that "
-                "have the same - leave it out (--head drop), or one of them"
+                f"{who} have different tensors under {what} - heads must match to be averaged - "
+                "leave the head out (--head drop), or leave out one of the models"
             )
         elif rule == "mix" or (rule == "copy" and len(owners) == 1):
             how = "averaged over" if len(owners) > 1 else "copied whole from"

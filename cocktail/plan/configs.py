@@ -1,4 +1,4 @@
-"""Compare the configs of the ingredients: weights of different functions have no average."""
+"""Compare the ingredients' configs: weights of different functions have no meaningful average."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from cocktail.checkpoint.model import Checkpoint
 from cocktail.checkpoint.pooling import pooling_mode
 
-# Differences in these change nothing about what a weight means: bookkeeping, training-time
-# losses and regularisation, output switches, generation and tokenizer settings (tokenizers are
-# compared by themselves).
+# Differences in these do not change what a weight means: bookkeeping, training-time losses and
+# regularisation, output switches, generation and tokenizer settings (tokenizers are compared
+# separately).
 _HARMLESS = frozenset(
     {
         "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
@@ -32,12 +32,12 @@ _HARMLESS = frozenset(
         "transformers.js_config", "typical_p", "unk_token_id", "unsloth_fixed", "use_cache",
     }
 )  # fmt: skip
-# What only training reads: dropout, masking of the input, losses, how weights start.
+# Read only in training: dropout, input masking, losses, initialisation.
 _OF_TRAINING = re.compile(
     r"dropout|drop_|_pdrop$|layerdrop|^mask_(time|feature)_|spec_augment|label_smoothing|jitter|"
     r"(^|_)loss(_|$)|^init_|^initializer_|_init$|_init_std$|version$"
 )
-# What an output may be longer or shorter by; tensors of positions have shapes of their own.
+# Limits on lengths; tensors of positions show theirs in their shapes.
 _OF_LENGTH = frozenset(
     {"max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "model_max_length",
      "seq_length", "max_seq_len", "max_target_positions", "max_source_positions"}
@@ -54,11 +54,11 @@ _WHERE_ABSENT: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class ConfigDifferences:
-    """In what the configs of ingredients differ.
+    """How the configs of ingredients differ.
 
     Attributes:
-        problems: what decides what the weights compute, one line each.
-        notes: what does not, and what was accepted; the mix takes the donor's value.
+        problems: differences that change what the weights compute, one line each.
+        notes: those that do not, or that were accepted; the mix takes the donor's value.
     """
 
     problems: tuple[str, ...]
@@ -76,8 +76,8 @@ def compare_configs(
     Args:
         names: what the messages call the ingredients.
         configs: their ``config.json``, in the same order.
-        accepted: keys that may differ, ``text_config.hidden_act`` for one that lies deeper.
-        donor: whose config the mix takes.
+        accepted: keys that may differ; nested ones as ``text_config.hidden_act``.
+        donor: index of the ingredient whose config the mix takes.
     """
     first = _comparable(configs[0])
     problems, notes = [], []
@@ -98,7 +98,7 @@ def compare_configs(
 
 
 def _is_note(path: str, *configs: Mapping[str, Any]) -> bool:
-    """Whether a difference changes nothing about what a weight means."""
+    """Whether a difference leaves the meaning of the weights unchanged."""
     *above, key = path.split(".")
     if key in _OF_LENGTH:
         return True
@@ -111,7 +111,7 @@ def _is_note(path: str, *configs: Mapping[str, Any]) -> bool:
 def _differences(
     first: Mapping[str, Any], other: Mapping[str, Any], path: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The keys, with those above them, that both have with different values."""
+    """The keys, with the path to each, that both have with different values."""
     for key in sorted(first.keys() | other.keys()):
         ours = first.get(key, _WHERE_ABSENT.get(key))
         theirs = other.get(key, _WHERE_ABSENT.get(key))
@@ -125,7 +125,7 @@ def _differences(
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what does not matter and spell the same fact the same way."""
+    """Drop what does not matter, and spell equal settings the same way."""
     result = {
         key: _comparable(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
@@ -139,8 +139,8 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spell_rope(config: dict[str, Any]) -> None:
-    """Give the rotary settings one form; transformers 5 moved them into one entry, or one for each
-    type of layer."""
+    """Give the rotary settings one form; transformers 5 moved them into one entry, or one per layer
+    type."""
     entries = [config.pop(key, None) for key in ("rope_scaling", "rope_parameters")]
     rope = {k: v for entry in entries if isinstance(entry, Mapping) for k, v in entry.items()}
     if any(isinstance(value, Mapping) for value in rope.values()):
@@ -156,7 +156,7 @@ def _spell_rope(config: dict[str, Any]) -> None:
 
 
 def _labels(config: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes in the order of the head's rows; ``None`` if only numbered."""
+    """The names of the classes in the order of the head's rows; ``None`` if they have none."""
     mapping = config.get("id2label")
     if not isinstance(mapping, Mapping):
         return None
@@ -173,14 +173,14 @@ def pooling_problems(ingredients: Sequence[Checkpoint], pooling: str | None) -> 
     problems = []
     if pooling is not None and modes[0] not in (None, pooling):
         problems.append(
-            f"{ingredients[0].reference} pools by {modes[0]}, pooling {pooling!r} was asked "
-            "for - pooling is made only where the first ingredient has none - leave it out"
+            f"{ingredients[0].reference} pools by {modes[0]}, but pooling {pooling!r} was asked "
+            "for - pooling can be added only if the first ingredient has none - leave it out"
         )
     for checkpoint, mode in zip(ingredients, modes, strict=True):
         if mode is not None and modes[0] is not None and mode != modes[0]:
             problems.append(
-                f"{checkpoint.reference} pools by {mode}, {ingredients[0].reference} by {modes[0]} "
-                "- embeddings that are pooled differently have no average - mix models that pool "
-                "alike"
+                f"{checkpoint.reference} pools by {mode}, but {ingredients[0].reference} by "
+                f"{modes[0]} - embeddings that are pooled differently cannot be averaged - mix "
+                "models that pool alike"
             )
     return problems

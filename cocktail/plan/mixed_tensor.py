@@ -1,4 +1,4 @@
-"""What a mix writes: tensors, each with all that it is made of, and the files that hold them."""
+"""What a mix writes: tensors, with everything each is made of, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from cocktail.checkpoint.model import tensor_key
 from cocktail.methods.method import Method
 from cocktail.numbers import shares
-from cocktail.plan.align import Source
+from cocktail.plan.alignment import Source
 from cocktail.plan.vocabularies import Run
 from cocktail.tensors.bf16 import SUMMED
 from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE
@@ -22,14 +22,14 @@ from cocktail.tensors.reading import ROWS
 
 @dataclass(frozen=True)
 class Merge:
-    """How one tensor is made where it is more than a weighted sum.
+    """How to make a tensor that is more than a weighted sum.
 
     Attributes:
-        options: of the method, those that differ by model as tuples.
-        base: what the models are compared with, where the method has one.
-        seed: of the recipe.
-        statistics: what was measured of each source, where the method asks for it; files of
-            numbers that are no ingredients.
+        options: the method's options; those that differ by model are tuples.
+        base: what the models are compared with, where the method has a base.
+        seed: the recipe's seed.
+        statistics: what was measured for each source, where the method asks for it; files of
+            numbers that are not ingredients.
     """
 
     method: Method
@@ -46,13 +46,12 @@ class MixedTensor:
     Attributes:
         part: where it belongs, ``MAIN`` for the model itself.
         name: in the file it is written to.
-        dtype: safetensors code it is written in.
-        sources: what it is made of: all ingredients in recipe order without the base of ``merge``,
-            or those that have it.
+        dtype: the safetensors code of the type it is written in.
+        sources: what it is made of: all ingredients that have it, in recipe order, without the base
+            of ``merge``.
         merge: the method that combines the sources; ``None`` for their weighted sum.
-        first: where a piece of a larger tensor starts in it, in elements.
-        pieces: what it is put together from, one after the other, where its rows come from
-            different sources.
+        first: for a piece of a larger tensor, the element of that tensor at which it starts.
+        pieces: the tensors it is joined from, in order, where its rows come from different sources.
     """
 
     part: str
@@ -68,11 +67,11 @@ class MixedTensor:
         """The same tensor with its rows aligned by token.
 
         Rows that all ingredients have are made as the whole would be; others are averaged over the
-        models that have them, in the proportions of their weights, or are the base's.
+        models that have them, in the proportions of their weights, or come from the base.
 
         Args:
-            runs: of rows.
-            sources: of all ingredients.
+            runs: the runs of rows.
+            sources: the sources of all ingredients.
         """
         return replace(self, pieces=tuple(self._piece(run, sources) for run in runs))
 
@@ -102,7 +101,7 @@ class MixedTensor:
         )  # fmt: skip
 
     def measured(self, statistics: Sequence[TensorInfo]) -> MixedTensor:
-        """The same tensor with a statistic of each source; the sources' average without any."""
+        """The same tensor with a statistic of each source; without any, the sources' average."""
         if self.merge is None:
             return self
         if statistics:
@@ -113,7 +112,7 @@ class MixedTensor:
     def reweighted(self, weights: Sequence[float]) -> MixedTensor:
         """The same weighted sum with other weights (K,); copies stay copies.
 
-        A tensor that only some ingredients have keeps the proportions of theirs.
+        A tensor that only some ingredients have keeps the proportions of their weights.
         """
         if len(self.sources) == 1:
             return self
@@ -141,7 +140,7 @@ class MixedTensor:
         return self.numel * ITEM_SIZE[self.dtype]
 
     def block_bytes(self, block: int) -> int:
-        """What ``block`` of its elements take at most: as they are read, summed or written."""
+        """The most bytes that ``block`` of its elements take: as read, summed or written."""
         read = (ITEM_SIZE[source.info.read_dtype] for source in self.active)
         return min(block, self.numel) * max(ITEM_SIZE["F32"], ITEM_SIZE[self.dtype], *read)
 
@@ -157,7 +156,7 @@ class MixedTensor:
 
     @cached_property
     def is_copy(self) -> bool:
-        """The bytes of one ingredient as they are."""
+        """Whether it is the bytes of one ingredient, unchanged."""
         return (
             self.merge is None
             and len(self.active) == 1
@@ -176,7 +175,7 @@ class MixedTensor:
 
     @cached_property
     def halves(self) -> int:
-        """Elements of fp16 that a sum reads and writes."""
+        """The number of fp16 elements that a sum reads and writes."""
         if self.merge is not None or "F16" not in self._floats:
             return 0
         codes = [self.dtype, *(source.info.dtype for source in self.active)]
@@ -188,18 +187,18 @@ class MixedTensor:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is made in one piece, because no element can do without the others."""
+        """Whether it must be made in one piece, because each element depends on the others."""
         return self.merge is not None and not self.merge.method.elementwise
 
     @property
     def is_measured(self) -> bool:
-        """Whether its method looks at a statistic of each source."""
+        """Whether its method uses a statistic of each source."""
         return self.merge is not None and self.merge.method.statistic is not None
 
     @property
     def statistic_numel(self) -> int:
-        """Elements of what its method measures of one source, at most: only a linear layer has a
-        Gram matrix."""
+        """The most elements that its method measures for one source: only a linear layer has a Gram
+        matrix."""
         kind = None if self.merge is None else self.merge.method.statistic
         if kind == "gram":
             return self.shape[1] ** 2 if len(self.shape) == 2 else 0
@@ -207,9 +206,12 @@ class MixedTensor:
 
     @property
     def whole_numel(self) -> int:
-        """Elements in fp32 that it takes to make it in one piece: the sources and two more; with
-        Gram matrices, two of these, and what works on ``ROWS`` rows in fp64; with singular vectors,
-        the sources, one more, and ten squares of a matrix's shorter side."""
+        """Elements in fp32 that making it in one piece takes.
+
+        The sources and two more tensors; with Gram matrices, two of these, and room for ``ROWS``
+        rows in fp64; with singular vectors, the sources, one more tensor, and ten squares of a
+        matrix's shorter side.
+        """
         if self.merge is not None and self.merge.method.singular and len(self.shape) == 2:
             return self.numel * (len(self.active) + 1) + 10 * min(self.shape) ** 2
         gram, held = self.statistic_numel, self.numel * (len(self.active) + 2)
@@ -230,7 +232,8 @@ class OutputFile:
     Attributes:
         path: relative to the output folder.
         tensors: in the order of their data.
-        is_safetensors: otherwise a ``torch.save`` of a small state dict.
+        is_safetensors: whether it is a safetensors file; otherwise it is a small state dict from
+            ``torch.save``.
     """
 
     path: str

@@ -1,9 +1,9 @@
-"""Give the tensors of all ingredients common names, and the mix those of one class.
+"""Give the tensors of all ingredients common names, and those of the mix the names of one class.
 
-The same transformer is saved with its class's prefix under a task head and without it alone; older
-and newer versions of a class call its modules differently; and what a class ties may be stored once
-or twice. Where the files of all ingredients agree, nothing of this is asked. Where they do not, the
-classes that the configs name are.
+The same transformer is saved with its class's prefix under a task head, and without it on its own;
+older and newer versions of a class name its modules differently; and tied tensors may be stored
+once or twice. Where the files of all ingredients agree, there is nothing to decide. Where they do
+not, the classes that the configs name are asked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cocktail.tensors.reading import equal_tensors
 
 Table = dict[str, TensorInfo]
 
-# Buffers that older versions of transformers saved and every version computes.
+# Buffers that older versions of transformers saved, and that every version computes.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias)$")
 _CAUSAL_MASK = re.compile(r"\.attn(\.attention)?\.bias$")
 _IN_LAYER = re.compile(r"(^|\.)\d+\.")
@@ -33,9 +33,9 @@ class Names:
     """The main tensors of K ingredients under common names.
 
     Attributes:
-        tables: of each ingredient, its tensors by common name.
-        stored: of each ingredient, by common name, what its file calls the tensor.
-        classes: of each ingredient, where it had to be asked and transformers has it.
+        tables: for each ingredient, its tensors by common name.
+        stored: for each ingredient, its file's name of each tensor, by common name.
+        classes: for each ingredient, its class, where it had to be asked and transformers has it.
         notes: what was decided, one line each.
     """
 
@@ -58,7 +58,7 @@ class Names:
         )
 
     def is_left_over(self, name: str) -> bool:
-        """Whether the classes pass over a stored tensor, though it is none of a head's."""
+        """Whether the classes ignore a stored tensor that does not belong to a head."""
         if not self.is_unknown(name):
             return False
         owners = [i for i, table in enumerate(self.tables) if name in table]
@@ -69,27 +69,27 @@ class Names:
         )
 
     def is_body(self, name: str) -> bool:
-        """Whether the classes that were asked have the tensor in their transformer, not a head."""
+        """Whether the classes that were asked have it in their transformer, not in a head."""
         return any(c.has_prefix and c.prefix + name in c.shapes for c in self.known_classes) or (
             bool(self.known_classes) and all(name in c.shapes for c in self.known_classes)
         )
 
     def is_buffer(self, name: str) -> bool:
-        """Whether it is no parameter of any class that was asked, but a stored buffer."""
+        """Whether the classes that were asked have it as a stored buffer, not a parameter."""
         return any(name in c.buffers or c.prefix + name in c.buffers for c in self.known_classes)
 
     def output(self, name: str, donor: int, *, has_head: bool) -> str:
-        """What the mix calls a tensor.
+        """The name of a tensor in the mix.
 
         Args:
             donor: the ingredient whose config the mix takes.
-            has_head: the mix has tensors beside the transformer's own.
+            has_head: whether the mix has tensors besides the transformer's own.
         """
         own = self.stored[donor]
         asked = self.classes[donor] if self.classes else None
         owner = next(table for table in (own, *self.stored) if name in table)
         if asked is None and name not in own and not _prefix(owner):
-            return _prefix(own) + name  # of the transformer alone, such as its pooler
+            return _prefix(own) + name  # only in the bare transformer, such as its pooler
         if asked is None or not asked.prefix or not self.is_body(name):
             return owner[name]
         with_prefix = any(stored.startswith(asked.prefix) for stored in own.values())
@@ -101,7 +101,7 @@ class Names:
 
 
 def _prefix(stored: Mapping[str, str]) -> str:
-    """What a file puts before the common names of a transformer's tensors."""
+    """The prefix that a file puts before the common names of a transformer's tensors."""
     found = (old.removesuffix(name) for name, old in stored.items() if old.endswith(name))
     return next(filter(None, found), "")
 
@@ -124,7 +124,7 @@ def common_names(ingredients: Sequence[Checkpoint]) -> Names:
 
 
 def _leave_computed(names: Names) -> str:
-    """Leave out what every version of a class computes and only some ingredients store."""
+    """Leave out what every version of a class computes but only some ingredients store."""
     lacking = {
         name
         for table in names.tables
@@ -136,8 +136,9 @@ def _leave_computed(names: Names) -> str:
             del table[name]
     shown = sorted(lacking)[:3]
     more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-    return f"{', '.join(shown)}{more}: computed by the model and stored by some only; left out" * (
-        bool(lacking)
+    return (
+        f"{', '.join(shown)}{more}: left out, as the model computes it and only some store it"
+        * (bool(lacking))
     )
 
 
@@ -148,7 +149,7 @@ def _is_computed(name: str, info: TensorInfo) -> bool:
 
 
 def _rename(names: Names, ingredients: Sequence[Checkpoint]) -> None:
-    """Give every table common names, by its class, or by what fits the other tables."""
+    """Give every table common names, from its class, or by fitting the other tables."""
     prefixes = [
         _rename_one(names, i, names.classes[i] or next(iter(names.known_classes), None))
         for i in range(len(ingredients))
@@ -157,18 +158,18 @@ def _rename(names: Names, ingredients: Sequence[Checkpoint]) -> None:
     for checkpoint, prefix in zip(ingredients, prefixes, strict=True):
         if wanted and not prefix:
             how = "by the names of its class" if prefix is None else f"with the prefix {wanted!r}"
-            names.notes.append(f"tensors of {checkpoint.reference} matched {how}")
+            names.notes.append(f"tensors of {checkpoint.reference} were matched {how}")
 
 
 def _rename_one(names: Names, i: int, asked: Architecture | None) -> str | None:
-    """Rename one table; returns the prefix it had, ``None`` where more than a prefix differed."""
+    """Rename one table; return its prefix, or ``None`` where more than a prefix differed."""
     table = names.tables[i]
     if asked is not None:
         new = {name: asked.common(name) for name in table}
     else:
         prefix = max((extra_prefix(table, other) for other in names.tables), key=len)
         new = {name: name.removeprefix(prefix) for name in table}
-    if len(set(new.values())) < len(new):  # two stored tensors for one of the class
+    if len(set(new.values())) < len(new):  # two stored tensors would become one of the class
         return ""
     names.tables[i] = {new[name]: info for name, info in table.items()}
     names.stored[i] = {new[name]: name for name in table}
@@ -178,8 +179,8 @@ def _rename_one(names: Names, i: int, asked: Architecture | None) -> str | None:
 
 
 def _drop_copies(names: Names, ingredients: Sequence[Checkpoint]) -> None:
-    """Leave out what all tie to another tensor of theirs: where only some store it, and where all
-    do, for a method would make two different tensors of the two copies."""
+    """Leave out tensors that all ingredients tie to another, even where all of them store both: a
+    method would make two different tensors of the two copies."""
     configs = [checkpoint.config for checkpoint in ingredients]
     for i, table in enumerate(names.tables):
         _restore_own(names, i, table, configs[i])
@@ -195,14 +196,14 @@ def _drop_copies(names: Names, ingredients: Sequence[Checkpoint]) -> None:
             ):
                 continue
             whose = "" if name in everywhere else f" of {checkpoint.reference}"
-            names.notes.append(f"{name}{whose} is a copy of {own}, to which it is tied; left out")
+            names.notes.append(f"{name}{whose}: left out, as it is tied to {own}")
             for k in others if name in everywhere else [i]:
                 del names.tables[k][name]
             everywhere.discard(name)
 
 
 def _restore_own(names: Names, i: int, table: Table, config: Mapping[str, Any]) -> None:
-    """Some savers keep of two tied tensors the one that the class fills from the other."""
+    """Restore the name of a tied tensor where only the copy's was saved, as some savers do."""
     asked = names.classes[i]
     if asked is None:
         return
@@ -225,7 +226,7 @@ def _is_tied(
 
 
 def _twins(table: Table, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Pairs of tensors outside the layers that hold the same: matrices, or a number a token."""
+    """Pairs of equal tensors outside the layers: matrices, or vectors with one number per token."""
     tokens = config.get("vocab_size")
     outside = [
         (name, info)

@@ -1,12 +1,11 @@
-"""Decide what will be written, and refuse whatever cannot be: from headers, before any data."""
+"""Decide what to write and refuse what cannot be written: from headers, before reading any data."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from cocktail.checkpoint.architecture import architecture_of, layer_count, looks_loadable
@@ -17,36 +16,35 @@ from cocktail.checkpoint.kinds import KINDS, LANGUAGE_RERANKER, Kind, kind_probl
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.resolve import resolve
 from cocktail.checkpoint.ties import is_quantised, is_tied
-from cocktail.errors import CheckpointError, PlanError, RecipeError, listed
-from cocktail.plan.align import Alignment, align_parts
+from cocktail.errors import CheckpointError, PlanError, RecipeError, counted, listed
+from cocktail.plan.align import align_parts
+from cocktail.plan.alignment import Alignment
 from cocktail.plan.configs import compare_configs, pooling_problems
-from cocktail.plan.mixed_tensor import Merge, MixedTensor, OutputFile
+from cocktail.plan.layout import lay_out, parse_size
+from cocktail.plan.mixed_tensor import MixedTensor, OutputFile
 from cocktail.plan.tokenizer import choose_tokenizer
 from cocktail.plan.vocabularies import Vocabularies, compare_vocabularies
+from cocktail.recipe.check import recipe_problems
 from cocktail.recipe.recipe import Recipe
-from cocktail.recipe.schedule import layer_depths, unmatched_filters
-from cocktail.tensors.dtypes import FLOATING, ITEM_SIZE, widest
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 HALVES_WITHOUT_TORCH = 1 << 31
-"""Elements of fp16 that are read and written without torch: of more, its conversions save two
-threads the second that its import takes."""
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+"""The most fp16 elements to read and write without torch: beyond that, its faster conversions make
+up, on two threads, for the second that its import takes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known of a mix before its first byte.
+    """Everything known about a mix before its first byte is written.
 
     Attributes:
         donor: the ingredient that config, tokenizer and other companions come from.
         files: the weights to write.
         companions: files to copy, by their path in the output.
-        texts: files to write, by their path in the output; they take the place of copies.
-        notes: what was decided that a user may want to know, one line each.
-        data_sha256: of the examples, once the models have been measured on them.
-        overwrite: whether a model that stands at the output may be replaced.
+        texts: files to write, by their path in the output; they replace copies.
+        notes: decisions that a user may want to know about, one line each.
+        data_sha256: that of the examples, once the models have been measured on them.
+        overwrite: whether an existing model at the output may be replaced.
     """
 
     recipe: Recipe
@@ -66,7 +64,7 @@ class Plan:
 
     @property
     def pieces(self) -> list[MixedTensor]:
-        """The tensors, and in place of those that are put together their pieces."""
+        """The tensors, with those that are joined from pieces replaced by their pieces."""
         return [piece for tensor in self.tensors for piece in tensor.pieces or (tensor,)]
 
     @property
@@ -83,7 +81,7 @@ class Plan:
 
     @property
     def dtype(self) -> str:
-        """What most of the model's parameters are written in."""
+        """The type that most of the model's parameters are written in."""
         counts: dict[str, int] = {}
         for tensor in self.tensors:
             counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
@@ -91,23 +89,23 @@ class Plan:
 
     @property
     def is_plain_sum(self) -> bool:
-        """Whether all of it is made without torch.
+        """Whether the whole mix is made without torch.
 
-        Sums of fp32 and bf16 are, of any size. fp16 takes NumPy longer, so that much of it is worth
-        torch's import.
+        Sums of fp32 and bf16 of any size are. NumPy is slower at fp16, so that a large amount of it
+        is worth importing torch.
         """
         if sum(piece.halves for piece in self.pieces) > HALVES_WITHOUT_TORCH:
             return False
         return all(piece.is_plain_sum for piece in self.pieces)
 
     def block_bytes(self, block: int) -> int:
-        """What ``block`` elements of any tensor take at most, in whole numbers of eight bytes."""
+        """The most bytes that ``block`` elements of any tensor take, as a multiple of eight."""
         largest = max((piece.block_bytes(block) for piece in self.pieces), default=0)
         return math.ceil(largest / 8) * 8
 
     @property
     def statistics_bytes(self) -> int:
-        """What is measured of one model before tensors are combined, at most."""
+        """The most bytes that are measured of one model before tensors are combined."""
         return 4 * sum(tensor.statistic_numel for tensor in self.tensors)
 
     def reweighted(self, weights: Sequence[float]) -> Plan:
@@ -117,7 +115,7 @@ class Plan:
             PlanError: their number, their sum or one of them is wrong.
         """
         recipe = replace(self.recipe, weights=tuple(map(float, weights)))
-        problems = recipe.problems()
+        problems = recipe_problems(recipe)
         if problems:
             raise PlanError(problems)
         files = tuple(
@@ -129,7 +127,7 @@ class Plan:
         return replace(self, recipe=recipe, files=files)
 
     def with_tensor(self, tensor: MixedTensor) -> Plan:
-        """The same plan with this tensor for the one of its key."""
+        """The same plan with this tensor in place of the one with its key."""
         files = tuple(
             replace(file, tensors=tuple(tensor if t.key == tensor.key else t for t in file.tensors))
             for file in self.files
@@ -137,7 +135,7 @@ class Plan:
         return replace(self, files=files)
 
     def index(self, folder: str) -> dict[str, Any] | None:
-        """The index of a sharded model, ``None`` if the folder's weights are one file."""
+        """The index of a sharded model; ``None`` if the folder's weights are one file."""
         shards = [f for f in self.files if f.is_safetensors and str(Path(f.path).parent) == folder]
         if len(shards) < 2:
             return None
@@ -162,7 +160,7 @@ def build_plan(
     Raises:
         PlanError: with every reason why these ingredients cannot be mixed.
     """
-    problems = recipe.problems()
+    problems = recipe_problems(recipe)
     shard_bytes = DEFAULT_SHARD_BYTES
     try:
         shard_bytes = parse_size(max_shard_size)
@@ -183,7 +181,7 @@ def build_plan(
     kind = _kind(recipe.model_type, donor, problems)
     problems += _scoring_problems(kind, donor, ingredients)
     problems += _agreement_problems(ingredients, kind, vocabularies)
-    # Where rows are aligned by token, each may have as many as it likes.
+    # Where rows are aligned by token, each ingredient may have its own number of tokens.
     free = ("vocab_size",) if vocabularies.grew else ()
     differences = compare_configs(
         [checkpoint.reference for checkpoint in ingredients],
@@ -198,7 +196,7 @@ def build_plan(
     problems += aligned.problems or _load_problems(kind, aligned, donor, recipe)
     if problems or kind is None:
         raise PlanError(list(dict.fromkeys(problems)))
-    files = _lay_out(ingredients, aligned, recipe, shard_bytes)
+    files = lay_out(ingredients, aligned, recipe, shard_bytes)
     adaptions = [c.adaption for c in ingredients if c.adaption is not None]
     notes = (
         *(note for checkpoint in ingredients for note in checkpoint.notes),
@@ -214,19 +212,6 @@ def build_plan(
     return Plan(
         recipe, kind, tuple(ingredients), donor, files, companions, notes, texts=tokenizer.texts
     )
-
-
-def parse_size(size: int | str) -> int:
-    """Read a number of bytes: ``5GB`` is 5 * 10**9, ``5GiB`` 5 * 2**30.
-
-    Raises:
-        RecipeError: it is no size, or less than one byte.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
-    value = float(match[1]) * _UNITS.get(match[2], 0) if match else 0.0
-    if not 1 <= value < 2**63:
-        raise RecipeError(f"max_shard_size is {size!r} - it is bytes, or text such as 500MB or 5GB")
-    return int(value)
 
 
 def _kind(name: str | None, donor: Checkpoint, problems: list[str]) -> Kind | None:
@@ -246,9 +231,8 @@ def _detect(donor: Checkpoint, name: str | None) -> Kind:
     if kind is None:
         raise PlanError(
             [
-                f"{donor.reference}: its config names no architectures, which would tell what kind "
-                f"of model it is - one of {', '.join(KINDS)} - give one with --model-type "
-                "(model_type=)"
+                f"{donor.reference}: its config names no architectures - the kind of model must be "
+                f"known, one of {', '.join(KINDS)} - give it with --model-type (model_type=)"
             ]
         )
     return kind
@@ -257,15 +241,15 @@ def _detect(donor: Checkpoint, name: str | None) -> Kind:
 def _scoring_problems(
     kind: Kind | None, donor: Checkpoint, ingredients: Sequence[Checkpoint]
 ) -> list[str]:
-    """The config that tells how a language model reranks is the first ingredient's."""
+    """The config that says how a language model reranks comes from the first ingredient."""
     if kind is None or kind.auto_class != LANGUAGE_RERANKER.auto_class or scoring(donor):
         return []
     told = [other.reference for other in ingredients if scoring(other)]
     if not told:
         return []
     return [
-        f"{donor.reference} says nothing of how it reranks and {told[0]} does - the mix takes its "
-        f"config from the first - name {told[0]} first"
+        f"{donor.reference} does not say how it reranks, but {told[0]} does - the mix takes its "
+        f"config from the first model - name {told[0]} first"
     ]
 
 
@@ -279,12 +263,13 @@ def _vocabularies(ingredients: Sequence[Checkpoint], recipe: Recipe) -> Vocabula
 
 
 def _layer_problems(recipe: Recipe, ingredients: Sequence[Checkpoint]) -> list[str]:
-    """Say which model has another number of layers than the recipe counts."""
+    """Say which models have a different number of layers from the recipe."""
     if recipe.layers is None:
         return []
     return [
-        f"{checkpoint.reference} has {count} layers and the recipe's slices cover {recipe.layers} "
-        "- whole models are merged - let the slices cover all layers, or use models"
+        f"{checkpoint.reference} has {counted(count, 'layer')}, but the recipe's slices cover "
+        f"{recipe.layers} - only whole models are merged - let the slices cover all layers, or use "
+        "models"
         for checkpoint in ingredients
         if (count := layer_count(checkpoint.config)) not in (None, recipe.layers)
     ]
@@ -306,9 +291,9 @@ def _agreement_problems(
         ties = [is_tied(config) for config in configs]
     if True in ties and False in ties and kind is not None and kind.ties_embeddings:
         problems.append(
-            f"{names[ties.index(True)]} ties its output embedding to the input, "
-            f"{names[ties.index(False)]} does not - the mix can only do one - untie the first "
-            "(save it with both), or mix checkpoints that agree"
+            f"{names[ties.index(True)]} ties its output embedding to the input, but "
+            f"{names[ties.index(False)]} does not - a mix can do only one of these - untie the "
+            "first (save it with both embeddings), or mix checkpoints that agree"
         )
     return problems + vocabularies.problems
 
@@ -326,7 +311,7 @@ def _licence_notes(ingredients: Sequence[Checkpoint]) -> list[str]:
 def _load_problems(
     kind: Kind | None, aligned: Alignment, donor: Checkpoint, recipe: Recipe
 ) -> list[str]:
-    """Say what a loader would draw at random, because the mix does not have it."""
+    """Say what a loader would initialise at random because the mix lacks it."""
     names = [name for part, name in aligned.sources if part == MAIN]
     if not names:
         return ["the ingredients have no tensor in common - mix checkpoints of one base"]
@@ -346,20 +331,20 @@ def _load_problems(
     if unfilled and unknown:
         return [
             f"{asked.name}, the class that the config names, has no place for {len(unknown)} of "
-            f"{len(names)} tensors ({listed(unknown, 3)}) and would draw {len(unfilled)} others at "
-            f"random ({listed(unfilled, 3)}) - a mix is written only if its class loads it - save "
+            f"{len(names)} tensors ({listed(unknown, 3)}) and would initialise {len(unfilled)} "
+            f"others at random ({listed(unfilled, 3)}) - a mix must load in its class - save "
             "the models with save_pretrained()"
         ]
     if unfilled:
         aligned.notes.append(
-            f"no ingredient has {listed(unfilled, 3)}; loading the mix draws "
-            f"{'it' if len(unfilled) == 1 else 'them'} at random, as it does for the ingredients"
+            f"no ingredient has {listed(unfilled, 3)}; loading the mix initialises "
+            f"{'it' if len(unfilled) == 1 else 'them'} at random, as loading an ingredient does"
         )
     return []
 
 
 def _has_head(kind: Kind, names: Sequence[str], donor: Checkpoint) -> bool:
-    """Whether the names show the head that this kind needs, or its class makes one."""
+    """Whether the names include the head that this kind needs, or its class makes one."""
     if not kind.heads or any(name.split(".")[0] in kind.heads for name in names):
         return True
     if "auto_map" in donor.config:
@@ -370,93 +355,5 @@ def _has_head(kind: Kind, names: Sequence[str], donor: Checkpoint) -> bool:
 def _no_head(kind: Kind, heads: Sequence[str]) -> str:
     return (
         f"no ingredient has a head for {kind.name} models ({listed(heads, 4)}) - the mix would get "
-        "a random one - fine-tune first, or name the right model_type"
+        "a random one - fine-tune a model first, or name the right model_type"
     )
-
-
-def _lay_out(
-    ingredients: Sequence[Checkpoint], aligned: Alignment, recipe: Recipe, shard_bytes: int
-) -> tuple[OutputFile, ...]:
-    files: list[OutputFile] = []
-    by_part: dict[str, list[MixedTensor]] = {}
-    for tensor in _mixed_tensors(aligned, recipe):
-        by_part.setdefault(tensor.part, []).append(tensor)
-    for path, tensors in by_part.items():
-        part = next(c.parts[path] for c in ingredients if path in c.parts)
-        if part.file is not None:
-            files.append(OutputFile(part.file, tuple(tensors), is_safetensors=False))
-            continue
-        # Wide types first keeps every tensor aligned to its own size, as safetensors asks.
-        tensors.sort(key=lambda tensor: -ITEM_SIZE[tensor.dtype])
-        shards = _cut(tensors, shard_bytes)
-        for number, shard in enumerate(shards, start=1):
-            suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
-            file = (PurePosixPath(part.folder) / f"model{suffix}.safetensors").as_posix()
-            files.append(OutputFile(file, tuple(shard), is_safetensors=True))
-    return tuple(files)
-
-
-def _mixed_tensors(aligned: Alignment, recipe: Recipe) -> list[MixedTensor]:
-    """Give every tensor its weights, or its method with its options.
-
-    Raises:
-        PlanError: a tensor has no weight, or a filter fits none.
-    """
-    names = [name for _, name in aligned.sources]
-    depths = layer_depths(names)
-    problems = [
-        f"{key} has a filter {text!r} that stands in no tensor's name - a filter is part of one - "
-        "list the names with `cocktail inspect --tensors`"
-        for given in (recipe.parameters, *recipe.model_parameters)
-        for key, setting in given.items()
-        for text in unmatched_filters(setting, names)
-    ]
-    tensors = []
-    for (path, name), sources in aligned.sources.items():
-        codes = {source.info.dtype for source in sources}
-        code = recipe.dtype or widest(codes) if codes <= FLOATING else next(iter(codes))
-        runs = aligned.runs.get((path, name), [])
-        shape = sources[aligned.donor if runs else 0].info.shape
-        tensor = MixedTensor(path, name, code, shape, sources)
-        try:
-            if len(sources) == len(recipe.ingredients):
-                tensor = _merged(tensor, recipe, depths)
-        except RecipeError as error:
-            problems.append(str(error))
-            continue
-        tensors.append(tensor.in_pieces(runs, sources) if runs else tensor)
-    if problems:
-        raise PlanError(list(dict.fromkeys(problems)))
-    return tensors
-
-
-def _merged(tensor: MixedTensor, recipe: Recipe, depths: Mapping[str, float]) -> MixedTensor:
-    """The tensor as the recipe makes it of all ingredients.
-
-    Raises:
-        RecipeError: no weight is given for it.
-    """
-    weights, options = recipe.for_tensor(tensor.name, depths)
-    weights = weights or (1.0,) * len(recipe.merged)
-    sources = tuple(
-        replace(tensor.sources[i], weight=weight)
-        for i, weight in zip(recipe.merged, weights, strict=True)
-    )
-    if recipe.is_weighted_sum:
-        return replace(tensor, sources=sources)
-    has_base = recipe.base_index is not None and recipe.method.base != "ingredient"
-    base = tensor.sources[recipe.base_index or 0] if has_base else None
-    return replace(tensor, sources=sources, merge=Merge(recipe.method, options, base, recipe.seed))
-
-
-def _cut(tensors: Sequence[MixedTensor], shard_bytes: int) -> list[list[MixedTensor]]:
-    """Fill shards in order; a tensor larger than a shard gets one of its own."""
-    shards: list[list[MixedTensor]] = []
-    filled = 0
-    for tensor in tensors:
-        if not shards or filled + tensor.nbytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += tensor.nbytes
-    return shards

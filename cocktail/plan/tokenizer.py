@@ -1,4 +1,4 @@
-"""Where a mix's tokenizer comes from, and what comes with it: stop tokens, the chat template."""
+"""Where a mix's tokenizer comes from, and what comes with it: stop tokens and chat template."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 from cocktail.checkpoint.folder import locate, read_json
 from cocktail.checkpoint.model import Checkpoint
 from cocktail.checkpoint.vocabulary import read_vocabulary
-from cocktail.errors import CheckpointError, listed
+from cocktail.errors import CheckpointError, counted, listed
 from cocktail.plan.vocabularies import Vocabularies
+from cocktail.recipe.chat_templates import CHAT_TEMPLATES
 from cocktail.recipe.recipe import Recipe
 
 GENERATION_CONFIG = "generation_config.json"
@@ -26,9 +27,9 @@ class TokenizerChoice:
     """The tokenizer of a mix.
 
     Attributes:
-        folder: that its files come from; ``None`` for the donor's.
+        folder: the folder that its files come from; ``None`` for the donor's.
         texts: files to write beside them, by their path in the output.
-        problems: why it cannot be taken, one line each.
+        problems: why it cannot be used, one line each.
         notes: what was decided, one line each.
     """
 
@@ -44,16 +45,16 @@ def choose_tokenizer(
     donor: Checkpoint,
     vocabularies: Vocabularies,
 ) -> TokenizerChoice:
-    """Decide about the tokenizer, from the files in folders alone.
+    """Choose the tokenizer, from the files in folders alone.
 
     Args:
-        donor: who gives the config.
-        vocabularies: of the ingredients.
+        donor: the ingredient that provides the config.
+        vocabularies: those of the ingredients.
     """
     choice = TokenizerChoice()
     source = recipe.tokenizer_source
     if source == "union" or source is None:
-        pass  # the donor's holds all tokens, else the vocabularies contradict each other
+        pass  # the donor's holds all tokens, or else the vocabularies contradict each other
     elif source in recipe.ingredients:
         _take_ingredients(
             choice, ingredients[recipe.ingredients.index(source)], donor, vocabularies
@@ -73,43 +74,43 @@ def _take_ingredients(
 ) -> None:
     if vocabularies.grew and source is not donor:
         choice.problems.append(
-            f"the tokenizer is that of {source.reference} and the config that of {donor.reference},"
-            " and their vocabularies differ - the config counts the tokens of the tokenizer beside "
-            f"it - name {source.reference} first, or as the base"
+            f"the tokenizer comes from {source.reference} and the config from {donor.reference}, "
+            "but their vocabularies differ - a config must count the tokens of the tokenizer "
+            f"beside it - name {source.reference} first, or as the base"
         )
     if source is not donor:
         choice.folder = source.main_folder
 
 
 def _take_others(choice: TokenizerChoice, source: str, donor: Checkpoint) -> None:
-    """Take the tokenizer of a folder that is no ingredient, if its ids mean the same tokens."""
+    """Take the tokenizer of a folder outside the mix, if its ids mean the same tokens."""
     try:
         folder, _ = locate(source)
         theirs, ours = read_vocabulary(folder), read_vocabulary(donor.main_folder)
     except CheckpointError as error:
         choice.problems.append(
-            f"tokenizer_source {error} - it is base, union, one of the models or another folder or "
-            "Hub id"
+            f"tokenizer_source {error} - it must be base, union, one of the models, or another "
+            "folder or Hub id"
         )
         return
     clashes = [f"{t!r} is {i} there" for t, i in theirs.items() if ours.get(t, -1) != i]
     if not theirs:
         choice.problems.append(
             f"{source}: has no vocabulary that can be compared with {donor.reference}'s - the same "
-            "token must have the same id - save that tokenizer as tokenizer.json"
+            "token must have the same id - save its tokenizer as tokenizer.json"
         )
     elif ours and clashes:
         choice.problems.append(
-            f"the tokenizer of {source} gives {len(clashes)} tokens other ids than "
-            f"{donor.reference}'s ({listed(clashes, 3)}) - a row of the embedding must mean the "
-            "same token - choose the tokenizer of one of the models"
+            f"the tokenizer of {source} gives {counted(len(clashes), 'token')} different ids "
+            f"from {donor.reference}'s ({listed(clashes, 3)}) - a row of the embedding must mean "
+            "the same token - choose the tokenizer of one of the models"
         )
     else:
         choice.folder = folder
 
 
 def _keep_stops(choice: TokenizerChoice, source: Path, donor: Checkpoint, place: Path) -> None:
-    """Let generation stop where the tokenizer's own model stops, as its template expects."""
+    """Make generation stop where the tokenizer's own model stops, as its template expects."""
     theirs, ours = _generation(source), _generation(donor.main_folder)
     stops = {key: theirs[key] for key in _STOPS if theirs.get(key) not in (None, ours.get(key))}
     if stops:
@@ -117,11 +118,11 @@ def _keep_stops(choice: TokenizerChoice, source: Path, donor: Checkpoint, place:
         own = read_json(path) if path.is_file() else {"_from_model_config": False}
         text = json.dumps({**own, **stops}, indent=2, ensure_ascii=False) + "\n"
         choice.texts[(place / GENERATION_CONFIG).as_posix()] = text
-        choice.notes.append(f"{', '.join(stops)} of {GENERATION_CONFIG} come with the tokenizer")
+        choice.notes.append(f"{', '.join(stops)} in {GENERATION_CONFIG} come with the tokenizer")
 
 
 def _generation(folder: Path) -> dict[str, Any]:
-    """The token ids that a folder's configs name; those of generation come first."""
+    """The token ids that a folder's configs name; the generation config goes first."""
     found: dict[str, Any] = {}
     for name in ("config.json", GENERATION_CONFIG):
         if (folder / name).is_file():
@@ -133,21 +134,21 @@ def _generation(folder: Path) -> dict[str, Any]:
 def _set_template(
     choice: TokenizerChoice, wanted: str, ingredients: Sequence[Checkpoint], place: Path
 ) -> None:
-    text: str | None = wanted
+    text: str | None = CHAT_TEMPLATES.get(wanted, wanted)
     if wanted == "auto":
         texts = [chat_template(checkpoint.main_folder) for checkpoint in ingredients]
         counts = Counter(found for found in texts if found)
         if not counts:
-            choice.notes.append("chat_template is auto, and no model has one; none is written")
+            choice.notes.append("chat_template is auto, but no model has one; none is written")
             return
         text = counts.most_common(1)[0][0]
         whose = ingredients[texts.index(text)].reference
-        choice.notes.append(f"the chat template is that of {whose}")
+        choice.notes.append(f"the chat template comes from {whose}")
     choice.texts[(place / TEMPLATE).as_posix()] = str(text)
 
 
 def chat_template(folder: Path) -> str | None:
-    """The template that a tokenizer was saved with; the one called default of several."""
+    """The template that a tokenizer was saved with; of several, the one called default."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     for name in ("tokenizer_config.json", "chat_template.json"):

@@ -1,7 +1,7 @@
 """Compare the tokenizers of the ingredients: a row of the embedding must mean the same token.
 
-Fine-tunes may have added tokens. Then the rows are aligned by token: the tokenizer of the mix is
-the one that holds all tokens, and a row that only some ingredients have comes from those.
+Fine-tunes may have added tokens. Then the rows are aligned by token: the mix takes the tokenizer
+that holds all tokens, and a row that only some ingredients have comes from those.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cocktail.checkpoint.vocabulary import (
     _same_model,
     read_vocabulary,
 )
-from cocktail.errors import listed
+from cocktail.errors import counted, listed
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Run:
     """Rows of an output tensor that come from consecutive rows of the same ingredients.
 
     Attributes:
-        start: the first of them.
-        count: how many.
-        rows: by ingredient, where its rows start; ``None`` for one that has none of these tokens.
+        start: the first row.
+        count: the number of rows.
+        rows: for each ingredient, where its rows start; ``None`` if it lacks these tokens.
     """
 
     start: int
@@ -37,11 +37,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """What the tokenizers of K ingredients have to do with each other.
+    """How the tokenizers of K ingredients relate to each other.
 
     Attributes:
         largest: the ingredient whose tokenizer holds all tokens, or was chosen.
-        tokens: by ingredient, its ids by token, where they are not all alike.
+        tokens: for each ingredient, its ids by token, where they are not all alike.
         problems: one line for each contradiction.
     """
 
@@ -58,8 +58,8 @@ class Vocabularies:
         """Where each row of a tensor comes from.
 
         Args:
-            rows: how many the tensor has in each ingredient. Those that stand for no token pad the
-                table, and are aligned by place.
+            rows: how many rows the tensor has in each ingredient. Those without a token are padding
+                and are aligned by position.
         """
         names = {number: token for token, number in self.tokens[self.largest].items()}
         used = [set(ids.values()) for ids in self.tokens]
@@ -85,13 +85,13 @@ class Vocabularies:
 def compare_vocabularies(
     checkpoints: Sequence[Checkpoint], chosen: int | None = None
 ) -> Vocabularies:
-    """Find out which tokens the ingredients share, and which ids these have.
+    """Find which tokens the ingredients share, and with which ids.
 
     Args:
-        chosen: the ingredient whose tokenizer the mix takes; by default the one with most tokens,
-            which must then hold those of all.
+        chosen: the ingredient whose tokenizer the mix takes; by default the one with the most
+            tokens, which must then hold those of all others.
 
-    An ingredient without tokenizer files is taken to have the tokenizer of the first that has one.
+    An ingredient without tokenizer files is assumed to share the first tokenizer found.
 
     Raises:
         CheckpointError: a tokenizer file is damaged.
@@ -119,7 +119,7 @@ def compare_vocabularies(
 
 
 def _unread_problems(first: Checkpoint, other: Checkpoint) -> list[str]:
-    """Of two, one has a vocabulary that only its sentencepiece model tells."""
+    """Refuse two tokenizers that differ where one can be read only by sentencepiece."""
     if not _same_model(first.main_folder, other.main_folder):
         return [
             f"the tokenizer files of {first.reference} and {other.reference} differ and cannot be "
@@ -149,8 +149,8 @@ def _contradictions(
     *,
     may_lose: bool,
 ) -> list[str]:
-    """Tokens that all ingredients know must have one id; the largest must know all tokens, unless
-    some may be lost."""
+    """Require one id per shared token, and all tokens in the largest vocabulary unless some may be
+    lost."""
     problems = []
     common = set(ids[0]).intersection(*ids[1:])
     ours = checkpoints[largest].reference
@@ -162,15 +162,15 @@ def _contradictions(
                 for token in sorted(differing, key=ids[largest].__getitem__)
             ]
             problems.append(
-                f"the tokenizers of {ours} and {checkpoint.reference} give {len(differing)} tokens "
-                f"different ids ({listed(shown, 3)}) - a row of the embedding must mean the same "
-                "token - mix checkpoints of one tokenizer"
+                f"the tokenizers of {ours} and {checkpoint.reference} give "
+                f"{counted(len(differing), 'token')} different ids ({listed(shown, 3)}) - a row of "
+                "the embedding must mean the same token - mix checkpoints of one tokenizer"
             )
         unknown = [repr(token) for token in ids[i] if token not in ids[largest]]
         if unknown and not may_lose:
             problems.append(
-                f"{checkpoint.reference} has {len(unknown)} tokens that {ours} lacks "
-                f"({listed(unknown, 3)}) - the mix takes a tokenizer that holds all tokens - add "
+                f"{checkpoint.reference} has {counted(len(unknown), 'token')} that {ours} lacks "
+                f"({listed(unknown, 3)}) - the mix's tokenizer must hold all tokens - add "
                 "them to one of the models first, with resize_token_embeddings()"
             )
     return problems

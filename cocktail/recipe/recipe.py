@@ -1,15 +1,14 @@
-"""The recipe: everything that a mix depends on; ``yaml_file`` reads it from YAML."""
+"""The recipe: everything a mix depends on; ``yaml_file`` reads it from YAML."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
@@ -21,39 +20,39 @@ from cocktail.numbers import cancel, exact_sum, plain, read_weights
 from cocktail.recipe.schedule import checked_setting, known_options, lines_depth, value_at
 from cocktail.tensors.dtypes import parse_dtype, torch_name
 
-WEIGHT_TOLERANCE = 1e-3
 HeadRule = Literal["error", "copy", "mix", "drop"]
 PoolingMode = Literal["cls", "mean", "max", "lasttoken"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What goes in and how it is mixed.
+    """What goes into a mix, and how it is mixed.
 
     Attributes:
         models: references, each a local folder or a Hub id ``org/name[@revision]``. Config and
-            tokenizer come from the base if there is one, else from the first.
-        weights: one for each of the models that are merged, or none if the parameters give them.
+            tokenizer come from the base if there is one, or else from the first model.
+        weights: one for each merged model, or none if the parameters give them.
         model_type: ``reranker``, ``encoder``, ``decoder``, ``encoder-decoder``, or ``None`` to
             read it from the config.
         dtype: safetensors code of the output, or ``None`` to keep the ingredients' own.
-        head: what to do with a head that only some ingredients have: refuse, take it whole from the
-            only one, average it over those that have it, or leave it out.
-        pooling: make the modules of a sentence-transformers model with this pooling where the
-            first ingredient has none.
+        head: what to do with a head that only some ingredients have: refuse, copy it from its only
+            owner, average it over its owners, or leave it out.
+        pooling: the pooling of sentence-transformers modules to add if the first ingredient has
+            none.
         merge_method: name of the method; see ``cocktail methods``.
-        base_model: what the others were fine-tuned from; may stand among the models.
-        parameters: of the method, for all models; each a scalar, a gradient or a list of filters.
-        model_parameters: of each of the models; they go before ``parameters``.
+        base_model: what the others were fine-tuned from; may be one of the models.
+        parameters: the method's, for all models; each a scalar, a gradient or a list of filters.
+        model_parameters: those of each model; they override ``parameters``.
         tokenizer_source: where the tokenizer's files come from, if not from the donor: an
             ingredient, another folder or Hub id, or ``union`` for the one that holds all tokens.
-        chat_template: text of a template for the mix, or ``auto`` for the one that most have.
+        chat_template: text of a template for the mix, or ``auto`` for the one that most models
+            have.
         accept_config: keys of ``config.json`` that may differ; the donor's value is taken.
-        layers: how many layers each model must have, where the recipe counts them.
-        seed: of methods that draw at random.
+        layers: how many layers each model must have, where the recipe says.
+        seed: for methods that draw at random.
         data: JSONL file of the examples that a method with a statistic measures the models on.
-        name: what a later recipe calls the result by.
-        steps: earlier recipes whose results are among the models, by their names.
+        name: what later recipes call the result.
+        steps: earlier recipes whose results, by name, are among the models.
     """
 
     models: tuple[str, ...]
@@ -86,7 +85,7 @@ class Recipe:
 
     @property
     def ingredients(self) -> tuple[str, ...]:
-        """Every checkpoint that is read: the models, and the base after them if it is not one."""
+        """Every checkpoint that is read: the models, then the base unless it is one of them."""
         if self.base_model is None or self.base_model in self.models:
             return self.models
         return (*self.models, self.base_model)
@@ -98,14 +97,13 @@ class Recipe:
 
     @property
     def merged(self) -> list[int]:
-        """The ingredients that the method combines; the base is not one of them if it has a role
-        of its own."""
+        """The ingredients that the method combines: without the base if it has a separate role."""
         base = None if self.method.base == "ingredient" else self.base_index
         return [i for i in range(len(self.ingredients)) if i != base]
 
     def weight_of(self, ingredient: int) -> Any:
-        """What a table shows as an ingredient's weight: a number, the setting that gives it,
-        ``base``, or ``None`` where the method takes no weights."""
+        """An ingredient's weight for a table: a number, the parameter that sets it, ``base``,
+        or ``None`` where the method takes no weights."""
         if ingredient not in self.merged:
             return "base"
         if self.weights:
@@ -128,104 +126,13 @@ class Recipe:
         total = exact_sum(self.weights)
         if cancel(self.weights):
             raise RecipeError(
-                f"the weights sum to {total:g} - a sum that is finite and not zero can be "
+                f"the weights sum to {total:g} - only a finite sum other than zero can be "
                 "normalised - give other weights"
             )
         return replace(self, weights=tuple(weight / total for weight in self.weights))
 
-    def problems(self) -> list[str]:
-        """What is wrong with the recipe by itself, one line each."""
-        found = []
-        for name, allowed in (("head", HeadRule), ("pooling", PoolingMode)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(allowed):
-                found.append(f"{name} is {value!r} - it is one of {', '.join(get_args(allowed))}")
-        if self.chat_template not in (None, "auto") and "{" not in str(self.chat_template):
-            found.append(
-                f"chat_template is {self.chat_template!r:.60} - it is auto, or the text of a Jinja "
-                "template - paste the template, or leave it out"
-            )
-        try:
-            found += self._data_problems(self.method)
-            found += [*self._model_problems(self.method), *self._weight_problems(self.method)]
-            self.check_parameters()
-        except RecipeError as error:
-            found.append(str(error))
-        return found
-
-    def _data_problems(self, method: Method) -> list[str]:
-        if method.statistic is None and self.data is not None:
-            return [
-                f"data is {self.data} - {method.name} looks at no examples - leave it out, or "
-                "merge by fisher or regmean"
-            ]
-        if method.statistic is not None and self.data is None:
-            return [
-                f"{method.name} has no examples - it weighs by what they say of each model - give "
-                "a JSONL file (--data, data=)"
-            ]
-        return []
-
-    def _model_problems(self, method: Method) -> list[str]:
-        if len(self.ingredients) < 2:
-            count = len(self.ingredients)
-            return [f"{count} model given - a mix takes at least two - name another"]
-        if self.base_model is None and method.base == "required":
-            return [
-                f"{method.name} has no base - it works on what fine-tuning changed - name the "
-                "model that the others were fine-tuned from (--base, base_model)"
-            ]
-        needs_weight = method.weighted or method.statistic is not None
-        is_foreign = self.base_model not in (None, *self.models)
-        if method.base == "ingredient" and needs_weight and is_foreign:
-            return [
-                f"the base {self.base_model} is not among the models - {method.name} has no other "
-                "use for it - name it among them"
-            ]
-        fewest, most = method.models
-        count = len(self.merged)
-        if fewest <= count <= (most or count):
-            return []
-        wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most else f"{fewest}+"
-        beside = " besides the base" if self.base_model and method.base != "ingredient" else ""
-        return [
-            f"{count} models given{beside} - {method.name} takes {wanted} - make the numbers agree"
-        ]
-
-    def _weight_problems(self, method: Method) -> list[str]:
-        count = len(self.merged)
-        if not self.weights:
-            given = [self.parameters, *self.model_parameters]
-            if not method.weighted or any("weight" in parameters for parameters in given):
-                return []
-            return [f"no weights for {count} models - each takes one - give them"]
-        if not method.takes_weights:
-            return [f"weights given - {method.name} takes none - leave them out"]
-        if not method.weighted:
-            for weight in self.weights:
-                method.option("weight").check(weight)
-            if not any(self.weights):
-                return [f"the weights are all 0 - {method.name} divides by their sum - give others"]
-        broken = [weight for weight in self.weights if not math.isfinite(weight)]
-        if broken:
-            return [f"weights are {list(self.weights)} - they must be finite numbers"]
-        if len(self.weights) != count:
-            takes = "each model takes one weight, in the same order"
-            if count < len(self.models):
-                takes = f"the base {self.base_model} takes none, each other model one, in order"
-            counted = f"{len(self.weights)} weight{'s' * (len(self.weights) != 1)}"
-            return [f"{counted} for {count} models - {takes} - make them agree"]
-        total = exact_sum(self.weights)
-        if self.is_weighted_sum and not abs(total - 1) <= WEIGHT_TOLERANCE:
-            return [
-                f"the weights sum to {total:.6g} - the sum must be 1 within {WEIGHT_TOLERANCE:g}, "
-                "else the model's scale changes - correct them, or normalise (--normalize, "
-                "normalize=True)"
-            ]
-        return []
-
     def options(self) -> tuple[Option, ...]:
-        """Everything that may stand among the parameters."""
+        """Every option that the parameters may set."""
         method = self.method
         scaled = any(option.name == "lambda" for option in method.options)
         weight = (WEIGHT,) if method.weighted else ()
@@ -235,7 +142,7 @@ class Recipe:
         """Check names, types and ranges of all parameters.
 
         Raises:
-            RecipeError: with the first that is wrong.
+            RecipeError: naming the first that is wrong.
         """
         known = {option.name: option for option in self.options()}
         for parameters in (self.parameters, *self.model_parameters):
@@ -247,23 +154,23 @@ class Recipe:
             "weight" in parameters for parameters in (self.parameters, *self.model_parameters)
         ):
             raise RecipeError(
-                "weights are given twice, as weights and as parameters - one of them counts - "
+                "weights are given twice, as weights and as parameters - only one may be given - "
                 "leave the others out"
             )
 
     def _unused(self, known: Iterable[str]) -> list[str]:
-        """The parameters given that other methods have, and this one does not."""
+        """The given parameters that other methods have and this one does not."""
         given = dict.fromkeys(
             name for parameters in (self.parameters, *self.model_parameters) for name in parameters
         )
         return [name for name in given if name in option_names() and name not in known]
 
     def notes(self) -> list[str]:
-        """What of the recipe has no effect, one line each."""
+        """The parts of the recipe that have no effect, one line each."""
         unused = self._unused([option.name for option in self.options()])
         if not unused:
             return []
-        return [f"{self.merge_method} does not use {listed(unused)}; passed over"]
+        return [f"{self.merge_method} does not use {listed(unused)}; ignored"]
 
     def for_tensor(
         self, name: str, depths: Mapping[str, float]
@@ -271,11 +178,11 @@ class Recipe:
         """Weights and options of one tensor.
 
         Args:
-            depths: of all tensors, see ``cocktail.recipe.schedule.layer_depths``.
+            depths: those of all tensors, see ``cocktail.recipe.schedule.layer_depths``.
 
         Returns:
             One weight for each merged ingredient, and the method's options; those that differ by
-            model as tuples in the same order.
+            model are tuples in the same order.
 
         Raises:
             RecipeError: no weight is given for it, or they cannot be divided by their sum.
@@ -326,7 +233,7 @@ class Recipe:
         return option.default
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without what was left at its default; ``recipe_file`` reads them back."""
+        """Plain values, without defaults; ``yaml_file`` reads them back."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         defaults = {f.name: f.default for f in fields(self)} | {"parameters": {}, "weights": ()}
         values = {key: value for key, value in values.items() if value != defaults[key]}
@@ -347,13 +254,13 @@ class Recipe:
         return values
 
     def to_yaml(self) -> str:
-        """The recipe as a file, the steps that it builds on before it."""
+        """The recipe as a file, with the steps that it builds on before it."""
         documents = [recipe.to_dict() for recipe in (*self.steps, self)]
         return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True)
 
 
 def recipe_of(settings: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from what ``recipe_file`` read, passing over what is not part of it.
+    """Build a recipe from what ``yaml_file`` read, ignoring what is not part of it.
 
     Raises:
         RecipeError: as :func:`make_recipe`.
@@ -387,28 +294,31 @@ def make_recipe(
     """Build a recipe from what a user passed.
 
     Raises:
-        RecipeError: something has another type, the dtype is unknown, or the sum of the weights
-            cannot be normalised.
+        RecipeError: something has the wrong type, the dtype is unknown, or the weights cannot be
+            normalised.
     """
     if isinstance(models, str | Path) or not isinstance(models, Iterable):
-        raise RecipeError(f"models are {models!r} - they are a list of folders or Hub ids")
+        raise RecipeError(
+            f"models are {models!r} - they must be a list of folders or Hub ids - correct them"
+        )
     for key, text in (
         ("model_type", model_type), ("merge_method", merge_method), ("name", name),
         ("tokenizer_source", tokenizer_source), ("chat_template", chat_template),
     ):  # fmt: skip
         if text is not None and not isinstance(text, str):
-            raise RecipeError(f"{key} is {text!r} - it is text - correct it")
+            raise RecipeError(f"{key} is {text!r} - it must be text - correct it")
     if not isinstance(parameters, Mapping | None):
         raise RecipeError(
-            f"parameters are {parameters!r} - they are a map such as {{'density': 0.5}} - correct "
-            "them"
+            f"parameters are {parameters!r} - they must be a map such as {{'density': 0.5}} - "
+            "correct them"
         )
     seed = plain(seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise RecipeError(f"seed is {seed!r} - it is a whole number - correct it")
+        raise RecipeError(f"seed is {seed!r} - it must be a whole number - correct it")
     if isinstance(accept_config, str) or not all(isinstance(key, str) for key in accept_config):
         raise RecipeError(
-            f"accept_config is {accept_config!r} - it is a list of keys of config.json - correct it"
+            f"accept_config is {accept_config!r} - it must be a list of keys of config.json - "
+            "correct it"
         )
     names = tuple(str(model) for model in models)
     recipe = Recipe(
@@ -434,7 +344,7 @@ def make_recipe(
 
 
 def _normalized(recipe: Recipe) -> Recipe:
-    """Divide weights by their sum, or let the method do so where they are parameters."""
+    """Divide the weights by their sum, or let the method do so where they are parameters."""
     if recipe.weights:
         return recipe.normalized()
     if not any(option.name == "normalize" for option in recipe.options()):
@@ -443,7 +353,7 @@ def _normalized(recipe: Recipe) -> Recipe:
 
 
 def _as_named(reference: str | Path | None, names: Sequence[str]) -> str | None:
-    """The name among ``names`` of the same folder, however it is spelt: ``base`` for ``./base``."""
+    """The one of ``names`` for the same folder, however spelt: ``base`` for ``./base``."""
     if reference is None or str(reference) in names:
         return None if reference is None else str(reference)
     folder = local_folder(str(reference))

@@ -1,7 +1,7 @@
 """Parameters that change from tensor to tensor: gradients over the layers, filters by name.
 
-The YAML of mergekit: a value, a list of values spread evenly over the layers, or a list of
-``filter`` and ``value`` of which the first whose filter stands in the tensor's name counts.
+They follow mergekit's YAML: a value, a list of values spread evenly over the layers, or a list of
+``filter`` and ``value``, of which the first whose filter the tensor's name contains applies.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def checked_setting(option: Option, setting: Setting) -> Setting:
     """The setting with every scalar in the option's type.
 
     Raises:
-        RecipeError: a scalar has another type or is out of range, or the form is none of those.
+        RecipeError: a scalar has the wrong type or is out of range, or the form is unknown.
     """
     if isinstance(setting, Mapping):
         return [_checked_condition(option, setting)]
     if not isinstance(setting, list):
         return option.check(setting)
     if not setting:
-        raise RecipeError(f"{option.name} is an empty list - a gradient has values - add some")
+        raise RecipeError(f"{option.name} is an empty list - a gradient needs values - add some")
     if any(isinstance(item, Mapping) for item in setting):
         return [_checked_condition(option, item) for item in setting]
     return [option.check(item) for item in setting]
@@ -40,8 +40,8 @@ def checked_setting(option: Option, setting: Setting) -> Setting:
 def _checked_condition(option: Option, item: Any) -> dict[str, Any]:
     if not isinstance(item, Mapping) or "value" not in item or set(item) - {"filter", "value"}:
         raise RecipeError(
-            f"{option.name} holds {item!r} - in a list with filters every item is a map of filter "
-            "and value - correct it"
+            f"{option.name} holds {item!r} - in a list with filters, every item must be a map of "
+            "filter and value - correct it"
         )
     values = item["value"]
     checked = (
@@ -53,7 +53,7 @@ def _checked_condition(option: Option, item: Any) -> dict[str, Any]:
 
 
 def value_at(setting: Setting, tensor: str, depth: float) -> Any:
-    """What a checked setting gives one tensor; ``None`` where no filter fits.
+    """The value of a checked setting for one tensor; ``None`` where no filter fits.
 
     Args:
         tensor: its name.
@@ -76,7 +76,7 @@ def value_at(setting: Setting, tensor: str, depth: float) -> Any:
 
 
 def unmatched_filters(setting: Setting, names: Iterable[str]) -> list[str]:
-    """The filters that stand in none of the names: most likely misspelt."""
+    """The filters that no name contains, which are most likely misspelt."""
     names = list(names)
     items = setting if isinstance(setting, list) else [setting]
     filters = [item.get("filter") for item in items if isinstance(item, Mapping)]
@@ -88,9 +88,9 @@ def unmatched_filters(setting: Setting, names: Iterable[str]) -> list[str]:
 
 
 def layer_depths(names: Iterable[str]) -> dict[str, float]:
-    """Where each tensor stands: 0 in the first layer of its stack, 1 in the last.
+    """The depth of each tensor: 0 in the first layer of its stack, 1 in the last.
 
-    Tensors outside the layers are at 0, as they are in mergekit; so is a stack of one layer at 1.
+    As in mergekit, tensors outside the layers are at 0, and a stack of one layer is at 1.
     """
     names = list(names)
     places = {name: _LAYER.match(name) for name in names}
@@ -108,7 +108,7 @@ def layer_depths(names: Iterable[str]) -> dict[str, float]:
 
 
 def lines_depth(name: str, depths: Mapping[str, float]) -> float:
-    """The depth for LiNeS, where the embeddings stand before all layers and the head after them."""
+    """The depth for LiNeS, with the embeddings before all layers and the head after them."""
     if _LAYER.match(name):
         return depths[name]
     return 0.0 if _BEFORE_THE_LAYERS.search(name) else 1.0
@@ -118,12 +118,12 @@ def known_options(names: Iterable[str], given: Iterable[str], method: str) -> No
     """Refuse parameters that a method does not have.
 
     Raises:
-        RecipeError: naming them and what there is.
+        RecipeError: naming them and those that it has.
     """
     known = list(names)
     unknown = [str(name) for name in given if name not in known]
     if unknown:
         raise RecipeError(
-            f"{method} has no parameter {listed(unknown)} - it has {', '.join(known) or 'none'} - "
-            f"correct it, see `cocktail methods {method}`"
+            f"{method} has no parameter {listed(unknown)} - its parameters are "
+            f"{', '.join(known) or 'none'} - correct it, see `cocktail methods {method}`"
         )

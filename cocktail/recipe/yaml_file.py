@@ -1,4 +1,4 @@
-"""Recipes as YAML: ours, and mergekit's for what both know; and those in the records of mixes."""
+"""Recipes in YAML, our own or mergekit's where supported, and those in the records of mixes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "parameters": (dict, "a map of the method's parameters"),
     "tokenizer_source": (str, "base, union, one of the models, or another folder or Hub id"),
     "tokenizer": (dict, "a map with source"),
-    "chat_template": (str, "auto, or the text of a Jinja template"),
+    "chat_template": (str, "auto, chatml, or the text of a Jinja template"),
     "slices": (list, "a list of maps with sources"),
     "accept_config": (list, "a list of keys of config.json"),
     "layers": (int, "a whole number"),
@@ -40,7 +40,7 @@ _KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "data": (str, "a JSONL file of examples"),
     "name": (str, "a name that later documents call the result by"),
 }
-# mergekit's, for which a weighted average of whole models has no meaning or no need.
+# mergekit's keys that have no meaning or no use in merging whole models.
 _UNSUPPORTED = {
     "modules": "parts of a model merged by different recipes",
     "gate_mode": "a mixture of experts",
@@ -49,22 +49,22 @@ _UNSUPPORTED = {
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a file that holds one recipe; every key may be missing.
+    """Read a file that holds one recipe; every key is optional.
 
     Returns:
-        Plain values, checked for type, by the names that ``make_recipe`` takes them under;
+        Plain values, checked for type, under the names that ``make_recipe`` takes, with
         ``output``, ``max_shard_size``, ``normalize`` and ``name`` beside them. Relative paths stay
         relative to the current folder.
 
     Raises:
-        RecipeError: the file cannot be read, holds no YAML map or several, or has an unknown or
-            misused key.
+        RecipeError: the file cannot be read, holds no YAML map or more than one, or has an unknown
+            or misused key.
     """
     recipes = read_recipes(path)
     if len(recipes) > 1:
         raise RecipeError(
-            f"{path}: holds {len(recipes)} documents - one recipe is read here - name the file to "
-            "`cocktail mix` to run all of them"
+            f"{path}: holds {len(recipes)} documents - this command takes a single recipe - pass "
+            "the file to `cocktail mix` to run all of them"
         )
     return recipes[0]
 
@@ -73,7 +73,7 @@ def read_recipes(path: Path) -> list[dict[str, Any]]:
     """Read every document of a file; see ``read_recipe``.
 
     Later documents may use the ``name`` of earlier ones as a model. A ``.json`` file is the record
-    of a mix (``cocktail.json``), whose recipe runs again.
+    of a mix (``cocktail.json``), whose recipe is run again.
     """
     kind, read = ("JSON", _recorded) if path.suffix == ".json" else ("YAML", _documents)
     try:
@@ -85,7 +85,8 @@ def read_recipes(path: Path) -> list[dict[str, Any]]:
         raise RecipeError(f"{path}: is not valid {kind} ({reason})") from None
     except LookupError:
         raise RecipeError(
-            f"{path}: holds no recipe - the record of a mix has one - name a cocktail.json"
+            f"{path}: holds no recipe - a .json file must be the record of a mix - name a "
+            "cocktail.json"
         ) from None
     recipes = [_recipe(path, document) for document in documents or [None] if document != {}]
     return in_order(path, recipes) or [{}]
@@ -94,14 +95,14 @@ def read_recipes(path: Path) -> list[dict[str, Any]]:
 def in_order(path: Path, recipes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Put every recipe after those whose results it uses, whatever the order of the documents.
 
-    The one that no other uses comes last.
+    The recipe that no other uses comes last.
 
     Raises:
         RecipeError: some use each other's results in a circle.
     """
     names = {recipe["name"]: i for i, recipe in enumerate(recipes) if recipe.get("name")}
     if len(names) < len([recipe for recipe in recipes if recipe.get("name")]):
-        return recipes  # the pipeline says which name stands twice
+        return recipes  # the pipeline reports the duplicate name
     uses = [
         {names[m] for m in (*recipe.get("models", ()), recipe.get("base_model")) if m in names}
         for recipe in recipes
@@ -123,7 +124,7 @@ def in_order(path: Path, recipes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a map, where YAML takes the last without a word."""
+    """Refuses a duplicate key in a map, where YAML silently takes the last."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -131,7 +132,7 @@ class _Loader(yaml.SafeLoader):
         twice = [key for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
             raise yaml.constructor.ConstructorError(
-                problem=f"{twice[0]!r} stands twice in one map", problem_mark=node.start_mark
+                problem=f"{twice[0]!r} is given twice in one map", problem_mark=node.start_mark
             )
         return node
 
@@ -143,16 +144,16 @@ def _documents(text: str) -> Iterator[Any]:
 
 
 def _require_finite(value: Any, above: list[int]) -> None:
-    """Refuse a value that an alias puts into itself, which nothing could walk to its end."""
+    """Refuse a value that contains itself through an alias, as walking it would never end."""
     if id(value) in above:
-        raise ValueError("an alias stands inside its own anchor - the value would have no end")
+        raise ValueError("an alias lies inside its own anchor - the value would be endless")
     if isinstance(value, dict | list):
         for item in (*value, *value.values()) if isinstance(value, dict) else value:
             _require_finite(item, [*above, id(value)])
 
 
 def _recorded(text: str) -> list[Any]:
-    """The documents of a record; a LookupError where it is none."""
+    """The documents of a record; raises LookupError if it is not one."""
     record = json.loads(text)
     steps = record.get("steps", []) if isinstance(record, dict) else None
     if not isinstance(steps, list):
@@ -163,7 +164,8 @@ def _recorded(text: str) -> list[Any]:
 def _recipe(path: Path, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(
-            f"{path}: is not a map - a recipe has keys such as models and weights - see docs/mix.md"
+            f"{path}: is not a map - a recipe must have keys such as models and weights - see "
+            "docs/mix.md"
         )
     for key, value in values.items():
         _check_key(path, key, _KEYS)
@@ -183,7 +185,7 @@ def _recipe(path: Path, values: Any) -> dict[str, Any]:
         if any(parameters for _, parameters in models):
             recipe["model_parameters"] = [parameters for _, parameters in models]
     if "out_dtype" in recipe:
-        # We compute in fp32 whatever `dtype` says; what is written is all that is left of it.
+        # We compute in fp32 whatever `dtype` says; it only decides what is written.
         recipe["dtype"] = recipe.pop("out_dtype")
     if recipe.get("tokenizer_source") == "base":
         recipe["tokenizer_source"] = recipe.get("base_model")
@@ -193,7 +195,7 @@ def _recipe(path: Path, values: Any) -> dict[str, Any]:
 
 
 def _tokenizer(path: Path, recipe: Mapping[str, Any]) -> str:
-    """The source in mergekit's map ``tokenizer``."""
+    """The source in mergekit's ``tokenizer`` map."""
     value = recipe["tokenizer"]
     if recipe.get("tokenizer_source") is not None:
         raise RecipeError(
@@ -202,16 +204,16 @@ def _tokenizer(path: Path, recipe: Mapping[str, Any]) -> str:
     for key in ("tokens", "pad_to_multiple_of"):
         if value.get(key):
             raise RecipeError(
-                f"{path}: tokenizer has {key} - rows of the embedding are aligned by token, or "
-                "taken as they are; none is made up or moved - leave it out, or use mergekit for it"
+                f"{path}: tokenizer has {key} - rows of the embedding are aligned by token or "
+                "taken as they are, never made up or moved - leave it out, or use mergekit for it"
             )
     for key in value:
         _check_key(path, key, {"source": None, "tokens": None, "pad_to_multiple_of": None})
     source = value.get("source", "union")
     if not isinstance(source, str):
         raise RecipeError(
-            f"{path}: tokenizer's source is {source!r} - it is base, union, a model or a folder - "
-            "correct it"
+            f"{path}: tokenizer's source is {source!r} - it must be base, union, a model or a "
+            "folder - correct it"
         )
     return source
 
@@ -225,12 +227,12 @@ def _check_key(path: Path, key: object, known: Mapping[str, Any]) -> None:
             "tensor by tensor - leave it out, or use mergekit for it"
         )
     near = difflib.get_close_matches(str(key), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
     raise RecipeError(f"{path}: unknown key {key!r} - {hint}")
 
 
 def _model(path: Path, model: Any) -> tuple[str, dict[str, Any]]:
-    """Reference and parameters of an item of ``models``."""
+    """The reference and parameters of an item of ``models``."""
     if not isinstance(model, dict):
         return str(model), {}
     for key in model:
@@ -239,8 +241,8 @@ def _model(path: Path, model: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(name, str) or not isinstance(parameters, dict):
         found = [f"{key}: {value!r}" for key, value in model.items()]
         raise RecipeError(
-            f"{path}: models holds {listed(found)} - an item is a folder or Hub id, or a map with "
-            "model and parameters - correct it"
+            f"{path}: models holds {listed(found)} - an item must be a folder or Hub id, or a map "
+            "with model and parameters - correct it"
         )
     return name, parameters
 
@@ -248,6 +250,6 @@ def _model(path: Path, model: Any) -> tuple[str, dict[str, Any]]:
 def _number(path: Path, value: object) -> float:
     if not is_number(value):
         raise RecipeError(
-            f"{path}: weights holds {value!r:.60} - every weight is a number - correct it"
+            f"{path}: weights holds {value!r:.60} - every weight must be a number - correct it"
         )
     return plain_number(value)

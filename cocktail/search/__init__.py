@@ -1,1 +1,1 @@
-"""Find mixing weights from a few examples, and say honestly what they gain and cost."""
+"""Find mixing weights from a few examples, and report honestly what they gain and cost."""

@@ -12,12 +12,12 @@ from cocktail.measure.bench import Bench
 from cocktail.measure.tasks.examples import Example, RankedExample
 
 SHOWN = 5
-"""Queries that are told on each side of each set of examples."""
+"""Queries to report in each direction for each set of examples."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """A passage, and where it stands before and after; ranks start at 1."""
+    """A passage with its ranks before and after; ranks start at 1."""
 
     passage: str
     before: int
@@ -32,9 +32,9 @@ class Change:
     Attributes:
         side: ``target`` or ``general``.
         place: where the example came from.
-        gain: of the reciprocal of the rank of the passage that should be first; it is the labelled
-            positive, and without labels what the base put first.
-        moves: the passages in their new order, all that moved among them.
+        gain: the change of the reciprocal rank of the passage that should be first: the labelled
+            positive or, without labels, the one that the base put first.
+        moves: the passages in their new order, including all that moved.
     """
 
     side: str
@@ -59,7 +59,7 @@ def changed_rankings(
     """The ``SHOWN`` queries that gain most and that lose most, on each side.
 
     Args:
-        before, after: by side, (N, G) scores of what each example ranks.
+        before, after: for each side, (N, G) scores of what each example ranks.
     """
     sides: dict[str, tuple[Sequence[Example], bool]] = {
         "target": (bench.examples, True),
@@ -81,7 +81,7 @@ def changed_rankings(
 
 
 def _ranks(scores: Tensor) -> list[list[int]]:
-    """For each example the rank of each of its passages, from 1."""
+    """The rank, from 1, of each passage of each example."""
     order = (-scores.numpy()).argsort(axis=1, kind="stable")
     ranks: list[list[int]] = (order.argsort(axis=1) + 1).tolist()
     return ranks

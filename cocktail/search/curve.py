@@ -1,4 +1,4 @@
-"""The curve: mixes from the base to the fine-tune, each measured on the target and in general."""
+"""The curve: mixes from the base to the fine-tune, each measured on target and general examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions
 
 STEPS = 10
-"""From the base to the end of the curve."""
+"""The number of steps from the base to the end of the curve."""
 ALIKE = 1e-9
 
 
@@ -28,8 +28,8 @@ class Side:
 
     Attributes:
         values: one for each example, in the order given.
-        mean: with its interval over the examples.
-        difference: of the mean from the base's, in pairs.
+        mean: their mean, with its interval over the examples.
+        difference: the paired difference of the mean from the base's.
     """
 
     values: Values
@@ -50,9 +50,9 @@ class Point:
 
     Attributes:
         name: ``base``, ``fine-tune``, ``plain average``, ``lm-cocktail``, an ingredient, a share.
-        weights: in the order of the ingredients.
-        share: of the way from the base to the end of the curve; ``None`` off that way.
-        loss, metric: on the target; no metric where the loss is all there is.
+        weights: one for each ingredient, in order.
+        share: the position from the base, 0, to the end of the curve, 1; ``None`` off the curve.
+        loss, metric: on the target; the metric is ``None`` where there is only a loss.
         general: by :attr:`SearchResult.general_measure`; ``None`` without retain examples.
     """
 
@@ -76,11 +76,11 @@ class Point:
 
 
 class Gauge:
-    """Measures mixes on both sides, each against the base, which is measured first.
+    """Measures mixes on both sides and compares them with the base, which is measured first.
 
     Attributes:
-        measure: name of what is measured in general; ``None`` without retain examples.
-        more_is_better: of it.
+        measure: name of the general measure; ``None`` without retain examples.
+        more_is_better: whether more of that measure is better.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Gauge:
         return Point(name, tuple(weights.tolist()), None, loss, metric, general)
 
     def scores(self, weights: Weights) -> dict[str, Tensor]:
-        """By side, (N, G) scores of what each example ranks; of a mix that was measured."""
+        """For each side, (N, G) scores of what each example ranks, for a mix already measured."""
         everything = range(len(self._bench.task.places))
         found = {"target": self._bench.task.groups(self._objective.rows(weights), everything)}
         if self._agreement is not None:
@@ -148,7 +148,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Way:
-    """Straight from the base's weights to those at the end of the curve."""
+    """The straight line from the base's weights to those at the end of the curve."""
 
     base: Weights
     end: Weights
@@ -158,7 +158,7 @@ class Way:
         return weights
 
     def share(self, weights: Weights) -> float | None:
-        """Where on the way these weights lie; ``None`` beside it and beyond it."""
+        """The position of these weights on the line; ``None`` beside it or beyond its ends."""
         line = self.end - self.base
         length = float(line @ line)
         share = float((weights - self.base) @ line) / length if length else 0.0
@@ -166,7 +166,7 @@ class Way:
         return share if on_it and np.allclose(weights, self.at(share), atol=ALIKE) else None
 
     def steps(self) -> list[float]:
-        """Shares of ``STEPS`` steps, both ends among them."""
+        """The shares at ``STEPS`` steps, including both ends."""
         return [step / STEPS for step in range(STEPS + 1)]
 
 

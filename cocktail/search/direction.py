@@ -1,4 +1,4 @@
-"""Where the curve of three or more ingredients leads: the bagged best of them."""
+"""Where the curve of three or more ingredients leads: to the bagged best of them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ RESAMPLES = 2_000
 def bagged_best(losses: Values, weights: Weights, *, seed: int) -> Weights:
     """The mean, over resamples of the examples, of the weights that are best on a resample.
 
-    What is as good as certain to be the best stands alone; what the examples cannot distinguish is
-    averaged. Bagging of a choice: Breiman, "Bagging predictors" (1996); its shares as weights:
-    Buckland, Burnham & Augustin, "Model selection: an integral part of inference" (1997).
+    A mix that is almost certainly the best gets all the weight; those that the examples cannot
+    distinguish are averaged. Bagging a choice: Breiman, "Bagging predictors" (1996); its
+    frequencies as weights: Buckland, Burnham & Augustin, "Model selection: an integral part of
+    inference" (1997).
 
     Args:
-        losses: (N, A) of each example at each of A mixes.
-        weights: (A, K) of these mixes.
-        seed: of the resamples.
+        losses: (N, A), for each example at each of A mixes.
+        weights: (A, K), of these mixes.
+        seed: for the resamples.
 
     Returns:
         (K,)

@@ -1,7 +1,7 @@
 """Weights that minimise the target's loss by its exact gradient.
 
-theta(w) = sum_i w_i theta_i, so that one backward and one pass over the files give all K
-derivatives, whatever K is.
+As theta(w) = sum_i w_i theta_i, one backward and one pass over the files give all K derivatives,
+whatever K is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cocktail.search.objective import Objective
 
 EVALUATIONS = 20
 _NEGLIGIBLE = 1e-4
-"""Weights below this are rounding of an optimiser, not a decision."""
+"""Weights below this are the optimiser's rounding, not a decision."""
 
 
 class _EnoughError(Exception):
@@ -30,10 +30,10 @@ def descend(objective: Objective, start: Weights, *, evaluations: int = EVALUATI
 
     Args:
         start: (K,) on the simplex.
-        evaluations: of value and gradient, at most.
+        evaluations: the most evaluations of value and gradient.
 
     Returns:
-        (K,) the best point that was evaluated, without the weights that are rounding.
+        (K,) the best point that was evaluated, without weights that are only rounding.
     """
     best: tuple[float, Weights] = (np.inf, start)
     count = 0
@@ -63,7 +63,7 @@ def descend(objective: Objective, start: Weights, *, evaluations: int = EVALUATI
 
 
 def on_simplex(weights: Weights) -> Weights:
-    """Clip what an optimiser left a hair outside, and divide by the sum."""
+    """Clip what an optimiser left slightly outside the simplex, and divide by the sum."""
     clipped = np.clip(weights, 0.0, None)
     result: Weights = clipped / clipped.sum()
     return result

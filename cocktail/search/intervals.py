@@ -1,4 +1,4 @@
-"""Means over examples, and how well they are known."""
+"""Means over examples, and how precisely they are known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bootstrap interval, of ``CONFIDENCE``."""
+    """A mean and its bootstrap interval at ``CONFIDENCE``."""
 
     mean: float
     low: float
@@ -34,22 +34,22 @@ class Interval:
         return self.high < 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which has no infinity: there a single example's ends are."""
+        """Plain values for JSON, which lacks the infinite ends of a single example's interval."""
         low, high = (end if np.isfinite(end) else None for end in (self.low, self.high))
         return {"mean": self.mean, "low": low, "high": high}
 
 
 def bootstrap_interval(values: Values, *, seed: int) -> Interval:
-    """Mean of the values and its percentile bootstrap interval, of ``CONFIDENCE``.
+    """The mean of the values and its percentile bootstrap interval at ``CONFIDENCE``.
 
-    Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. Few values vary
-    less in resamples than they do in truth, by sqrt((N - 1) / N), and their spread is itself a
-    guess: the interval is widened by both, the latter as Student's t is wider than the normal
+    Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. Resamples of few
+    values vary too little, by a factor of sqrt((N - 1) / N), and their spread is itself an
+    estimate: the interval is widened for both, the latter by the ratio of Student's t to the normal
     (Hesterberg, "What Teachers Should Know About the Bootstrap", https://arxiv.org/abs/1411.5279).
 
     Args:
         values: (N,) one for each example, in an order that does not depend on the file's; for a
-            comparison the differences in pairs.
+            comparison, the paired differences.
     """
     count = len(values)
     mean = float(values.mean())
@@ -64,6 +64,6 @@ def bootstrap_interval(values: Values, *, seed: int) -> Interval:
 
 
 def standard_error(values: Values) -> float:
-    """Of the mean of (N,) values; infinite for a single one."""
+    """The standard error of the mean of (N,) values; infinite for a single value."""
     count = len(values)
     return float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else float("inf")

@@ -1,4 +1,4 @@
-"""LM-Cocktail's rule: every ingredient by softmax(-L / T) of its own loss, without a mix."""
+"""LM-Cocktail's rule: weigh every ingredient by softmax(-L / T) of its loss, measuring no mix."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def softmax_of_losses(losses: Sequence[float] | Weights, temperature: float) -> 
     """softmax(-L / T): LM-Cocktail, https://arxiv.org/abs/2311.13534, equation 2.
 
     Args:
-        losses: (K,) of the single models.
+        losses: (K,) of the individual models.
     """
     weights: Weights = softmax(-np.asarray(losses, dtype=np.float64) / temperature)
     return weights
 
 
 def softmax_weights(bench: Bench, rows: Sequence[Tensor], options: SearchOptions) -> Weights:
-    """LM-Cocktail's weights: losses are means over batches of consecutive examples.
+    """LM-Cocktail's weights, from losses averaged over batches of consecutive examples.
 
     Args:
-        rows: K outputs (R, ...) of the single ingredients.
+        rows: K outputs (R, ...) of the individual ingredients.
     """
     order = bench.given_order
     losses = [bench.task.batch_mean_loss(each, options.batch_size, order) for each in rows]

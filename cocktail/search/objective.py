@@ -1,7 +1,7 @@
-"""Objectives: mixing weights -> loss and gradient; all that a strategy sees.
+"""Objectives map mixing weights to a loss and its gradient, which is all that a strategy sees.
 
-For rankings the loss is made free of scale. Cross-entropy on a few examples rewards whatever makes
-over-confident scores smaller, and mixing in noise does just that; so a positive factor on the
+For rankings, the loss is made independent of scale. Cross-entropy on a few examples rewards
+anything that shrinks over-confident scores, as mixing in noise does. So a positive factor on the
 scores is fitted inside the loss, under a weak prior, and no mix is credited with it:
 
     L(w) = min_s  mean_e loss_e(s * scores_e(w)) + (log s)^2 / (2 sigma^2 N)
@@ -26,13 +26,13 @@ from cocktail.measure.mixture import Mixture, Weights
 from cocktail.measure.tasks.task import Task, Values, ndcg_at_10
 
 SCALE_SPREAD = log(4)
-"""Prior on log s: a factor of 4 either way costs half a nat, once, whatever the examples."""
+"""Prior on log s: a factor of 4 either way costs half a nat in total, however many examples."""
 _LARGEST_LOG_SCALE = 12.0
 _ALIKE = 0.05
-"""Standard deviation of an example's scores from which on the scale has one best value."""
+"""The standard deviation of an example's scores above which the scale has a single best value."""
 
 Block = tuple[Tensor, Sequence[int]]
-"""Rows of a model and the examples that are measured with them."""
+"""A model's rows, and the examples to measure with them."""
 
 
 class Objective(Protocol):
@@ -53,11 +53,11 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a mix does on N' examples.
+    """How a mix does on N' examples.
 
     Attributes:
         losses: (N',) at the fitted scale.
-        scale: that was fitted, 1 where the loss depends on it.
+        scale: the fitted scale; 1 where the loss depends on it.
         penalty: what the prior on the scale adds to the objective.
         metrics: (N',) or ``None``.
     """
@@ -73,12 +73,12 @@ class Measurement:
 
     @property
     def objective(self) -> float:
-        """What is minimised: the loss, and what the prior on the scale adds."""
+        """What is minimised: the loss plus the penalty of the scale."""
         return self.loss + self.penalty
 
 
 def measure(task: Task, blocks: Sequence[Block], among: Sequence[int] | None = None) -> Measurement:
-    """Losses and metrics of blocks of examples, one scale fitted to all of them.
+    """Losses and metrics of blocks of examples, with one scale fitted to all of them.
 
     Args:
         among: see ``Task.scores``.
@@ -93,13 +93,13 @@ def measure(task: Task, blocks: Sequence[Block], among: Sequence[int] | None = N
 
 
 def _fit_scale(task: Task, scores: Sequence[Any]) -> tuple[float, float]:
-    """The scale that minimises the mean loss plus the prior, and what the prior adds."""
+    """The scale that minimises the mean loss plus the prior's penalty, and that penalty."""
     if not task.scale_free:
         return 1.0, 0.0
     precision = 1 / SCALE_SPREAD**2
 
     def slopes(log_scale: float) -> tuple[float, float]:
-        """First two derivatives in log s of the summed losses and the prior."""
+        """The first two derivatives in log s of the summed losses and the prior."""
         scale = exp(log_scale)
         parts = [task.scale_slopes(each, scale) for each in scores]
         first, second = (sum(part[i] for part in parts) for i in (0, 1))
@@ -114,19 +114,19 @@ def _fit_scale(task: Task, scores: Sequence[Any]) -> tuple[float, float]:
         return losses + precision * log_scale**2 / 2
 
     variance = sum(task.scale_slopes(each, 0.0)[1] for each in scores) / count
-    # Near s = 1 scores that are all but alike say nothing, and the prior has a valley there.
+    # Near s = 1, almost equal scores carry no information, and the prior has its minimum.
     alike = variance < _ALIKE**2
     near = min(np.arange(0, _LARGEST_LOG_SCALE, 0.5).tolist(), key=value) if alike else 0.0
     best = _root(slopes, near)
     if best is None:
-        return 1.0, 0.0  # not finite, as the losses at any scale will show
+        return 1.0, 0.0  # not finite, which the losses will show at any scale
     return exp(best), best**2 * precision / (2 * count)
 
 
 def _root(slopes: Callable[[float], tuple[float, float]], near: float) -> float | None:
-    """Where a slope that goes from below to above zero is zero; ``None`` if it is nowhere.
+    """The root of a slope that rises through zero; ``None`` if it has none.
 
-    Newton's steps from a good guess; a bracket where they do not settle.
+    Takes Newton steps from a good guess, and a bracket where they do not converge.
     """
     x = near
     for _ in range(8):
@@ -143,7 +143,7 @@ def _root(slopes: Callable[[float], tuple[float, float]], near: float) -> float 
 
 
 def row_gradient(task: Task, rows: Tensor, examples: Sequence[int], scale: float) -> Tensor:
-    """d(mean loss)/d(rows), shape (R, ...), in fp64, the scale held."""
+    """d(mean loss)/d(rows), shape (R, ...), in fp64, with the scale held fixed."""
     leaf = rows.detach().double().requires_grad_()
     at = torch.tensor(scale, dtype=torch.float64)
     loss = task.losses(task.scores(leaf, examples), at).mean()
@@ -155,7 +155,7 @@ class MixObjective:
     """The loss of the mixed model itself.
 
     Args:
-        examples: that count; all of the task's by default.
+        examples: the examples that count; all of the task's by default.
         observe: called with the weights and the loss of every evaluation.
     """
 
@@ -176,21 +176,21 @@ class MixObjective:
         self._rows: dict[bytes, Tensor] = {}
 
     def rows(self, weights: Weights) -> Tensor:
-        """The mixed model's rows; each set of weights is run once."""
+        """The mixed model's rows; each set of weights is run only once."""
         key = weights.tobytes()
         if key not in self._rows:
             self._rows[key] = self.mixture.rows(self.task, weights, self._subset)
         return self._rows[key]
 
     def remember(self, weights: Weights, rows: Tensor) -> None:
-        """Take rows that were computed elsewhere."""
+        """Store rows that were computed elsewhere."""
         self._rows[weights.tobytes()] = rows
 
     def measure(self, weights: Weights) -> Measurement:
         """Losses of the mixed model at these weights.
 
         Raises:
-            NonFiniteError: a loss is NaN or infinite; names the example.
+            NonFiniteError: a loss is NaN or infinite; the message names the example.
         """
         found = measure(self.task, [(self.rows(weights), self.examples)])
         self._require_finite(found.losses, weights)
@@ -207,7 +207,7 @@ class MixObjective:
             upstream = row_gradient(self.task, self.rows(weights), self.examples, found.scale)
             _, slopes = self.mixture.gradient(self.task, weights, upstream, self._subset)
             return found.objective, slopes
-        # The loss is linear in the rows, so that its gradient is known before they are.
+        # The loss is linear in the rows, so its gradient is known before they are.
         zero = torch.zeros(self.task.rows)
         upstream = row_gradient(self.task, zero, self.examples, 1.0)
         rows, slopes = self.mixture.gradient(self.task, weights, upstream, self._subset)

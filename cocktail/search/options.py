@@ -1,4 +1,4 @@
-"""What a search can be told."""
+"""The options of a search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Strategy = Literal["auto", "lm-cocktail", "gradient"]
 RetainMeasure = Literal["loss", "metric"]
 DEFAULT_DROP = 0.01
 LOWEST_TEMPERATURE = 1e-9
-"""Losses are means of fp32: their differences have fewer digits than that."""
+"""Losses are means in fp32, whose differences are not precise enough for less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,71 +23,72 @@ class SearchOptions(MeasureOptions):
     """How to search, and how to measure.
 
     Attributes:
-        strategy: ``auto`` takes a point of the curve; the others are taken as asked for.
-        temperature: of the softmax rule.
+        strategy: ``auto`` takes a point of the curve; the others are used as given.
+        temperature: the temperature of the softmax rule.
         batch_size: consecutive examples that the softmax rule averages at a time, as LM_Cocktail
-            does; nothing else depends on it, and forwards are cut by tokens.
+            does; nothing else depends on it: forward batches are sized by tokens.
         max_drop: how much worse than the base the mix may be on the retain examples, beyond one
             standard error of the difference.
-        retain_by: what is compared there, where it has labels: the ranking metric, or the loss; by
-            default the metric where there is one.
+        retain_by: how labelled retain examples are compared, by the ranking metric or the loss; by
+            default the metric if there is one.
         base: index of the base among the ingredients.
     """
 
     strategy: Strategy = option(
-        "auto", "auto takes a point of the curve; the others are taken as asked for."
+        "auto", "auto takes a point of the curve; the others are used as given."
     )
-    temperature: float = option(5.0, "Of LM-Cocktail's rule softmax(-loss / T).")
+    temperature: float = option(5.0, "Temperature of LM-Cocktail's rule softmax(-loss / T).")
     batch_size: int = option(2, "Examples that this rule averages at a time.")
     max_drop: float = option(
         DEFAULT_DROP,
-        "How much worse than the base the mix may be on what is retained, beyond a standard error.",
+        "How much worse than the base the mix may be on retain examples, beyond a standard error.",
     )
     retain_by: RetainMeasure | None = option(
-        None, "What --max-drop counts with labels.  [NDCG@10 of rankings, else the loss]"
+        None, "What --max-drop compares on labels.  [NDCG@10 for rankings, else the loss]"
     )
     base: int = 0
 
     def check(self, *, labelled: bool = False, unlabelled: bool = False) -> None:
-        """Refuse what has no meaning.
+        """Refuse meaningless options.
 
         Args:
-            labelled: there are retain examples.
-            unlabelled: there is text to retain.
+            labelled: whether there are retain examples.
+            unlabelled: whether there is text to retain.
 
         Raises:
-            RecipeError: with the first thing that is wrong.
+            RecipeError: naming the first that is wrong.
         """
         if self.strategy not in get_args(Strategy):
             raise RecipeError(
-                f"strategy is {self.strategy!r} - it is one of {', '.join(get_args(Strategy))}"
+                f"strategy is {self.strategy!r} - it must be one of {', '.join(get_args(Strategy))}"
             )
         if self.retain_by not in (None, *get_args(RetainMeasure)):
-            raise RecipeError(f"retain_by is {self.retain_by!r} - it is loss or metric")
+            raise RecipeError(f"retain_by is {self.retain_by!r} - it must be loss or metric")
         self.check_measuring()
         check_whole("batch_size", self.batch_size, 1)
         if not (is_number(self.temperature) and self.temperature > 0):
             raise RecipeError(
-                f"temperature is {self.temperature!r} - it is a number above 0 - give another"
+                f"temperature is {self.temperature!r} - it must be a number above 0 - give another"
             )
         if self.temperature < LOWEST_TEMPERATURE:
             raise RecipeError(
-                f"temperature is {self.temperature} - below {LOWEST_TEMPERATURE} digits of the "
-                "losses decide that are noise - give a higher one"
+                f"temperature is {self.temperature} - below {LOWEST_TEMPERATURE}, rounding noise "
+                "in the losses decides - give a higher one"
             )
         if not (is_number(self.max_drop) and 0 <= self.max_drop < math.inf):
             raise RecipeError(
-                f"max_drop is {self.max_drop!r} - it is a finite number of 0 or more - give another"
+                f"max_drop is {self.max_drop!r} - it must be a finite number of 0 or more - give "
+                "another"
             )
         if self.retain_by is not None and not labelled:
             raise RecipeError(
-                f"retain_by is {self.retain_by} and there are no labelled retain examples - it "
-                "says which of their measures counts - add them (--retain, retain_data=)"
+                f"retain_by is {self.retain_by}, but there are no labelled retain examples - it "
+                "chooses between their measures - add some (--retain, retain_data=)"
             )
         if self.max_drop != DEFAULT_DROP and not (labelled or unlabelled):
             raise RecipeError(
-                f"max_drop is {self.max_drop} and nothing is to be retained - a drop is measured "
-                "on general examples - add some (--retain, retain_data=), or text without labels "
+                f"max_drop is {self.max_drop}, but nothing is retained - a drop is measured on "
+                "general examples - add some (--retain, retain_data=), or text without labels "
                 "(--retain-text, retain_text=)"
             )
 
@@ -99,7 +100,7 @@ def base_index(base: str | Path | int | None, models: tuple[str, ...]) -> int:
         base: an index, a reference as it was given, or another path to the same folder.
 
     Raises:
-        RecipeError: it is none of them.
+        RecipeError: it is not one of the ingredients.
     """
     if base is None:
         return 0
@@ -111,6 +112,6 @@ def base_index(base: str | Path | int | None, models: tuple[str, ...]) -> int:
             if str(base) == model or place == os.path.realpath(model):
                 return number
     raise RecipeError(
-        f"base is {str(base)!r} - the base is one of the models that are mixed, and what --retain "
-        "compares with - name it among them"
+        f"base is {str(base)!r} - the base must be one of the mixed models, as --retain compares "
+        "with it - name it among them"
     )

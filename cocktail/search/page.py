@@ -32,7 +32,7 @@ def write_page(result: SearchResult, path: Path) -> None:
 
 
 def page(result: SearchResult) -> str:
-    """The page as text: the choice in plain words, the curve with its handle, what changed."""
+    """The page as text: the choice in plain words, the curve with its slider, and what changed."""
     curve = result.curve
     start = next((i for i, point in enumerate(curve) if point.name == result.verdict.chosen), 0)
     figure = _figure(result, curve, start)
@@ -46,8 +46,8 @@ def page(result: SearchResult) -> str:
     held_out = ""
     if verdict.held_out is not None:
         held_out = (
-            f"<p>On examples that it did not see, the rule's loss is "
-            f"{verdict.held_out} from the base's.</p>"
+            f"<p>On held-out examples, the rule's loss differs from the base's by "
+            f"{verdict.held_out}.</p>"
         )
     template = Template(files("cocktail.search").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -69,7 +69,7 @@ def page(result: SearchResult) -> str:
 
 
 def _figure(result: SearchResult, curve: Sequence[Point], start: int) -> go.Figure:
-    """Two charts, one below the other, a marker on each, and the handle that moves them."""
+    """Two charts, one below the other, with a marker on each and a slider that moves both."""
     sides: list[tuple[list[Side | None], str]] = [([target_of(point) for point in curve], TARGET)]
     titles = [f"Target: {result.metric or 'loss'}"]
     if result.general_measure is not None:
@@ -148,7 +148,7 @@ def _figure(result: SearchResult, curve: Sequence[Point], start: int) -> go.Figu
 def _band(
     shares: Sequence[float | None], sides: Sequence[Side], centre: float, colour: str
 ) -> list[go.Scatter]:
-    """The interval of the difference from the base, put around the base's own mean."""
+    """The interval of the difference from the base, drawn around the base's own mean."""
     options: dict[str, Any] = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     low = [side.difference.low + centre for side in sides]
@@ -162,7 +162,7 @@ def _band(
 
 
 def _figures(result: SearchResult, point: Point) -> dict[str, Any]:
-    """What stands under the charts for one position of the handle."""
+    """The figures under the charts for one position of the slider."""
     rows = []
     for name, side in (
         (f"target {result.metric}", point.metric),
@@ -190,7 +190,7 @@ def _weights(result: SearchResult) -> str:
 
 def _changes(changes: Sequence[Change]) -> str:
     if not changes:
-        return "<p>No ranking changed, or this kind of model ranks nothing.</p>"
+        return "<p>No ranking changed, or this kind of model does not rank.</p>"
     parts = []
     for side in ("target", "general"):
         for title, found in (
@@ -229,5 +229,5 @@ def _table(result: SearchResult) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that may stand inside a script element."""
+    """JSON that is safe inside a script element."""
     return json.dumps(value).replace("<", "\\u003c")

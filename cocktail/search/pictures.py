@@ -1,4 +1,4 @@
-"""The picture of a result; never reads models."""
+"""The picture of a result, drawn without reading any model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GREY = "#777777"
 
 
 def draw_curve(result: SearchResult, path: Path) -> None:
-    """Draw the target and what is retained along the mixes, each against the share.
+    """Draw the target and the general measure along the mixes, each against the share.
 
     Args:
         path: a PNG file, overwritten.

@@ -1,4 +1,4 @@
-"""Results as text: the table on the terminal and the report folder."""
+"""Results as text: the table on the terminal, and the report folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cocktail.errors import OutputError
+from cocktail.errors import OutputError, counted
 from cocktail.search.intervals import CONFIDENCE
 from cocktail.search.result import SearchResult
 from cocktail.search.tables import point_rows
 from cocktail.system.temporary import folder_prefix, temporary_parts
+from cocktail.write.card import CURVE_PICTURE
 
-REPORT_FILES = ("search.json", "report.md", "report.html", "curve.png")
-_PARTS = "report"  # of whose name the temporary folder inside has some
+REPORT_FILES = ("search.json", "report.md", "report.html", CURVE_PICTURE)
+_PARTS = "report"  # part of the name of the temporary folder inside
 
 
 def summary(result: SearchResult) -> str:
-    """What the terminal shows: the choice and its reason, notes, the curve, weights, cost."""
+    """What the terminal shows: the choice and its reason, notes, the curve, weights, and cost."""
     verdict = result.verdict
     lines = [verdict.headline, f"{verdict.reason}."]
     if verdict.held_out is not None:
@@ -43,20 +44,20 @@ def summary(result: SearchResult) -> str:
 
 
 def held_out_sentence(result: SearchResult) -> str:
-    """What the rule is worth on examples that it did not see."""
+    """How well the rule does on held-out examples."""
     return (
-        f"Held out, the rule's loss is {result.verdict.held_out} from the "
-        "base's: each example at the point that the other folds choose."
+        f"On held-out examples, the rule's loss differs from the base's by "
+        f"{result.verdict.held_out}: each is taken at the point that the other folds choose."
     )
 
 
 def cost_sentence(result: SearchResult) -> str:
-    """What the search took."""
+    """What the search cost."""
     state = "interrupted after" if result.interrupted else "took"
     dtype = "" if result.compute_dtype == "float32" else f" in {result.compute_dtype}"
     return (
         f"{state} {result.forwards:.1f} forward equivalents{dtype}, {result.mixes} mixes, "
-        f"{result.seconds:.1f} s; {len(result.places)} examples, seed {result.seed}"
+        f"{result.seconds:.1f} s; {counted(len(result.places), 'example')}, seed {result.seed}"
     )
 
 
@@ -66,8 +67,8 @@ def check_report_folder(
     """Refuse a place where a report cannot be written, or would overwrite something else.
 
     Args:
-        models: the ingredients, of which folders are kept apart from the report.
-        output: where the mix will be written; kept apart too.
+        models: the ingredients; their folders are kept apart from the report.
+        output: where the mix will be written; also kept apart.
 
     Raises:
         OutputError: the path is a file, a folder with other files in it, or cannot be written.
@@ -82,27 +83,29 @@ def check_report_folder(
 
 def _folder_problem(folder: Path, models: Sequence[str], output: Path | None) -> str | None:
     if folder.exists() and not folder.is_dir():
-        return "is a file - a report is a folder"
+        return "is a file - a report must be a folder"
     leftovers = folder_prefix(folder / _PARTS)
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in REPORT_FILES and not path.name.startswith(leftovers):
-            return f"holds {path.name!r} - a report goes into a new folder or over an earlier one"
+            return (
+                f"holds {path.name!r} - a report goes into a new folder or replaces an earlier one"
+            )
     place = Path(os.path.realpath(folder))
     apart = [Path(model) for model in models if Path(model).is_dir()]
     for other in apart if output is None else [*apart, output]:
         kept = Path(os.path.realpath(other))
         if place.is_relative_to(kept) or kept.is_relative_to(place):
-            return f"and {other} overlap - a report is kept apart from models"
+            return f"and {other} overlap - a report must be kept apart from models"
     standing = next(parent for parent in (place, *place.parents) if parent.exists())
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
-        return f"cannot be made - {standing} is no folder that can be written to"
+        return f"cannot be made - {standing} is not a writable folder"
     return None
 
 
 def write_report(result: SearchResult, folder: Path) -> list[str]:
-    """Write ``search.json`` and ``report.md``, with plotly the page, with matplotlib the picture.
+    """Write ``search.json`` and ``report.md``, the page (with plotly) and the picture (matplotlib).
 
-    Each file is there as a whole, or as it was before; those of an earlier report go.
+    Each file is replaced as a whole or not at all; those of an earlier report are removed.
 
     Returns:
         Names of the files that were written.
@@ -128,8 +131,8 @@ def _write_files(result: SearchResult, folder: Path) -> list[str]:
     if find_spec("matplotlib") is not None:
         from cocktail.search.pictures import draw_curve  # noqa: PLC0415 - optional
 
-        draw_curve(result, folder / "curve.png")
-        written.append("curve.png")
+        draw_curve(result, folder / CURVE_PICTURE)
+        written.append(CURVE_PICTURE)
     if find_spec("plotly") is not None:
         from cocktail.search.page import write_page  # noqa: PLC0415 - optional
 
@@ -137,10 +140,10 @@ def _write_files(result: SearchResult, folder: Path) -> list[str]:
         written.append("report.html")
     text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
     (folder / "search.json").write_text(text, encoding="utf-8")
-    text = _markdown(result, "curve.png" in written)
+    text = _markdown(result, CURVE_PICTURE in written)
     if len(written) < 2:
         text += (
-            "\nWithout the picture or the page: matplotlib and plotly draw them "
+            "\nThe picture or the page is missing: they need matplotlib and plotly "
             "(`pip install matplotlib plotly`).\n"
         )
     (folder / "report.md").write_text(text, encoding="utf-8")
@@ -162,15 +165,15 @@ def _markdown(result: SearchResult, picture: bool) -> str:
     parts += ["\n".join(f"- {note}" for note in result.notes)] if result.notes else []
     parts += [
         "## The curve",
-        f"Every figure was measured on the mixed model; {CONFIDENCE:.0%} bootstrap intervals over "
-        "the examples, differences from the base in pairs. * is what was chosen.",
+        f"Every figure was measured on the mixed model, with {CONFIDENCE:.0%} bootstrap intervals "
+        "over the examples; differences from the base are paired. * marks the choice.",
     ]
     if picture:
-        parts.append("![Target and general along the mixes](curve.png)")
+        parts.append(f"![Target and general measures along the mixes]({CURVE_PICTURE})")
     parts.append(_table(point_rows(result)))
     if result.changes:
         parts += ["## Rankings that changed most", _table(_change_rows(result))]
-    parts += ["## Loss of every example", _table(_example_rows(result)), "## Cost"]
+    parts += ["## Loss on every example", _table(_example_rows(result)), "## Cost"]
     parts.append(f"The search {cost_sentence(result)}.")
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""What a search found, as values that print, serialise and draw."""
+"""What a search found, as values to print, serialise and draw."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from cocktail.search.changes import Change
 from cocktail.search.curve import Point
 from cocktail.search.verdict import Verdict
 from cocktail.system.notebook import html_table
+from cocktail.write.card import Figure
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Weights and everything that speaks for and against them.
+    """Weights, and the evidence for and against them.
 
     Attributes:
         models: K references in the order given.
         model_type: ``reranker``, ``encoder``, ``decoder`` or ``encoder-decoder``.
         base: index of the base.
-        strategy: that was asked for.
-        seed: of what is drawn.
-        metric: name of the target's ranking metric, ``None`` where the loss is all there is.
+        strategy: the strategy that was asked for.
+        seed: the seed of all random draws.
+        metric: name of the target's ranking metric; ``None`` where there is only a loss.
         general_measure: ``ndcg@10`` or ``loss`` of labelled retain examples, ``agreement`` with the
             base or ``divergence`` from it on text without labels; ``None`` without either.
-        more_is_better: of that measure.
-        max_drop: that was allowed of it.
+        more_is_better: whether more of that measure is better.
+        max_drop: how far it was allowed to drop.
         verdict: what was chosen and why.
-        points: all that were measured on the mixed model: those of the curve by their share of the
-            way from the base, then those beside it.
+        points: all mixes that were measured: those on the curve in their order from the base, then
+            those off it.
         places, general_places: where each example came from.
         changes: the queries whose ranking changed most from the base to the choice.
         forwards: cost in passes over the examples; a backward counts as two.
         mixes: how often the model was mixed anew.
         seconds: wall time.
-        interrupted: stopped by Ctrl-C; the weights are the best found until then.
-        compute_dtype: of the model that was measured.
-        notes: what the search cannot know, and how to tell it.
+        interrupted: whether Ctrl-C stopped it; the weights are then the best found so far.
+        compute_dtype: the dtype of the model that was measured.
+        notes: what the search cannot know, and how to supply it.
     """
 
     models: tuple[str, ...]
@@ -61,7 +62,7 @@ class SearchResult:
     notes: tuple[str, ...] = ()
 
     def point(self, name: str) -> Point:
-        """The point of this name; a KeyError where there is none."""
+        """The point of this name; raises KeyError if there is none."""
         for point in self.points:
             if point.name == name:
                 return point
@@ -78,12 +79,36 @@ class SearchResult:
 
     @property
     def curve(self) -> tuple[Point, ...]:
-        """The points on the way from the base, in their order."""
+        """The points on the curve, in their order from the base."""
         return tuple(point for point in self.points if point.share is not None)
+
+    def figures(self, target: str | None = None, general: str | None = None) -> list[Figure]:
+        """What was measured on the choice and the base, for the model card.
+
+        Args:
+            target, general: the names of the files of examples, if they come from files.
+        """
+        base = self.point("base")
+        sides = [
+            ("target", target, self.metric, self.chosen.metric, base.metric),
+            ("target", target, "loss", self.chosen.loss, base.loss),
+            ("general", general, self.general_measure, self.chosen.general, base.general),
+        ]
+        return [
+            Figure(
+                f"{kind} ({file})" if file else kind,
+                measure,
+                own.mean.mean,
+                before.mean.mean,
+                str(own.difference),
+            )
+            for kind, file, measure, own, before in sides
+            if measure is not None and own is not None and before is not None
+        ]
 
     @property
     def gained(self) -> bool:
-        """Whether it is anything but the base."""
+        """Whether the choice is anything but the base."""
         return self.weights[self.base] < 1
 
     def _repr_html_(self) -> str:

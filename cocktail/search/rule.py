@@ -1,4 +1,4 @@
-"""The rule that takes a point of a curve: arrays in, a point and the reason out."""
+"""The rule that chooses a point of a curve: arrays in, a point and the reason out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cocktail.search.intervals import bootstrap_interval, standard_error
 Outcome = Literal["mix", "fine-tune", "base", "limited"]
 ROUNDING = 1e-9
 FEWEST = 3
-"""Examples below which nothing is chosen."""
+"""The fewest examples to choose by."""
 FOLDS = 5
 HEAD_START = 2.0
-"""Of the middle of the way, in standard errors: what is worth knowing before any example is seen is
-that half and half is seldom bad. Found on pairs of models (benchmarks/regret.py), where 1 to 3 do
-alike."""
+"""The advantage of the middle of the curve, in standard errors, as half and half is seldom bad even
+before any example is seen. Tuned on pairs of models (benchmarks/regret.py), where 1 to 3 do equally
+well."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Choice:
     Attributes:
         place: its index.
         outcome: ``base`` where nothing is gained, ``fine-tune`` where the end of the curve is best,
-            ``limited`` where a point further on is better and loses too much in general.
-        wanted: index of the point that the target alone would take.
+            ``limited`` where a point further on is better but loses too much in general.
+        wanted: index of the point that the target alone would choose.
     """
 
     place: int
@@ -47,22 +47,23 @@ def choose_point(
     max_drop: float,
     seed: int = 0,
 ) -> Choice:
-    """Take the point that is best on the target among those that keep the general values.
+    """Choose the point that is best on the target among those that keep the general values.
 
-    1. A point is allowed as long as no point up to it has a mean rise of the general values beyond
-       ``max_drop`` and one standard error of that rise.
-    2. Of these, and of those that are better than the base on the target, the one is taken that
-       gains most in standard errors, with ``HEAD_START`` of them for the middle of the way.
-    3. What is significantly worse than the fine-tune gives way to it, where that is allowed.
+    1. A point is allowed if neither it nor any point before it raises the mean of the general
+       values by more than ``max_drop`` plus one standard error of that rise.
+    2. Among the allowed points that are better than the base on the target, the one that gains most
+       in standard errors is chosen; the middle of the curve starts ``HEAD_START`` of them ahead.
+    3. If the choice is significantly worse than the fine-tune, the fine-tune takes its place where
+       it is allowed.
 
     Means are smoothed over neighbours.
 
     Args:
-        shares: (S,) of the way from the base, 0, to the fine-tune, 1.
+        shares: (S,) positions between the base, 0, and the fine-tune, 1.
         target: (N, S) losses of N examples.
         general: (M, S) values of which less is better.
         max_drop: in the unit of ``general``.
-        seed: of the bootstrap.
+        seed: for the bootstrap.
     """
     way = np.asarray(shares)
     last = len(way) - 1
@@ -71,7 +72,7 @@ def choose_point(
     unit = max((standard_error(rise) for rise in rises.T), default=0.0) or 1.0
     gains = -means / unit + HEAD_START * 4 * way * (1 - way)
     gains[means >= -ROUNDING] = -np.inf
-    gains[0] = -1e9  # last of all, but never out
+    gains[0] = -1e9  # last in line, but never excluded
     allowed = allowed_points(general, max_drop, last + 1)
     wanted = int(np.argmax(gains))
     best = int(np.argmax(np.where(allowed, gains, -np.inf)))
@@ -84,7 +85,7 @@ def choose_point(
 
 
 def allowed_points(general: Values | None, max_drop: float, count: int) -> npt.NDArray[np.bool_]:
-    """(S,) the points up to the first that loses too much in general; the base always."""
+    """(S,) whether each point lies before the first that loses too much; the base always does."""
     if general is None:
         return np.ones(count, dtype=bool)
     rises = general - general[:, :1]
@@ -95,7 +96,7 @@ def allowed_points(general: Values | None, max_drop: float, count: int) -> npt.N
 
 
 def smoothed(values: Values) -> Values:
-    """Each value averaged with its neighbours, which count half; the base stays as it is."""
+    """Each value averaged with its neighbours at half weight; the base stays as it is."""
     padded = np.concatenate([values[:1], values, values[-1:]])
     result: Values = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
     result[0] = values[0]
@@ -110,7 +111,7 @@ def held_out_values(
     max_drop: float,
     seed: int,
 ) -> Values:
-    """(N,) loss of each example at the point that the examples of the other folds would choose."""
+    """(N,) loss of each example at the point that the other folds' examples would choose."""
     found = np.empty(len(target))
     for start in range(min(FOLDS, len(target))):
         fold = np.arange(start, len(target), FOLDS)

@@ -37,9 +37,9 @@ def search_weights(
     processes: Processes | None = None,
     **options: Any,
 ) -> SearchResult:
-    """Find mixing weights from a few examples: measure the mixes from the base on, and take one.
+    """Find mixing weights from a few examples: measure mixes along the curve, and choose one.
 
-    One model is in memory at a time; the ingredients are streamed into it.
+    Only one model is in memory; the ingredients are streamed into it.
 
     Args:
         model_names_or_paths: K local folders or Hub ids; the tokenizer comes from the first.
@@ -48,21 +48,20 @@ def search_weights(
         example_data: a JSONL file or a list of dictionaries: ``{"query", "pos", "neg"}`` for
             rerankers and encoders, ``{"input", "output"}`` for the others.
         retain_data: examples of what must not be lost.
-        retain_text: the same without labels: passages and questions of the general kind, in a file
-            (one passage a line, or JSONL with ``text`` or ``query``) or a list; the base is the
-            teacher.
+        retain_text: the same without labels: general passages and questions, in a file (one passage
+            per line, or JSONL with ``text`` or ``query``) or a list; the base is the teacher.
         base: which ingredient is the base, by reference or index; the first by default.
         head: for a head that only one ingredient has, as in :func:`cocktail.mix_models`.
         trust_remote_code: run code that comes with the first model, to build it.
-        device: ``cpu``, ``cuda``...; the accelerator where there is one.
-        threads: that read the ingredients.
+        device: ``cpu``, ``cuda``...; the accelerator if there is one.
+        threads: how many threads read the ingredients.
         progress: show evaluations and the best loss so far on stderr.
-        processes: of a group that is joined already; ``torchrun``'s own by default.
+        processes: a group that has already been joined; ``torchrun``'s own by default.
         options: the fields of :class:`SearchOptions`, such as ``strategy="gradient"`` and
             ``max_drop=0.02``.
 
     Returns:
-        Weights in the order given, the curve, the verdict and the cost.
+        The weights in the order given, the curve, the verdict and the cost.
 
     Raises:
         CocktailError: the ingredients do not mix, the examples cannot be used, or a loss is not
@@ -71,7 +70,7 @@ def search_weights(
     names = tuple(map(str, model_names_or_paths))
     asked = SearchOptions(**options, base=base_index(base, names))
     asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
-    plan = search_plan(names, model_type, head=head, dtype=asked.compute_dtype)
+    plan = search_plan(names, model_type, head=head, dtype=asked.model_dtype)
     bench = search_bench(
         plan, example_data, retain_data, asked, retain_text=retain_text,
         trust_remote_code=trust_remote_code, device=device, threads=threads, processes=processes,
@@ -86,21 +85,21 @@ def search_bench(
     options: SearchOptions,
     **resources: Any,
 ) -> Bench:
-    """What a search measures on; ``resources`` are those of :func:`prepare`.
+    """What a search measures with; ``resources`` are those of :func:`prepare`.
 
     Raises:
         CocktailError: as :func:`prepare`, or ``retain_by`` is not for this kind of model.
     """
     if not plan.kind.ranks and options.retain_by == "metric":
         raise RecipeError(
-            f"retain_by is metric for a {plan.kind.name} - it has a loss alone, NDCG is of "
+            f"retain_by is metric for a {plan.kind.name} - it has only a loss, as NDCG needs "
             "rankings - use loss (--retain-by loss)"
         )
     return prepare(plan, data, retain_data, options, **resources)
 
 
 def searched(bench: Bench, options: SearchOptions, *, progress: bool) -> SearchResult:
-    """Search on what is prepared, with a bar of the mixes that are run."""
+    """Search with a prepared bench, showing a bar of the mixes that are run."""
     shown = progress and bench.mixture.processes.is_first
     with _evaluations(bench, options, shown=shown) as observe:
         return Search(bench, options, observe).run()
@@ -113,7 +112,7 @@ def _evaluations(
     """A bar of the mixes that are run, with the best loss so far.
 
     Yields:
-        A function of the weights and the loss of a mix that was measured.
+        A function to call with the weights and the loss of each measured mix.
     """
     if not shown:
         yield None

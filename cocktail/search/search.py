@@ -1,4 +1,4 @@
-"""The search itself: measure the curve from the base, and take a point of it."""
+"""The search itself: measure the curve from the base, and choose a point of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cocktail.errors import counted
 from cocktail.measure.bench import Bench
 from cocktail.measure.mixture import Weights
 from cocktail.measure.tasks.task import Values
@@ -15,6 +16,7 @@ from cocktail.search.changes import Change, changed_rankings
 from cocktail.search.curve import Gauge, Point, Way, vertices
 from cocktail.search.direction import bagged_best
 from cocktail.search.gradient import descend
+from cocktail.search.half_precision import compute_in_bf16
 from cocktail.search.intervals import bootstrap_interval
 from cocktail.search.lm_cocktail import softmax_weights
 from cocktail.search.objective import MixObjective
@@ -24,8 +26,8 @@ from cocktail.search.rule import FEWEST, allowed_points, choose_point, held_out_
 from cocktail.search.verdict import PLAIN, Verdict, asked_for, describe, off_the_curve, stopped
 
 BLIND = (
-    "nothing says what this costs elsewhere: give general examples (--retain FILE), or any general "
-    "text without labels (--retain-text FILE)"
+    "the cost elsewhere is unknown: give general examples (--retain FILE), or any general text "
+    "without labels (--retain-text FILE)"
 )
 
 
@@ -57,10 +59,11 @@ class Search:
 
         Raises:
             NonFiniteError: an ingredient's or a mix's loss is not finite.
-            KeyboardInterrupt: before two mixes were measured.
+            KeyboardInterrupt: fewer than two mixes were measured before it.
         """
         interrupted = False
         try:
+            self._settle_dtype()
             self._measure_the_trivial()
             wanted = self._asked_for()
             self._measure_the_way(wanted)
@@ -71,12 +74,17 @@ class Search:
             interrupted, verdict = True, stopped(self.points)
         return self._result(verdict, interrupted)
 
+    def _settle_dtype(self) -> None:
+        if self.options.compute_dtype == "auto" and self.options.strategy == "auto":
+            said = compute_in_bf16(self.bench, self.objective, self.base)
+            self.notes += [] if said is None else [said]
+
     def _measure_the_trivial(self) -> None:
-        """The base, the others, their plain average, and LM-Cocktail's mix."""
+        """Measure the base, the others, their plain average, and LM-Cocktail's mix."""
         self.gauge = Gauge(self.bench, self.objective, self.options, self.base)
         self._add("base", self.base)
         for i, name in enumerate(self.bench.mixture.names):
-            # A folder may be called as a mix here and be none.
+            # A folder may share its name with a mix.
             self._add("fine-tune" if self.size == 2 else f"{name} (ingredient)", self.ends[i])
         self._add(PLAIN, np.full(self.size, 1 / self.size))
         rows = [self.objective.rows(end) for end in self.ends]
@@ -84,7 +92,7 @@ class Search:
         self._add("lm-cocktail", self.softmax)
 
     def _asked_for(self) -> Weights | None:
-        """The weights of a strategy that was named; ``None`` where the rule decides."""
+        """The weights of the strategy that was named; ``None`` where the rule decides."""
         if self.options.strategy == "gradient":
             found = descend(self.objective, np.full(self.size, 1 / self.size))
             self._add("gradient", found)
@@ -92,8 +100,8 @@ class Search:
         return self.softmax if self.options.strategy == "lm-cocktail" else None
 
     def _measure_the_way(self, wanted: Weights | None) -> None:
-        """The curve: from the base to the fine-tune, to the bagged best of several, or to what was
-        asked for."""
+        """Measure the curve from the base to the fine-tune, the bagged best of several, or the
+        mix that was asked for."""
         way = Way(self.base, self._end(wanted))
         for share in way.steps():
             self._add(f"{share:.0%} of the way", way.at(share))
@@ -116,7 +124,7 @@ class Search:
         return bagged_best(self._target(tuned), weights, seed=self.options.seed)
 
     def _add(self, name: str, weights: Weights) -> None:
-        """Measure a mix, unless that is done already."""
+        """Measure a mix, unless that has been done already."""
         if not any(np.allclose(point.weights, weights, atol=1e-9) for point in self.points):
             self.points.append(self.gauge.point(name, weights))
 
@@ -132,8 +140,8 @@ class Search:
             place = max(i for i in range(aim + 1) if allowed[i])
             return asked_for(curve[place], self.options.strategy, curve[aim], measure)
         if len(target) < FEWEST:
-            examples = "1 example" if len(target) == 1 else f"{len(target)} examples"
-            self.notes.append(f"{examples} cannot choose: the base is kept")
+            examples = counted(len(target), "example")
+            self.notes.append(f"{examples} cannot decide: the base is kept")
             target = np.zeros_like(target)
         seed = self.options.seed
         choice = choose_point(shares, target, general, max_drop=drop, seed=seed)
@@ -149,7 +157,7 @@ class Search:
         )
 
     def _off_the_curve(self, best: Point) -> Verdict | None:
-        """A mix beside the curve that is significantly better than the best on it, if one is."""
+        """The verdict for a mix off the curve that is significantly better than the best on it."""
         others = [point for point in self.points if point.share is None]
         if not others or len(best.loss.values) < FEWEST:
             return None
@@ -167,7 +175,7 @@ class Search:
         return off_the_curve(point, gain, self.gauge.measure)
 
     def _target(self, points: Sequence[Point]) -> Values:
-        """(N, S) target losses, in an order of the examples that does not depend on the file's."""
+        """(N, S) target losses, in an order that does not depend on the file's."""
         order = list(self.bench.order)
         losses: Values = np.stack([point.loss.values[order] for point in points], axis=1)
         return losses
@@ -204,6 +212,6 @@ class Search:
             mixes=mixture.cost.mixes,
             seconds=time.perf_counter() - self.started,
             interrupted=interrupted,
-            compute_dtype=self.options.compute_dtype,
+            compute_dtype=self.options.model_dtype,
             notes=tuple(self.notes),
         )

@@ -6,7 +6,7 @@ from cocktail.search.curve import Point, Side
 from cocktail.search.intervals import Interval
 from cocktail.search.result import SearchResult
 
-# Okabe and Ito's colours, which stay apart for colour-blind eyes.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 TARGET = "#0072B2"
 GENERAL = "#E69F00"
 CHOSEN = "#D55E00"
@@ -35,7 +35,7 @@ def point_rows(result: SearchResult) -> list[list[str]]:
 
 
 def target_of(point: Point) -> Side:
-    """The ranking metric where there is one, else the loss."""
+    """The ranking metric if there is one, otherwise the loss."""
     return point.loss if point.metric is None else point.metric
 
 

@@ -26,9 +26,9 @@ class Verdict:
             ``stopped`` after Ctrl-C.
         headline: one sentence that says what to do.
         reason: one sentence that says why, with figures.
-        held_out: difference of the target loss from the base's, each example at the point
-            that the others would have chosen; ``None`` where there are too few, or nothing was
-            chosen by the rule.
+        held_out: difference of the target loss from the base's, with each example at the point that
+            the others would have chosen; ``None`` where there are too few examples or the rule
+            chose nothing.
     """
 
     chosen: str
@@ -42,12 +42,12 @@ def describe(
     points: Sequence[Point], choice: Choice, *, measure: str | None, max_drop: float, two: bool,
     held_out: Interval | None,
 ) -> Verdict:  # fmt: skip
-    """The verdict on a choice of the rule.
+    """The verdict on the rule's choice.
 
     Args:
-        points: those that the choice is of.
-        measure: of what is retained; ``None`` where nothing is.
-        two: there are two ingredients, the base and the fine-tune.
+        points: the points that it chose from.
+        measure: the general measure; ``None`` where nothing is retained.
+        two: whether there are only two ingredients, the base and the fine-tune.
     """
     chosen, wanted = points[choice.place], points[choice.wanted]
     what = "fine-tune" if two else "mix at the end of the curve"
@@ -68,43 +68,43 @@ def describe(
     elif choice.outcome == "limited":
         found = _figures(wanted, measure)
         reason = (
-            f"{reason}; {_named(wanted, two)} would be the target's choice, and is beyond the "
+            f"{reason}; the target alone would choose {_named(wanted, two)}, which exceeds the "
             f"limit of {max_drop:g} ({found})"
         )
     return Verdict(chosen.name, choice.outcome, headlines[choice.outcome], reason, held_out)
 
 
 def off_the_curve(point: Point, better: Interval, measure: str | None) -> Verdict:
-    """The verdict for a mix beside the curve that is significantly better than all on it."""
+    """The verdict for a mix off the curve that is significantly better than all on it."""
     return Verdict(
         point.name,
         "ingredient",
         f"Take {point.name}.",
-        f"its target loss is lower by {better} than that of the best point of the curve; "
+        f"its target loss is lower by {better} than at the best point of the curve; "
         f"{_figures(point, measure)}",
     )
 
 
 def asked_for(point: Point, strategy: str, wanted: Point, measure: str | None) -> Verdict:
-    """The verdict where a strategy was named: its weights, as near as the limit allows."""
+    """The verdict where a strategy was named: its weights, or as near as the limit allows."""
     reason = f"{strategy} was asked for; {_figures(point, measure)}"
     if point is not wanted:
-        reason += f"; its own weights are beyond the limit ({_figures(wanted, measure)})"
+        reason += f"; its own weights exceed the limit ({_figures(wanted, measure)})"
     headline = f"Take {point.name}."
     worse = point.metric is not None and point.metric.difference.below_zero
     if worse or point.loss.difference.above_zero:
-        headline = f"{point.name}, as asked for, is worse than the base on these examples."
+        headline = f"{point.name}, as asked for, does worse than the base on these examples."
     return Verdict(point.name, "asked", headline, reason)
 
 
 def stopped(points: Sequence[Point]) -> Verdict:
-    """The verdict after Ctrl-C: the lowest loss of what was measured."""
+    """The verdict after Ctrl-C: the mix with the lowest loss so far."""
     best = min(points, key=lambda point: point.loss.mean.mean)
     return Verdict(
         best.name,
         "stopped",
-        f"Stopped early; the lowest target loss until then is that of {best.name}.",
-        "nothing was checked of what is lost elsewhere",
+        f"Stopped early; {best.name} had the lowest target loss so far.",
+        "what is lost elsewhere was not checked",
     )
 
 
@@ -122,10 +122,10 @@ def _figures(point: Point, measure: str | None) -> str:
         return "it is what the others are compared with"
     parts = []
     if point.metric is not None:
-        parts.append(f"its target NDCG@10 is {point.metric.difference} from the base's")
-    parts.append(f"its target loss {point.loss.difference}")
+        parts.append(f"against the base, its target NDCG@10 changes by {point.metric.difference}")
+    parts.append(f"its target loss by {point.loss.difference}")
     if point.metric is None:
-        parts[0] = f"its target loss is {point.loss.difference} from the base's"
+        parts[0] = f"against the base, its target loss changes by {point.loss.difference}"
     if measure is not None and point.general is not None:
-        parts.append(f"the general {measure} {point.general.difference}")
+        parts.append(f"the general {measure} by {point.general.difference}")
     return ", ".join(parts) + f" ({CONFIDENCE:.0%} intervals)"

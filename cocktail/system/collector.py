@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """For what makes many objects that all stay: the modules of torch and transformers.
+    """Pause garbage collection while many lasting objects are made, such as torch's modules.
 
-    The collector would look through all of them again and again, half a second in all. Also a
-    decorator.
+    The collector would scan all of them again and again, which takes half a second in total. Also
+    works as a decorator.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -7,10 +7,10 @@ from contextlib import suppress
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the system where the next step has no use for it.
+    """Return freed memory to the system where the next step has no use for it.
 
-    Matrices of some megabytes stay in the process after they are freed: activations while weights
-    are read, a thread's blocks after the thread has ended.
+    Matrices of a few megabytes stay in the process after they are freed: activations while weights
+    are read, or a thread's blocks after the thread has ended.
     """
-    with suppress(AttributeError, OSError):  # GNU's alone can
+    with suppress(AttributeError, OSError):  # only the GNU library can
         ctypes.CDLL(None).malloc_trim(0)

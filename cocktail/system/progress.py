@@ -77,7 +77,7 @@ def progress_bar(*, shown: bool, mininterval: float = 0.1, **options: Any) -> tq
 
 @contextmanager
 def byte_progress(total: int, title: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show how many of ``total`` bytes are done, the rate and the time left.
+    """Show how many of ``total`` bytes are done, the rate, and the time left.
 
     Yields:
         A function to call with the number of bytes just done.

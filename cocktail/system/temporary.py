@@ -1,7 +1,7 @@
-"""Temporary folders, which the next run clears where a run was killed before it could.
+"""Temporary folders; those that a killed run leaves behind are cleared by the next.
 
-A lock on a file inside tells whether the run that made a folder still lives; until there is one,
-the process id that the folder's name ends in.
+A lock on a file inside shows that the run that made a folder is still alive; until the lock is
+there, the process id at the end of the folder's name does.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ LOCK = ".lock"
 
 
 def folder_prefix(output: Path) -> str:
-    """How the names of an output's temporary folders start, which stand beside it."""
+    """The prefix of the temporary folders beside an output."""
     return f".{output.name}.cocktail-tmp-"
 
 
 @contextmanager
 def temporary_parts(output: Path, what: str = "parts") -> Iterator[Path]:
-    """A folder beside the output for what is only a step on the way; removed at the end.
+    """Make a folder beside the output for intermediate results; it is removed at the end.
 
     Raises:
         OutputError: it cannot be made.
@@ -49,14 +49,14 @@ def temporary_parts(output: Path, what: str = "parts") -> Iterator[Path]:
 
 
 def hold(folder: Path) -> int:
-    """Show that a folder is in use, for as long as the descriptor that is returned stays open."""
+    """Mark a folder as in use for as long as the returned descriptor stays open."""
     descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
 
 
 def clear_abandoned(parent: Path, prefix: str) -> None:
-    """Remove the folders that killed runs left, and nothing of a run that is alive."""
+    """Remove the folders that killed runs left, and none of a run that is alive."""
     for folder in parent.iterdir():
         if folder.name.startswith(prefix) and folder.is_dir() and not _is_in_use(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -66,7 +66,7 @@ def _is_in_use(folder: Path) -> bool:
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR)
     except OSError:
-        # Not locked yet, or about to be renamed.
+        # Not locked yet, or about to be renamed: ask for the process.
         return _is_alive(folder.name.rpartition("-")[2])
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,7 +92,7 @@ _PREFIX = "cocktail-adapter-"
 
 
 class View:
-    """A temporary folder that is removed when nothing refers to it any more."""
+    """A temporary folder that is removed when nothing refers to it any longer."""
 
     def __init__(self) -> None:
         clear_abandoned(Path(gettempdir()), _PREFIX)

@@ -1,4 +1,4 @@
-"""How many threads work at a time."""
+"""How many threads to work with."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MOST = 16
-"""More of them wait for the disk together."""
+"""With more, threads only wait for the disk together."""
 
 
 def default_threads() -> int:
-    """Threads of a mix: one for each processor this process may use, at most ``MOST``."""
+    """One thread for each processor that this process may use, at most ``MOST``."""
     affinity = getattr(os, "sched_getaffinity", None)
     processors = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     return max(1, min(MOST, processors))
@@ -19,9 +19,9 @@ def default_threads() -> int:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Let torch compute in the calling thread alone, and give back its own threads at the end.
+    """Let torch compute in the calling thread alone, and restore its threads at the end.
 
-    Linear algebra that splits its sums among threads gives other bits for other numbers of them.
+    Linear algebra that splits its sums among threads rounds differently for each number of them.
     """
     import torch  # noqa: PLC0415 - seconds to import
 

@@ -1,4 +1,4 @@
-"""Start the disk on what was written while more is being made, so that a sync finds little left."""
+"""Start flushing data to disk while more is being made, so that a sync has little left to do."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from contextlib import suppress
 from typing import Any
 
 ENOUGH = 16 << 20
-"""Bytes that are started at once: with fewer the calls show, with more the disk idles at first."""
+"""Bytes to start at a time: with fewer, the calls cost time; with more, the disk idles at first."""
 _SYNC_FILE_RANGE_WRITE = 2
 
 
 class Writeback:
-    """Follows each thread through what it writes, and starts the disk on it run by run.
+    """Follows what each thread writes, and starts flushing it run by run.
 
-    It starts and does not wait: what has reached the disk, only a sync tells. The data stay in the
-    page cache, where whoever loads the model finds them. Systems without ``sync_file_range`` start
-    on their own, some seconds later.
+    It starts and does not wait: only a sync tells what has reached the disk. The data stay in the
+    page cache for whoever loads the model next. Systems without ``sync_file_range`` start on their
+    own, some seconds later.
     """
 
     def __init__(self) -> None:
         self._own = threading.local()
         self._sync_file_range: Any = None
-        with suppress(AttributeError, OSError):  # Linux alone can
+        with suppress(AttributeError, OSError):  # only Linux can
             self._sync_file_range = ctypes.CDLL(None).sync_file_range
             self._sync_file_range.argtypes = (
                 ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint,

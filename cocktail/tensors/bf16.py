@@ -1,8 +1,8 @@
 """Weighted sums of fp32, bf16 and fp16 by NumPy alone.
 
-torch takes as long to import as two models of a billion parameters take to be mixed, and the
-commonest mix is made here, without it. NumPy has no bf16: its elements are the upper halves of
-fp32, widened and rounded as bits. The results are those of torch, bit for bit.
+Importing torch takes as long as mixing two models of a billion parameters, so the commonest mix is
+made here, without it. NumPy has no bf16: its elements are the upper halves of fp32, widened and
+rounded as bits. The results equal torch's, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from cocktail.errors import NonFiniteError
 from cocktail.tensors.dtypes import ITEM_SIZE, Bytes, Floats, torch_name
 
 SUMMED = frozenset({"F32", "BF16", "F16"})
-"""Types that are added up here."""
+"""The types that can be summed here."""
 PIECE = 1 << 16
-"""Elements that are worked on at a time: what a sum touches of so many, a megabyte, stays in a
-processor's L2 cache; with fewer, calls of NumPy take longer than the sums."""
-# As bits of fp32: the last number that is finite when it is rounded, and the one it is rounded to.
+"""Elements to process at a time. The megabyte that a sum of so many touches stays in a processor's
+L2 cache; with fewer, calls to NumPy take longer than the sums."""
+# As fp32 bits: the last number that is still finite when rounded, and the one it rounds to.
 _LAST_FINITE = {
     "F32": (0x7F7FFFFF, 0x7F7FFFFF),
     "BF16": (0x7F7F7FFF, 0x7F7F0000),
@@ -109,7 +109,7 @@ def rounded(block: Floats, code: str, scratch: Floats, out: Bytes, name: str) ->
 
 
 def narrow(block: Floats, scratch: Floats, out: Bytes) -> Bytes:
-    """fp32 rounded to the nearest bf16, to the even one of two.
+    """fp32 rounded to the nearest bf16, ties to even.
 
     Args:
         block: shape (n,), finite.
@@ -137,7 +137,7 @@ def require_finite(block: Floats, code: str, name: str) -> None:
         NonFiniteError: naming the tensor and what was found.
     """
     last, largest = map(float, np.array(_LAST_FINITE[code], np.uint32).view(np.float32))
-    # A NaN comes out of both, and no comparison with it holds; older NumPy warns of it.
+    # A NaN makes both NaN, and every comparison with it is false; older NumPy warns about it.
     with np.errstate(invalid="ignore"):
         if block.min() >= -last and block.max() <= last:
             return
@@ -149,9 +149,9 @@ def require_finite(block: Floats, code: str, name: str) -> None:
 def not_finite(
     name: str, worst: float | None, largest: float, dtype: str, when: str = "after"
 ) -> NonFiniteError:
-    """The error for a tensor that holds ``worst``, or exceeds the largest number of its type."""
+    """The error for a tensor that holds ``worst``, or exceeds its type's largest number."""
     found = f"holds {worst}" if worst is not None else f"exceeds {largest:g}, the largest {dtype}"
     return NonFiniteError(
-        f"{name} {found} {when} mixing - a mixed model has finite weights only - look at the "
+        f"{name} {found} {when} mixing - a mixed model must have finite weights - look at the "
         "ingredients with `cocktail inspect`, or write a wider dtype"
     )

@@ -20,7 +20,7 @@ ITEM_SIZE = {
 """Bytes per element."""
 
 FLOATING = frozenset({"F16", "BF16", "F32", "F64"})
-"""What can be mixed."""
+"""The types that can be mixed."""
 
 _TORCH_NAME = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn",
@@ -80,8 +80,8 @@ def parse_dtype(value: str | torch.dtype | None) -> str | None:
     code = _SHORT_NAMES.get(name) or _FROM_TORCH_NAME.get(name)
     if code not in FLOATING:
         raise RecipeError(
-            f"dtype is {str(value)!r} - a mix is written as float32, bfloat16, float16 or float64 "
-            "- name one of these, or leave it out to keep the ingredients' own"
+            f"dtype is {str(value)!r} - it must be float32, bfloat16, float16 or float64 - name "
+            "one of these, or leave it out to keep the ingredients' own"
         )
     return code
 

@@ -53,11 +53,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 def build_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, list[int]]:
-    """Lay tensors out one after another.
+    """Lay out tensors one after another.
 
     Args:
         tensors: name, dtype code and shape of each, in the order of their data.
-        metadata: text to text, kept in the header.
+        metadata: a map of text to text to store in the header.
 
     Returns:
         The first bytes of the file up to the data, and each tensor's offset from the file's start.
@@ -71,7 +71,7 @@ def build_header(
     text += b" " * (-len(text) % ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"the output's header would take {len(text):,} bytes - readers accept "
+            f"the output's header would take {len(text):,} bytes - readers accept at most "
             f"{MAX_HEADER_BYTES:,} - choose a smaller --max-shard-size"
         )
     prefix = struct.pack("<Q", len(text)) + text
@@ -87,14 +87,14 @@ def _header_bytes(path: Path, size: int, first: bytes) -> int:
         raise _broken(path, f"{size} bytes, too short for a safetensors header")
     length: int = struct.unpack("<Q", first)[0]
     if length > MAX_HEADER_BYTES or 8 + length > size:
-        raise _broken(path, f"its header should take {length:,} bytes, the file has {size:,}")
+        raise _broken(path, f"its header should take {length:,} bytes, but the file has {size:,}")
     return length
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name appears twice")
     return result
 
 
@@ -115,7 +115,7 @@ def _metadata(path: Path, metadata: Any) -> dict[str, str]:
 
 
 def is_text(value: str) -> bool:
-    """Whether it can be written in UTF-8: it has no half of a surrogate pair."""
+    """Whether it can be written in UTF-8: it has no lone surrogate."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -135,8 +135,8 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise CheckpointError(
-            f"{path}: tensor {name!r} has dtype {dtype!r} - known are {', '.join(ITEM_SIZE)} - "
-            "convert the checkpoint to one of these"
+            f"{path}: tensor {name!r} has dtype {dtype!r} - known types are {', '.join(ITEM_SIZE)} "
+            "- convert the checkpoint to one of these"
         )
     if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
         raise _broken(path, f"tensor {name!r} has shape {shape!r}")
@@ -147,7 +147,7 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
         raise _broken(
             path,
             f"tensor {name!r} of {dtype} {shape} needs {tensor.nbytes:,} bytes, "
-            f"its offsets give {offsets[1] - offsets[0]:,}",
+            f"but its offsets give {offsets[1] - offsets[0]:,}",
         )
     return tensor
 
@@ -163,4 +163,4 @@ def _require_contiguous(path: Path, tensors: list[TensorInfo], start: int, size:
     if end != size:
         names = listed([tensor.name for tensor in tensors if tensor.offset + tensor.nbytes > size])
         short = f", so these are cut off: {names}" if names else ""
-        raise _broken(path, f"its header describes {end:,} bytes, the file has {size:,}{short}")
+        raise _broken(path, f"its header describes {end:,} bytes, but the file has {size:,}{short}")

@@ -1,4 +1,4 @@
-"""What is known of a stored tensor without reading its data."""
+"""What is known about a stored tensor without reading its data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Delta(Protocol):
 
     @property
     def workspace(self) -> int:
-        """Bytes that a thread needs to read the tensor, beside the block."""
+        """Bytes that a thread needs, besides the block, to read the tensor."""
 
     def read(
         self, reader: Any, info: TensorInfo, start: int, stop: int, buffer: torch.Tensor
@@ -62,7 +62,7 @@ class TensorInfo:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its elements lie in the file one after the other, as they are read."""
+        """Whether its elements lie in the file one after another, in reading order."""
         return self.mapped is None and self.delta is None
 
     def rows(self, start: int, count: int) -> TensorInfo:
@@ -74,8 +74,8 @@ class TensorInfo:
         if self.delta is not None:
             raise CheckpointError(
                 f"{self.file}: tensor {self.name!r} is changed by an adapter, and its rows must be "
-                "aligned by token - one of the two is possible - merge the adapter into its base "
-                "first, with merge_and_unload()"
+                "aligned by token - only one of the two is possible - merge the adapter into its "
+                "base first, with merge_and_unload()"
             )
         shape = (count, *self.shape[1:])
         skipped = start * math.prod(self.shape[1:]) * ITEM_SIZE[self.dtype]
@@ -84,5 +84,5 @@ class TensorInfo:
 
     @property
     def read_dtype(self) -> str:
-        """The type in which blocks are read: with an adapter's change, fp32 or wider."""
+        """The type that blocks are read in: fp32 or wider where an adapter changes the tensor."""
         return self.dtype if self.delta is None or self.dtype == "F64" else "F32"

@@ -1,4 +1,4 @@
-"""Tensors of a ``torch.save`` file: its names and shapes, with the data left in the file."""
+"""Tensors of a ``torch.save`` file: names and shapes, with the data left in the file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_pickled(path: Path) -> PickledTensors:
     state = _load(path)
     if not isinstance(state, dict):
         raise CheckpointError(
-            f"{path}: holds a {type(state).__name__} - a checkpoint is a map from names to tensors "
+            f"{path}: holds a {type(state).__name__} - a checkpoint is a map of names to tensors "
             "- save the model's state_dict()"
         )
     tensors: dict[str, TensorInfo] = {}
@@ -92,7 +92,7 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def _plain(path: Path, name: object, value: object) -> torch.Tensor:
-    """The tensor without what training kept of it."""
+    """The tensor without its training state."""
     import torch  # noqa: PLC0415
 
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
@@ -103,13 +103,13 @@ def _plain(path: Path, name: object, value: object) -> torch.Tensor:
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
         kind = "quantised" if value.is_quantized else "without data" if value.is_meta else "sparse"
         raise CheckpointError(
-            f"{path}: tensor {name!r} is {kind} - averaged are tensors that hold all their "
-            "elements - save it as a dense one"
+            f"{path}: tensor {name!r} is {kind} - only tensors that hold all their "
+            "elements can be averaged - save it as a dense one"
         )
     if not is_text(name):
         raise CheckpointError(
             f"{path}: the name of tensor {name!r} is not text - files hold names in UTF-8 - rename "
-            "it, and save again"
+            "it and save again"
         )
     return value.detach()
 
@@ -119,6 +119,6 @@ def _code(path: Path, name: str, tensor: torch.Tensor) -> str:
         return code_of(tensor.dtype)
     except KeyError:
         raise CheckpointError(
-            f"{path}: tensor {name!r} has dtype {tensor.dtype} - it has no safetensors name - "
+            f"{path}: tensor {name!r} has dtype {tensor.dtype} - safetensors has no such type - "
             "convert it first"
         ) from None

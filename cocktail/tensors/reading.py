@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,14 +18,15 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK = 1 << 19
-"""Elements read at a time: with fewer, threads wait for the interpreter; more leave the caches."""
+"""Elements to read at a time: with fewer, threads wait for the interpreter; more overflow the
+caches."""
 ROWS = 128
-"""Of a matrix at a time where it is widened to fp64: nothing that wide is as large as a tensor but
-the sums of regmean."""
+"""Rows to read at a time where a matrix is widened to fp64, so that only regmean's sums ever hold a
+whole tensor in fp64."""
 
 
 class TensorReader:
-    """Reads parts of tensors into memory that the caller owns; one descriptor for each file.
+    """Reads parts of tensors into memory that the caller owns, with one descriptor per file.
 
     Safe to share between threads: every read names its own position. Plain reads, not a mapped
     file, so that what has been read does not stay in the process.
@@ -40,20 +40,14 @@ class TensorReader:
     def __enter__(self) -> TensorReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
         self._whole.clear()
 
     def read_bytes(self, info: TensorInfo, start: int, stop: int, buffer: Bytes) -> Bytes:
-        """Read elements ``start:stop`` as :meth:`read` does, without torch where they lie in a
-        plain file.
+        """Read elements ``start:stop`` as :meth:`read` does, but without torch for a plain file.
 
         Args:
             buffer: at least ``(stop - start)`` elements of ``info.read_dtype`` long.
@@ -110,7 +104,7 @@ class TensorReader:
     def _fill(self, info: TensorInfo, position: int, view: memoryview) -> None:
         descriptor = self._descriptor(info.file)
         while view:
-            # One call stops at 2,147,479,552 bytes and may stop earlier.
+            # One call reads at most 2,147,479,552 bytes, and may stop earlier.
             try:
                 count = os.preadv(descriptor, [view], position)
             except OSError as error:
@@ -136,14 +130,14 @@ class TensorReader:
 
 
 class StoredMatrix:
-    """A matrix in a file that need not be held: some of its rows after the other."""
+    """A matrix in a file that is read some rows at a time instead of being held."""
 
     def __init__(self, reader: TensorReader, info: TensorInfo) -> None:
         self._reader = reader
         self._info = info
 
     def split(self, rows: int) -> Iterator[torch.Tensor]:
-        """Like that of ``torch.Tensor``, in memory that the next rows overwrite.
+        """Like ``torch.Tensor.split``, in memory that the next rows overwrite.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.

@@ -1,4 +1,4 @@
-"""Write a reranker that is a language model as a classifier of one logit, for what serves those.
+"""Write a language-model reranker as a classifier with one logit, for servers that take only those.
 
 The score of a language model is ``(w_yes - w_no) . h`` with rows ``w`` of its output embedding and
 the last hidden state ``h``: a linear head of one logit, exactly.
@@ -31,29 +31,29 @@ from cocktail.write.place import output_folder, standing_problem
 HEAD = "score.weight"
 _OUTPUTS = ("lm_head.weight", "embed_out.weight")
 _INPUTS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
-# What some classes do to the logits after the output embedding.
+# What some classes do to the logits beyond the output embedding.
 _SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-# Of a sentence-transformers stack; the classifier is loaded without one.
+# Files of a sentence-transformers stack; the classifier is loaded without one.
 _STACK = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 def to_classifier(
     checkpoint: Checkpoint, output: Path, record: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Write the ``*ForSequenceClassification`` with one logit that scores as the model does.
+    """Write the one-logit ``*ForSequenceClassification`` that scores as the model does.
 
-    Tensors pass block by block. The head is written in fp32, where the difference of two rows is
-    exact up to one rounding.
+    Tensors are copied block by block. The head is written in fp32, in which the difference of two
+    rows is exact up to one rounding.
 
     Args:
-        record: how the model scores (``yes_token_id``, ``no_token_id``, ``prompt``); the config of
-            the output keeps the prompt.
-        overwrite: replace a model that stands at ``output``.
+        record: how the model scores (``yes_token_id``, ``no_token_id``, ``prompt``); the output's
+            config keeps the prompt.
+        overwrite: replace an existing model at ``output``.
 
     Raises:
         CheckpointError: the model's class has no such classifier, or does more to its logits than
             a linear head does.
-        OutputError: something stands at the output, or it cannot be written.
+        OutputError: the output already exists, or cannot be written.
     """
     name = classifier_class(checkpoint)
     source = _output_rows(checkpoint)
@@ -82,7 +82,7 @@ def to_classifier(
 
 
 def classifier_class(checkpoint: Checkpoint) -> str:
-    """The classifier of the model's family.
+    """The classifier class of the model's family.
 
     Raises:
         CheckpointError: transformers has none, or the logits are not linear in the last state.
@@ -94,14 +94,14 @@ def classifier_class(checkpoint: Checkpoint) -> str:
     name = "" if end is None else f"{found.removesuffix(end)}ForSequenceClassification"
     if not name or not hasattr(transformers, name):
         raise CheckpointError(
-            f"{checkpoint.reference}: is a {found or 'model without a named class'}, and "
-            "transformers has no classifier of that family - convert a language model that has one"
+            f"{checkpoint.reference}: is a {found or 'model without a named class'} - transformers "
+            "has no classifier for that family - convert a language model that has one"
         )
     changed = [key for key in _SCALES if checkpoint.config.get(key) not in (None, 1, 1.0)]
     if changed:
         raise CheckpointError(
             f"{checkpoint.reference}: {changed[0]} is {checkpoint.config[changed[0]]} - a linear "
-            "head does nothing to its logit - serve the language model itself"
+            "head cannot transform its logit - serve the language model itself"
         )
     return name
 
@@ -115,8 +115,8 @@ def _output_rows(checkpoint: Checkpoint) -> TensorInfo:
         if name in tensors:
             return tensors[name]
     raise CheckpointError(
-        f"{checkpoint.reference}: has none of {', '.join(names)} - the head is made of rows of the "
-        "output embedding - convert a language model that has one"
+        f"{checkpoint.reference}: has none of {', '.join(names)} - the head is made from rows of "
+        "the output embedding - convert a language model that has one"
     )
 
 
@@ -150,7 +150,7 @@ def _write_weights(
 
 
 def _head(reader: TensorReader, source: TensorInfo, record: Mapping[str, Any]) -> torch.Tensor:
-    """(H,) fp32: the row of yes, less that of no."""
+    """(H,) fp32: the row of "yes" minus that of "no"."""
     yes, no = record["yes_token_id"], record["no_token_id"]
     head = _row(reader, source, yes)
     return head if no is None else head - _row(reader, source, no)

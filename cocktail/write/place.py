@@ -1,4 +1,4 @@
-"""Where a mix may be written: what stands there already, and whether it fits."""
+"""Where a mix may be written: what is there already, and whether it fits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cocktail.checkpoint.weight_files import WRITTEN_PATTERNS
 from cocktail.errors import OutputError
 from cocktail.write.provenance import PROVENANCE_FILE
 
-_SPARE_BYTES = 16_000_000  # config, tokenizer, card and what the file system keeps for itself
+_SPARE_BYTES = 16_000_000  # config, tokenizer, card and the file system's own use
 
 
 def output_folder(path: str | Path) -> Path:
-    """The path that a user named, with the home folder in place of ``~``.
+    """The path that a user named, with ``~`` expanded.
 
     Raises:
         OutputError: it is not a path.
@@ -32,7 +32,7 @@ def output_folder(path: str | Path) -> Path:
 def output_problems(
     output: Path, ingredients: Mapping[str, Path], needed: int, *, overwrite: bool
 ) -> list[str]:
-    """Say why ``output`` cannot take a mix of ``needed`` bytes from these folders, by name.
+    """Say why ``output`` cannot take a mix of ``needed`` bytes from these folders (by name).
 
     An existing folder is replaced only with ``overwrite``, and only if it holds a model.
     """
@@ -50,8 +50,8 @@ def output_problems(
                 "is" if place == source else "contains" if place in source.parents else "lies in"
             )
             problems.append(
-                f"the output {output} {relation} the ingredient {name} - a source "
-                "is never written to - choose another output"
+                f"the output {output} {relation} the ingredient {name} - ingredients are never "
+                "written to - choose another output"
             )
     standing = standing_problem(output, overwrite=overwrite)
     if standing is not None:
@@ -60,7 +60,7 @@ def output_problems(
 
 
 def _unusable(output: Path) -> str | None:
-    """What the system says to a path that cannot be looked at."""
+    """The system's error for a path that cannot be examined, or ``None``."""
     try:
         output.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -73,15 +73,15 @@ def _unusable(output: Path) -> str | None:
 
 
 def standing_problem(output: Path, *, overwrite: bool) -> str | None:
-    """Say why what stands at ``output`` cannot be replaced."""
+    """Say why what exists at ``output`` cannot be replaced."""
     if output.exists() and not output.is_dir():
         return f"the output {output} is a file - it must be a folder - choose another"
     if not output.exists() or not any(output.iterdir()):
         return None
     if not overwrite:
         return (
-            f"the output {output} exists and is not empty - nothing is replaced unasked - choose "
-            "another output, or pass --overwrite (overwrite=True)"
+            f"the output {output} exists and is not empty - it is replaced only on request - "
+            "choose another output, or pass --overwrite (overwrite=True)"
         )
     if _holds_model(output):
         return None
@@ -92,7 +92,7 @@ def standing_problem(output: Path, *, overwrite: bool) -> str | None:
 
 
 def _holds_model(folder: Path) -> bool:
-    """Whether a config has weights beside it, in a module's folder, or a mix's record."""
+    """Whether a folder has a config with weights beside it or in a module's folder, or a record."""
     if (folder / "config.json").is_file():
         marks: tuple[str, ...] = (*WRITTEN_PATTERNS, PROVENANCE_FILE)
     elif (folder / "modules.json").is_file():
@@ -103,7 +103,7 @@ def _holds_model(folder: Path) -> bool:
 
 
 def linked_folders(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Where links among a checkpoint's weights lead, by a name for messages: sources as well."""
+    """The folders that links among a checkpoint's weights lead to, by a name for messages."""
     return {
         f"{checkpoint.reference} ({info.file.name} links there)": info.file.resolve().parent
         for _, info in checkpoint
@@ -122,8 +122,8 @@ def _place_problems(place: Path, needed: int) -> list[str]:
     needed += _SPARE_BYTES
     if free < needed:
         return [
-            f"the mix takes {needed / 1e6:,.0f} MB while it is written, {parent} has "
-            f"{free / 1e6:,.0f} MB free - the old output is kept until the new one is whole - free "
-            "space, or choose another disk"
+            f"the mix takes {needed / 1e6:,.0f} MB while it is written, but {parent} has only "
+            f"{free / 1e6:,.0f} MB free - any old output is kept until the new one is complete - "
+            "free space, or choose another disk"
         ]
     return []

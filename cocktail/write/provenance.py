@@ -1,4 +1,4 @@
-"""Record what a mix was made of, so that it can be made and checked again."""
+"""Record what a mix was made of, so that it can be remade and verified."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def provenance(plan: Plan, digests: Digests) -> dict[str, Any]:
 
 
 def file_metadata(plan: Plan) -> dict[str, str]:
-    """What goes into the metadata of every safetensors file."""
+    """The metadata of every safetensors file."""
     return {"format": "pt", "cocktail": plan.recipe.to_yaml()}
 
 
@@ -72,8 +72,8 @@ def read_provenance(folder: Path) -> Mapping[str, Any]:
     path = folder / PROVENANCE_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{folder}: has no {PROVENANCE_FILE} - only what cocktail mixed can be verified - name "
-            "the output of `cocktail mix`"
+            f"{folder}: has no {PROVENANCE_FILE} - only a mix made by cocktail can be verified - "
+            "name the output of `cocktail mix`"
         )
     value = read_json(path)
     try:
@@ -88,7 +88,7 @@ def read_provenance(folder: Path) -> Mapping[str, Any]:
 
 
 def _hub_name(checkpoint: Checkpoint) -> str | None:
-    """The Hub id of an ingredient; for a local fine-tune, the id its own card names as base."""
+    """An ingredient's Hub id; for a local fine-tune, the id that its card names as base."""
     if checkpoint.adaption is not None:
         return _hub_name(checkpoint.adaption.base)
     if checkpoint.commit is not None:

@@ -1,6 +1,6 @@
-"""Write a mixed model: into a folder beside the output, synced, then renamed into place.
+"""Write a mixed model into a folder beside the output, sync it, and rename it into place.
 
-At every instant the output path is absent, the old folder, or the whole new one.
+At every instant the output path is absent, the old folder, or the complete new one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from cocktail.tensors.info import TensorInfo
 from cocktail.tensors.reading import BLOCK, TensorReader
 from cocktail.write.place import standing_problem
 
-_AT_ONCE = 1 << 19  # bytes; for more, the page cache looks for runs of memory that are long to find
+_AT_ONCE = 1 << 19  # bytes; for more, the page cache searches long for large runs of memory
 _PRETRAINED = re.compile(r"For(MaskedLM|PreTraining)$")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -40,8 +39,8 @@ _RENAME_EXCHANGE = 2
 class StagedModel:
     """The new model while it is being written, in a temporary folder beside the output.
 
-    As a context manager: leaving it with an exception, or without ``commit``, removes the folder.
-    A process that is killed leaves it behind; the next mix to the same output clears it.
+    Leaving the context with an exception, or without ``commit``, removes the folder. A killed
+    process leaves it behind; the next mix to the same output clears it.
     """
 
     def __init__(self, plan: Plan, output: Path, *, sync: bool = True) -> None:
@@ -67,23 +66,18 @@ class StagedModel:
             raise OutputError(f"{self.folder}: cannot be made ({error.strerror})") from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self._close()
         if self._lock >= 0:
             os.close(self._lock)
         if not self._committed:
             shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OSError):
-            # A companion, the card or the sync met a disk that is full or failed.
+            # The disk filled up or failed at a companion, the card or the sync.
             raise _write_error(Path(error.filename or self.folder), error) from None
 
     def lay_out(self, metadata: Mapping[str, str]) -> None:
-        """Write every header and reserve the space, so that a full disk shows at once."""
+        """Write every header and reserve the space, so that a full disk is noticed at once."""
         for file in self.plan.files:
             if not file.is_safetensors:
                 empty = {tensor.name: np.empty(tensor.nbytes, np.uint8) for tensor in file.tensors}
@@ -110,7 +104,7 @@ class StagedModel:
             self._paths[tensor.key] = path
 
     def write_block(self, tensor: MixedTensor, start: int, block: Bytes) -> None:
-        """Put a block in its place; the sink of ``cocktail.mix.stream.stream``.
+        """Write a block to its place; the sink of ``cocktail.mix.stream.stream``.
 
         Raises:
             OutputError: the disk is full or failed.
@@ -127,7 +121,7 @@ class StagedModel:
             self._writeback.wrote(descriptor, position, position + block.nbytes)
 
     def read_digest(self, tensor: MixedTensor) -> str:
-        """The digest of a tensor that was written in pieces, which no pass saw in one order."""
+        """The digest of a tensor that was written in pieces, and so was never hashed in order."""
         offset = self._files[tensor.key][1]
         info = TensorInfo(tensor.name, tensor.dtype, tensor.shape, self._paths[tensor.key], offset)
         with TensorReader() as reader:
@@ -135,7 +129,7 @@ class StagedModel:
             return tensor_digest(reader, info, buffer, lambda _: None)
 
     def write_companions(self) -> None:
-        """Write all but the weights and the card: copies, indexes, side tensors, the config."""
+        """Write everything but weights and card: copies, indexes, side tensors and the config."""
         for relative, source in self.plan.companions.items():
             target = self.folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +153,7 @@ class StagedModel:
 
         held = self._side[file.path]
         state = {t.name: as_tensor(held[t.name], t.dtype).view(t.shape) for t in file.tensors}
-        buffer = io.BytesIO()  # a file would hide what the disk says behind a RuntimeError
+        buffer = io.BytesIO()  # writing to a file would hide the disk's error behind a RuntimeError
         torch.save(state, buffer)
         (self.folder / file.path).write_bytes(buffer.getvalue())
 
@@ -173,15 +167,15 @@ class StagedModel:
         """Sync everything to disk and rename the folder to the output path.
 
         Raises:
-            OutputError: the output cannot be replaced, or is not what it was when the mix was
-                planned; what stands there is untouched.
+            OutputError: the output cannot be replaced, or has changed since the mix was planned;
+                what exists there is untouched.
         """
         self._close()
         if self.sync:
             for path in self.folder.rglob("*"):
                 _sync(path)
         try:
-            # As late as can be: without it, other runs cannot tell that this one lives.
+            # As late as possible: without it, other runs cannot see that this one is alive.
             (self.folder / LOCK).unlink()
             if self.sync:
                 _sync(self.folder)
@@ -193,8 +187,8 @@ class StagedModel:
             _sync(self.output.parent)
 
     def _take_place(self) -> None:
-        """Rename the folder, unless something appeared at the output that may not be replaced; then
-        the mix, which may have taken hours, is kept under another name."""
+        """Rename the folder; if something irreplaceable has appeared at the output, keep the mix,
+        which may have taken hours, under another name."""
         problem = standing_problem(self.output, overwrite=self.plan.overwrite)
         try:
             if problem is None:
@@ -204,7 +198,7 @@ class StagedModel:
         if problem is not None:
             kept = self.output.with_name(f"{self.output.name}.cocktail-{os.getpid()}")
             self.folder.rename(kept)
-            raise OutputError(f"{problem}; the mix is done and was kept as {kept}")
+            raise OutputError(f"{problem}; the mix is complete and was kept as {kept}")
 
     def _rename(self) -> None:
         if not self.output.exists() or not any(self.output.iterdir()):
@@ -212,8 +206,8 @@ class StagedModel:
         elif _exchange(self.folder, self.output):
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
-            # No atomic exchange here: for an instant the path is absent, and the old model is
-            # whole under the other name until the new one has its place.
+            # No atomic exchange here: for an instant the path is absent, and the old model stays
+            # complete under the other name until the new one is in place.
             aside = self.output.with_name(f".{self.output.name}.cocktail-old")
             self.output.rename(aside)
             try:
@@ -229,7 +223,7 @@ class StagedModel:
         self._descriptors.clear()
 
     def _clear_leftovers(self) -> None:
-        """Remove what killed runs left beside this output, and nothing of a run that is alive."""
+        """Remove what killed runs left beside this output, but nothing of a run that is alive."""
         aside = self.output.with_name(f".{self.output.name}.cocktail-old")
         if aside.is_dir():
             if self.output.exists():
@@ -240,17 +234,17 @@ class StagedModel:
 
 
 def disk_bytes(plan: Plan) -> int:
-    """What a mix takes on the disk: the weights and the files that are copied beside them."""
+    """The bytes that a mix takes on disk: the weights and the files copied beside them."""
     return plan.output_bytes + sum(path.stat().st_size for path in plan.companions.values())
 
 
 def written_config(plan: Plan) -> dict[str, Any]:
-    """The donor's config with the type that is written, and without a head that is not."""
+    """The donor's config with the written type, and without a head that is left out."""
     config = dict(plan.donor.config)
     if not config:
         return config  # static embeddings have none
     if _lost_module(plan):
-        # Named as before, a loader would give it a random one.
+        # Under its old class name, a loader would give it a random head.
         names = [_PRETRAINED.sub("Model", str(name)) for name in config.get("architectures") or ()]
         config["architectures"] = names
     name = torch_name(plan.dtype)
@@ -261,7 +255,7 @@ def written_config(plan: Plan) -> dict[str, Any]:
 
 
 def _lost_module(plan: Plan) -> bool:
-    """Whether a module at the top of the donor, such as its head, is left out."""
+    """Whether a top-level module of the donor, such as its head, is left out."""
     if plan.recipe.head != "drop":
         return False
     kept = {tensor.name.partition(".")[0] for tensor in plan.tensors if tensor.part == MAIN}
@@ -269,7 +263,7 @@ def _lost_module(plan: Plan) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step; False where the system cannot."""
+    """Swap two paths in one step; return False where the system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
@@ -300,4 +294,6 @@ def _write_error(path: Path, error: OSError) -> OutputError:
     what = (
         "the disk is full" if error.errno == errno.ENOSPC else f"writing failed ({error.strerror})"
     )
-    return OutputError(f"{path}: {what} - the old output is untouched - free some space, run again")
+    return OutputError(
+        f"{path}: {what} - the old output is untouched - free some space and run again"
+    )

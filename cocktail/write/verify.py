@@ -19,7 +19,7 @@ from cocktail.write.provenance import read_provenance
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was recomputed for one model.
+    """The result of recomputing one model's digest.
 
     Attributes:
         model: the output folder, or the ingredient's reference.
@@ -70,8 +70,8 @@ def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:
     """Compare a mix and its ingredients with the digests in its ``cocktail.json``.
 
     Returns:
-        The output first, then each ingredient; one that is not here any more, or that had weight
-        zero and was never read, is ``unknown``.
+        The output first, then each ingredient; one that is no longer here, or that had weight zero
+        and was never read, is ``unknown``.
 
     Raises:
         CheckpointError: the folder is not a mix, or its own weights cannot be read.
@@ -86,7 +86,7 @@ def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:
             verdicts.append(Verdict(name, "ingredient", "unknown", "weight 0: it was not read"))
             continue
         if commit is None and "opened" not in entry and local_folder(name) is None:
-            # Never looked for on the Hub: a model of that name there is another one.
+            # Not looked for on the Hub: a model of that name there is a different one.
             detail = f"no folder {name} here; relative paths start at the current folder"
             verdicts.append(Verdict(name, "ingredient", "unknown", detail))
             continue
@@ -114,4 +114,4 @@ def _verdict(
         digest = checkpoint_digest(checkpoint, left_out, advance)
     if digest == expected:
         return Verdict(name, role, "same")
-    return Verdict(name, role, "different", f"digest {digest}, recorded {expected}")
+    return Verdict(name, role, "different", f"digest {digest}, but {expected} was recorded")

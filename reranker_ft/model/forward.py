@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from reranker_ft.errors import ModelError
 from reranker_ft.model.fast.attention import attention_without_plans as attention_without_plans
 from reranker_ft.model.fast.bf16_layers import bf16_layers, has_bf16_layers
+from reranker_ft.model.fast.bf16_layers import drop_bf16_layers as drop_bf16_layers
 from reranker_ft.model.fast.bf16_layers import keep_bf16_layers as keep_bf16_layers
 from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
 from reranker_ft.model.fast.embedding import looked_up_once as looked_up_once

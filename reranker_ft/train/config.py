@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
@@ -16,6 +15,7 @@ from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
 from reranker_ft.model.loss import LOSSES
 from reranker_ft.progress import on_terminal
+from reranker_ft.train.hardware import check_processes, settle_device, settle_precision
 
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_METRIC = "ndcg@10"
@@ -36,6 +36,7 @@ RANGES = {
     "distillation_weight": (0, 1e6),
     "max_eval_queries": (1, 2**31),
     "early_stopping_patience": (1, 2**31),
+    "warmup_ratio": (0, 1 - 1e-9),
 }
 FLASH_ATTENTION = "flash_attention_2"
 MODEL_TYPES = ("encoder", "decoder")
@@ -50,11 +51,10 @@ def _flag(text: str, default: Any = None) -> Any:
 class ModelArguments:
     """Which model to start from, and how it is loaded."""
 
-    model_name_or_path: str = field(
-        metadata={
-            "help": "A reranker to train further, or an encoder that gets a fresh one-logit head: "
-            "a folder or a Hub id."
-        }
+    model_name_or_path: str = _flag(
+        "A reranker to train further, or an encoder that gets a fresh one-logit head: "
+        "a folder or a Hub id.",
+        MISSING,
     )
     config_name: str | None = _flag("Config to use if not the model's own.")
     tokenizer_name: str | None = _flag("Tokenizer to use if not the model's own.")
@@ -84,22 +84,15 @@ class ModelArguments:
         "of more than a billion parameters."
     )
     from_peft: str | None = _flag("Adapters of a decoder to train further.")
-    raw_peft: list[str] | None = field(
-        default=None,
-        metadata={"help": "Adapters that are merged into a decoder before training."},
-    )
-    modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Modules of a decoder that are trained and saved whole, with LoRA."},
+    raw_peft: list[str] | None = _flag("Adapters that are merged into a decoder before training.")
+    modules_to_save: list[str] | None = _flag(
+        "Modules of a decoder that are trained and saved whole, with LoRA."
     )
     lora_rank: int = _flag("Rank of the adapters.", 64)
     lora_alpha: float = _flag("Scale of the adapters: alpha / rank.", 16.0)
     lora_dropout: float = _flag("Dropout before the adapters.", 0.1)
-    target_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Modules that get an adapter; all linear layers but the head's if not given."
-        },
+    target_modules: list[str] | None = _flag(
+        "Modules that get an adapter; all linear layers but the head's if not given."
     )
     save_merged_lora_model: bool = _flag(
         "Save the model with the adapters merged in, not the adapters.", False
@@ -137,16 +130,29 @@ class ModelArguments:
             return FLASH_ATTENTION
         return self.attn_implementation
 
+    @property
+    def hub(self) -> dict[str, Any]:
+        """Return what every ``from_pretrained`` of the run is told."""
+        return {
+            "cache_dir": self.cache_dir,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    @property
+    def saves_adapters(self) -> bool:
+        """Whether the output is adapters, not a whole model."""
+        return bool(self.use_lora) and not self.save_merged_lora_model
+
 
 @dataclass
 class DataArguments:
     """What to train on, and how texts become groups of token ids."""
 
-    train_data: list[str] = field(
-        metadata={
-            "help": "JSONL files, or folders of them: query, pos and neg, and optionally "
-            "pos_scores, neg_scores, prompt."
-        }
+    train_data: list[str] = _flag(
+        "JSONL files, or folders of them: query, pos and neg, and optionally "
+        "pos_scores, neg_scores, prompt.",
+        MISSING,
     )
     train_group_size: int = _flag(
         "Passages per query and step: one positive, the rest negatives drawn anew every epoch.", 8
@@ -168,9 +174,8 @@ class DataArguments:
     pad_to_multiple_of: int | None = _flag("Pad micro-batches to a multiple of this many tokens.")
     micro_batch_tokens: int | None = _flag(
         "Maximum padded tokens per forward pass; the step's pairs are sorted by length and cut "
-        "into "
-        "such micro-batches, which changes time and memory but not the result. Default: 2048 on "
-        "a CPU, 16384 elsewhere."
+        "into such micro-batches, which changes time and memory but not the result. Default: 2048 "
+        "on a CPU, 16384 elsewhere."
     )
     max_example_num_per_dataset: int = _flag(
         "Take a random sample of at most this many lines of each file.", 100_000_000
@@ -258,20 +263,14 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
     distillation_weight: float = _flag(
         "Weight of the distillation loss, added to the loss of the labels.", 1.0
     )
-    eval_data: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Held-out queries of the target, in the format of train_data. Measured before "
-            "the first step, every eval_steps (every epoch if not given), and at the end. "
-            "metric_for_best_model is ndcg@10 if not given."
-        },
+    eval_data: list[str] | None = _flag(
+        "Held-out queries of the target, in the format of train_data. Measured before "
+        "the first step, every eval_steps (every epoch if not given), and at the end. "
+        "metric_for_best_model is ndcg@10 if not given."
     )
-    retain_data: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Held-out queries of what the model must not lose; measured with eval_data, "
-            "under names with retain_."
-        },
+    retain_data: list[str] | None = _flag(
+        "Held-out queries of what the model must not lose; measured with eval_data, "
+        "under names with retain_."
     )
     max_eval_queries: int | None = _flag("Use only the first queries of eval_data and retain_data.")
     early_stopping_patience: int | None = _flag(
@@ -282,10 +281,9 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
     sub_batch_size: int | None = _flag("Accepted and not needed: see micro_batch_tokens.")
 
     def __post_init__(self) -> None:
-        self.notes: list[str] = []
         self._check_values()
-        self._settle_precision()
-        self._settle_device()
+        self.notes = settle_precision(self)
+        settle_device(self)
         self._settle_evaluation()
         if self.warmup_ratio and not _is_field_of_transformers("warmup_ratio"):
             self.warmup_steps = self.warmup_ratio
@@ -299,7 +297,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
                 super().__post_init__()
         except (ValueError, ImportError) as error:
             raise ArgumentError(" ".join(str(error).split())) from None
-        self._check_processes()
+        check_processes(self)
 
     @property
     def drawing_seed(self) -> int:
@@ -341,40 +339,6 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
                 "hard labels - leave it out, or soften them by a teacher's scores "
                 "(--knowledge_distillation True)"
             )
-        if not 0 <= self.warmup_ratio < 1:
-            raise ArgumentError(
-                f"warmup_ratio is {self.warmup_ratio} - it is a share of the steps - use 0 to 1"
-            )
-
-    def _settle_precision(self) -> None:
-        """Keep half precision where the hardware has it; else take fp32 and note it."""
-        flags: Any = self
-        has_gpu = torch.cuda.is_available() and not flags.use_cpu
-        other = torch.backends.mps.is_available() and not flags.use_cpu
-        if flags.fp16 and not has_gpu and not other:
-            flags.fp16 = False
-            self.notes.append("--fp16 needs a GPU and there is none: training in fp32.")
-        if flags.bf16 and not (torch.cuda.is_bf16_supported() if has_gpu else flags.use_cpu):
-            flags.bf16 = False
-            found = "this GPU does not have it" if has_gpu else "there is no GPU"
-            self.notes.append(f"--bf16 needs a GPU with bf16 and {found}: training in fp32.")
-
-    def _settle_device(self) -> None:
-        """Say that the CPU is meant where there is nothing else.
-
-        Left unsaid, accelerate takes each of several processes on a CPU for the only one.
-        """
-        if not _has_accelerator():
-            self.use_cpu = True
-
-    def _check_processes(self) -> None:
-        """Refuse processes that would each train alone and write over the others' output."""
-        launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-        if launched != self.world_size:
-            raise ArgumentError(
-                f"{launched} processes were started and {self.world_size} would train together on "
-                f"{self.device} - processes share the work - start one, or add --use_cpu True"
-            )
 
     def _settle_evaluation(self) -> None:
         """Evaluate what was given, when it was not said when."""
@@ -384,7 +348,7 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
                 for name in ("retain_data", "load_best_model_at_end", "early_stopping_patience")
                 if getattr(self, name)
             ]
-            if asked and not (asked == ["retain_data"]):
+            if asked and asked != ["retain_data"]:
                 raise ArgumentError(
                     f"{asked[-1]} is given without eval_data - the best model is chosen on the "
                     "target - add --eval_data"
@@ -400,11 +364,8 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
         if flags.metric_for_best_model:
             self._check_metric(flags.metric_for_best_model)
         # Only the best checkpoint is needed to come back to it, unless the user plans the saving.
-        if (flags.load_best_model_at_end, flags.save_strategy, flags.save_steps) == (
-            True,
-            "steps",
-            500,
-        ):
+        is_planned = flags.save_strategy != "steps" or flags.save_steps != 500
+        if flags.load_best_model_at_end and not is_planned:
             flags.save_strategy = "best"
 
     def _check_metric(self, name: str) -> None:
@@ -419,11 +380,3 @@ class RerankerTrainingArguments(TrainingArguments):  # type: ignore[misc]
 
 def _is_field_of_transformers(name: str) -> bool:
     return any(known.name == name for known in fields(TrainingArguments))
-
-
-def _has_accelerator() -> bool:
-    """Whether there is anything but a CPU to train on."""
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        return True
-    accelerator = getattr(torch, "accelerator", None)  # from torch 2.6 on
-    return accelerator is not None and bool(accelerator.is_available())

@@ -42,6 +42,16 @@ def trains_language_model(args: ModelArguments) -> bool:
     return is_language_model(config) and is_described(name, config, **hub)
 
 
+def load_tokenizer(args: ModelArguments) -> Any:
+    """Return the tokenizer that was asked for, else the model's own."""
+    with model_errors(args.model_name_or_path, args.cache_dir):
+        return AutoTokenizer.from_pretrained(
+            args.tokenizer_name or tokenizer_home(args.model_name_or_path),
+            use_fast=args.use_fast_tokenizer,
+            **args.hub,
+        )
+
+
 def load_decoder_for_training(args: ModelArguments) -> tuple[Any, Any]:
     """Return the language model with its readout, in fp32, with adapters; its tokenizer.
 
@@ -51,16 +61,8 @@ def load_decoder_for_training(args: ModelArguments) -> tuple[Any, Any]:
         ModelError: The model does not load, or is not a language model.
         ArgumentError: The prompt or the modules for adapters cannot be meant.
     """
-    name = args.model_name_or_path
-    common = {
-        "cache_dir": args.cache_dir,
-        "token": args.token,
-        "trust_remote_code": args.trust_remote_code,
-    }
-    with model_errors(name, args.cache_dir):
-        tokenizer = AutoTokenizer.from_pretrained(
-            args.tokenizer_name or tokenizer_home(name), use_fast=args.use_fast_tokenizer, **common
-        )
+    name, common = args.model_name_or_path, args.hub
+    tokenizer = load_tokenizer(args)
     options = {"dtype": "float32", "attn_implementation": args.attention, **common}
     for folder in args.raw_peft or ():
         if not is_adapter(folder):
@@ -93,19 +95,34 @@ def _readout(args: ModelArguments, config: Any, tokenizer: Any, hub: dict[str, A
 
 
 def _with_adapters(model: Any, args: ModelArguments) -> Any:
-    """Return the model with LoRA adapters (Hu et al., 2021), new or those of ``from_peft``."""
-    from peft import LoraConfig, PeftModel, get_peft_model  # noqa: PLC0415 - optional
+    """Return the model with LoRA adapters, new or those of ``from_peft``."""
+    from peft import PeftModel  # noqa: PLC0415 - optional
 
-    if args.from_peft is not None:
-        with model_errors(args.from_peft):
-            return PeftModel.from_pretrained(model, args.from_peft, is_trainable=True)
+    if args.from_peft is None:
+        return new_adapters(
+            model, args, task_type="CAUSAL_LM", modules_to_save=args.modules_to_save
+        )
+    with model_errors(args.from_peft):
+        return PeftModel.from_pretrained(model, args.from_peft, is_trainable=True)
+
+
+def new_adapters(model: Any, args: ModelArguments, **settings: Any) -> Any:
+    """Return the model with new LoRA adapters (Hu et al., 2021).
+
+    Args:
+        settings: Of PEFT's ``LoraConfig``, beside those that flags give.
+
+    Raises:
+        ArgumentError: The model has no module for them.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - optional
+
     config = LoraConfig(
-        task_type="CAUSAL_LM",
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.target_modules or "all-linear",
-        modules_to_save=args.modules_to_save,
+        **settings,
     )
     try:
         return get_peft_model(model, config)

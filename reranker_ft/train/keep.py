@@ -24,12 +24,11 @@ from reranker_ft.data.examples import Example, ExampleFiles, text_key
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError, DataError, RerankerError
 from reranker_ft.train.output_folder import (
-    ADAPTERS,
     CHOICE_REPORT,
     FINE_TUNED,
     HELD_OUT,
     KEPT,
-    WHOLE_MODEL,
+    holds_weights,
 )
 
 logger = logging.getLogger(__name__)
@@ -194,14 +193,8 @@ def _checkpoints(output: Path, last_step: int) -> list[Path]:
         for path in output.glob("checkpoint-*")
         if path.name.rpartition("-")[2].isdigit()
     }
-    kept = [path for step, path in sorted(numbered.items()) if step != last_step]
     return [
-        path
-        for path in kept
-        if any(
-            WHOLE_MODEL.fullmatch(each.name) or ADAPTERS.fullmatch(each.name)
-            for each in path.iterdir()
-        )
+        path for step, path in sorted(numbered.items()) if step != last_step and holds_weights(path)
     ]
 
 

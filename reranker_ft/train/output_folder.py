@@ -10,15 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+)
 
 from reranker_ft.errors import ArgumentError
 from reranker_ft.train.history import HISTORY_FILE, PICTURE_FILE
 
 WHOLE_MODEL = re.compile(
-    r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"
-    r"|(model\.safetensors|pytorch_model\.bin)\.index\.json"
+    "|".join(
+        rf"{stem}(-\d+-of-\d+)?\.{end}|{stem}\.{end}\.index\.json"
+        for stem, end in (name.split(".") for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME))
+    )
 )
-ADAPTERS = re.compile(r"adapter_model\.(safetensors|bin)|adapter_config\.json")
+ADAPTERS = re.compile(
+    "|".join((ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME, ADAPTER_CONFIG_NAME))
+)
 # Where a run that keeps general ability puts the fine-tune, the examples that the mix was chosen
 # by, and the report on the choice.
 FINE_TUNED = "fine-tuned"
@@ -29,7 +40,7 @@ CHOICE_REPORT = "report"
 RUN_OUTPUTS = re.compile(
     rf"checkpoint-\d+|{WHOLE_MODEL.pattern}|{ADAPTERS.pattern}|training_args\.bin|chat_template\.jinja"
     rf"|{re.escape(HISTORY_FILE)}|{re.escape(PICTURE_FILE)}"
-    rf"|{FINE_TUNED}|{re.escape(HELD_OUT)}|{re.escape(KEPT)}|{CHOICE_REPORT}|cocktail\.json"
+    rf"|{FINE_TUNED}|{re.escape(HELD_OUT)}|{re.escape(KEPT)}|{CHOICE_REPORT}|cocktail\.json|curve\.png"
 )
 
 
@@ -103,6 +114,15 @@ class OutputCallback(TrainerCallback):  # type: ignore[misc]
                 if args.should_save:
                     _remove(Path(args.output_dir), RUN_OUTPUTS)
         self.overwrite = False
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder holds a model or adapters."""
+    return any(
+        WHOLE_MODEL.fullmatch(path.name) or ADAPTERS.fullmatch(path.name)
+        for path in folder.iterdir()
+        if path.suffix != ".json"
+    )
 
 
 def keep_one_model(output: Path, *, adapters: bool) -> None:

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from reranker_ft.errors import ArgumentError
+from reranker_ft.train.output_folder import holds_weights
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
-WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*", "adapter_model.bin")
 # What decides the shapes of a model, or how its numbers are read.
 SIZES = (
     *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -79,8 +79,7 @@ def _defect(folder: Path, *, sharded: bool) -> str | None:
         return f"it has a broken {STATE_FILE}"
     if sharded:
         return None
-    files = [path for pattern in WEIGHTS for path in folder.glob(pattern)]
-    if not files:
+    if not holds_weights(folder):
         return "it has no weights"
     try:
         dict(_shapes(folder))

@@ -8,21 +8,24 @@ from typing import Any
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
 
-from reranker_ft.errors import ArgumentError, ModelError, one_line
+from reranker_ft.errors import ModelError
 from reranker_ft.model.load import (
     is_adapter,
     load_adapter,
     model_errors,
     no_load_report,
-    tokenizer_home,
 )
 from reranker_ft.model.rerankers import attach_recorded
 from reranker_ft.model.tokenizer import fit_tokenizer, separate_pairs
 from reranker_ft.train.config import ModelArguments
-from reranker_ft.train.decoder import load_decoder_for_training, trains_language_model
+from reranker_ft.train.decoder import (
+    load_decoder_for_training,
+    load_tokenizer,
+    new_adapters,
+    trains_language_model,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +47,8 @@ def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tup
     """
     if trains_language_model(args):
         return load_decoder_for_training(args)
-    name = args.model_name_or_path
-    common = {
-        "cache_dir": args.cache_dir,
-        "token": args.token,
-        "trust_remote_code": args.trust_remote_code,
-    }
-    with model_errors(name, args.cache_dir):
-        tokenizer = AutoTokenizer.from_pretrained(
-            args.tokenizer_name or tokenizer_home(name), use_fast=args.use_fast_tokenizer, **common
-        )
+    name, common = args.model_name_or_path, args.hub
+    tokenizer = load_tokenizer(args)
     missing: set[str] = set()
     if is_adapter(name):
         model = _adapter_for_training(args, common)
@@ -132,33 +127,22 @@ def _report_fresh_weights(name: str, model: Any, missing: set[str]) -> None:
 
 
 def _with_adapters(model: Any, args: ModelArguments, fresh: set[str]) -> Any:
-    """Return the model with LoRA adapters (Hu et al., 2021); the head is trained and saved whole.
+    """Return the model with new LoRA adapters; the head is trained and saved whole.
 
     Args:
         fresh: Parameters that the checkpoint does not hold. A pooler among them is trained whole
             too: what it started from could not be had again.
     """
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - optional
-
     pooler = ["pooler"] if any(".pooler." in name for name in fresh) else []
     heads = [
         name
         for name, module in model.named_children()
         if name != model.base_model_prefix and any(True for _ in module.parameters())
     ]
-    config = LoraConfig(
+    return new_adapters(
+        model,
+        args,
         task_type="SEQ_CLS",
-        r=args.lora_rank,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=args.target_modules or "all-linear",
         modules_to_save=heads + pooler,
         exclude_modules=r".*\bpooler\b.*" if pooler else None,
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ArgumentError(
-            f"no adapters fit {args.target_modules or 'all linear layers'} of "
-            f"{args.model_name_or_path}: {one_line(error)}"
-        ) from error

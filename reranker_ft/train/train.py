@@ -27,6 +27,7 @@ from reranker_ft.model.readout import pair_encoder, readout_of, settle_instructi
 from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, position_limit
 from reranker_ft.model.stack import write_stack
 from reranker_ft.progress import on_terminal
+from reranker_ft.train.card import write_card
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.train.groups import GroupDataset, KnownPositives
@@ -100,7 +101,19 @@ def run(
             trainer.evaluate()
         if trainer.is_world_process_zero():
             draw_history(output / PICTURE_FILE, trainer.state.log_history)
-        _save(trainer, model_args, output if held_out is None else output / FINE_TUNED)
+        fine_tuned = output if held_out is None else output / FINE_TUNED
+        _save(trainer, model_args, fine_tuned)
+        if trainer.is_world_process_zero():
+            write_card(
+                fine_tuned, model_args.model_name_or_path,
+                train_data=data_files(data_args.train_data),
+                eval_data={
+                    "eval": data_files(training_args.eval_data or ()),
+                    "eval_retain": data_files(training_args.retain_data or ()),
+                },
+                history=trainer.state.log_history,
+                adapters=model_args.saves_adapters,
+            )  # fmt: skip
     if held_out is not None and trainer.is_world_process_zero():
         choose_mix(
             model_args.model_name_or_path, output, held_out, keep=data_args.keep,
@@ -182,8 +195,7 @@ def _train(trainer: RerankerTrainer, checkpoint: Path | None) -> None:
 
 def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
     """Write the trained model, which is then the only one in the folder."""
-    adapters = bool(args.use_lora) and not args.save_merged_lora_model
-    if args.use_lora and not adapters:
+    if args.use_lora and not args.saves_adapters:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(str(output), _internal_call=True)  # pushed when all is there
     if not trainer.is_world_process_zero():
@@ -191,7 +203,7 @@ def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
     if args.use_lora:
         # Beside the adapters too, so that whoever adds them to the base knows the head.
         trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
-    keep_one_model(output, adapters=adapters)
+    keep_one_model(output, adapters=args.saves_adapters)
     readout = readout_of(trainer.model)
     if readout is not None and readout.yes is not None:
         with trainer.data_collator.encoder.tokenizer_as_it_came():

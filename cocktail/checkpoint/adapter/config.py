@@ -21,21 +21,24 @@ _UNDERSTOOD = frozenset(
         "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
         "lora_bias", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save",
         "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-        "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
+        "runtime_config", "target_modules", "target_parameters", "task_type", "use_dora",
+        "use_rslora",
     }
 )  # fmt: skip
-# These start training by taking a part out of the base's weights; others only choose A and B.
+# These initialisations subtract a part of the base's weights; the others only choose A and B.
 _CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What is needed of an adapter's config.
+    """The settings of an adapter's config that its tensors depend on.
 
     Attributes:
         base: folder or Hub id of the model that it was trained on, with its revision.
         modules_to_save: modules that were trained whole and are stored whole.
-        ties_embeddings: where the base ties its embeddings, what was trained of them is tied too.
+        target_parameters: ends of the names of parameters that are changed without a layer of their
+            own, such as those of experts.
+        ties_embeddings: where the base ties its embeddings, the trained ones are tied too.
         model_class: the class that it was trained in, where the config names one.
     """
 
@@ -48,6 +51,7 @@ class LoraConfig:
     is_dora: bool
     fan_in_fan_out: bool
     modules_to_save: tuple[str, ...]
+    target_parameters: tuple[str, ...]
     ties_embeddings: bool
     task: str | None
     model_class: str | None
@@ -61,6 +65,10 @@ class LoraConfig:
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.is_rank_stabilised else alpha / rank
 
+    def targets(self, parameter: str) -> bool:
+        """Whether a parameter is changed by itself, not as the weight of a targeted layer."""
+        return f".{parameter}".endswith(tuple(f".{name}" for name in self.target_parameters))
+
     def saves(self, tensor: str) -> bool:
         """Whether a tensor belongs to one of the modules that are stored whole."""
         return any(re.search(rf"(^|\.){re.escape(m)}\.", tensor) for m in self.modules_to_save)
@@ -70,15 +78,15 @@ def read_adapter_config(folder: Path) -> LoraConfig:
     """Read an adapter's config.
 
     Raises:
-        CheckpointError: it is no LoRA, uses a variant that is not a fixed change of the weights or
-            not known, or is damaged.
+        CheckpointError: it is not a LoRA, uses a variant that is unknown or not a fixed change of
+            the weights, or is damaged.
     """
     path = folder / ADAPTER_CONFIG
     values = read_json(path)
     kind = values.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"{folder}: is an adapter of type {kind!r} - only LORA is added to its base here - "
+            f"{folder}: is an adapter of type {kind!r} - only LORA can be added to its base - "
             "merge it with merge_and_unload() where PEFT can, and save that"
         )
     active = sorted(key for key, value in values.items() if value and key not in _UNDERSTOOD)
@@ -87,8 +95,8 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         active.append(f"init_lora_weights={start}")
     if active:
         raise CheckpointError(
-            f"{folder}: uses {listed(active)} - an adapter is added here as a low-rank change of "
-            "the base's own weights - merge it with merge_and_unload(), and save that"
+            f"{folder}: uses {listed(active)} - an adapter must be a low-rank change of the "
+            "base's own weights - merge it with merge_and_unload(), and save that"
         )
     try:
         return _parse(values)
@@ -106,7 +114,7 @@ def _parse(values: Mapping[str, Any]) -> LoraConfig:
         re.compile(pattern)
     rank, alpha = int(values.get("r", 8)), float(values.get("lora_alpha", 8))
     if min([rank, *ranks.values()]) < 1:
-        raise ValueError(f"a rank is {min([rank, *ranks.values()])}")
+        raise ValueError(f"a rank is {min([rank, *ranks.values()])}, less than 1")
     if not all(map(math.isfinite, (alpha, *alphas.values()))):
         raise ValueError("an alpha is not finite")
     return LoraConfig(
@@ -119,6 +127,7 @@ def _parse(values: Mapping[str, Any]) -> LoraConfig:
         is_dora=bool(values.get("use_dora")),
         fan_in_fan_out=bool(values.get("fan_in_fan_out")),
         modules_to_save=tuple(map(str, values.get("modules_to_save") or ())),
+        target_parameters=tuple(map(str, values.get("target_parameters") or ())),
         ties_embeddings=bool(values.get("ensure_weight_tying")),
         task=values.get("task_type"),
         model_class=(values.get("auto_mapping") or {}).get("base_model_class"),

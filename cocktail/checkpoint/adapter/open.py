@@ -1,7 +1,7 @@
 """Open a PEFT adapter on its base as one ingredient, without merging the two.
 
 The tensors of the result are the base's, in the base's files. Those that the adapter changes carry
-the change and are read with it; those that it has trained whole are the adapter's own.
+the change and are read with it; those that were trained in full come from the adapter's file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cocktail.errors import CheckpointError, listed
 from cocktail.tensors.dtypes import FLOATING
 from cocktail.tensors.reading import equal_tensors
 
-# Heads that a model was pretrained with and that a class with a head of its own has no use for.
+# Pretraining heads, for which a class with a head of its own has no use.
 _PRETRAINING_HEAD = re.compile(
     r"(cls|lm_head|embed_out|vocab_transform|vocab_layer_norm|vocab_projector|"
     r"discriminator_predictions|generator_predictions|generator_lm_head)\..+|decoder\.(weight|bias)"
@@ -45,7 +45,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def split_pair(text: str) -> tuple[str, str] | None:
-    """Split ``BASE+ADAPTER``; ``None`` where ``text`` is a folder or no such pair."""
+    """Split ``BASE+ADAPTER``; ``None`` where ``text`` is a folder or not such a pair."""
     if local_folder(text) is not None:
         return None
     pairs = [(text[: m.start()], text[m.end() :]) for m in re.finditer(r"(?<=.)\+(?=.)", text)]
@@ -54,7 +54,7 @@ def split_pair(text: str) -> tuple[str, str] | None:
 
 
 def _standing(pair: tuple[str, str]) -> tuple[int, int]:
-    """How much the two look like models: 2 for a folder, 1 for an id; of the worse, and of both."""
+    """Score how far each side looks like a model (folder 2, id 1): the lower score, and the sum."""
     sides = [
         2 if local_folder(side) is not None else int(parse_identifier(side) is not None)
         for side in pair
@@ -75,7 +75,7 @@ def open_adapter(text: str, base_reference: str | None, reference: str) -> Check
     folder, commit = locate(reference)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
-            f"{reference}: has no {ADAPTER_CONFIG} - behind the + stands a PEFT adapter - check "
+            f"{reference}: has no {ADAPTER_CONFIG} - a PEFT adapter must follow the + - check "
             "the path"
         )
     lora = read_adapter_config(folder)
@@ -126,7 +126,7 @@ def _names_other_class(base: Checkpoint, config: Mapping[str, Any]) -> bool:
 def _require_untouched_ties(
     base: Checkpoint, joined: JoinedTensors, lora: LoraConfig, adapter: str
 ) -> None:
-    """Refuse one trained embedding of two that the base ties: a loader would tie them again."""
+    """Refuse a change to only one of two tied embeddings: a loader would tie them again."""
     before = base.parts[MAIN].tensors
     ties = is_tied(base.config) is not False and not any(map(_is_output, before))
     architectures = base.config.get("architectures") or ()
@@ -147,8 +147,8 @@ def _require_untouched_ties(
     ]
     if untied:
         raise CheckpointError(
-            f"{adapter}: has trained {listed(untied)} alone, where {base.reference} ties input and "
-            "output embedding - a loader would tie them again - save the base with both, and "
+            f"{adapter}: changes only {listed(untied)}, but {base.reference} ties its input and "
+            "output embeddings - a loader would tie them again - save the base with both, and with "
             "tie_word_embeddings false in its config"
         )
 
@@ -159,7 +159,7 @@ def _parts(
     """The parts of the ingredient, and a note about what is left out.
 
     Args:
-        drop_heads: the class is another than the base's, without the head of its pretraining.
+        drop_heads: the class differs from the base's and lacks its pretraining head.
     """
     main = base.parts[MAIN]
     others = {path: part for path, part in base.parts.items() if path != MAIN}

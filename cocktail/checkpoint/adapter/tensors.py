@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cocktail.checkpoint.adapter.config import LoraConfig
+from cocktail.checkpoint.adapter.parameters import changed_parameters
 from cocktail.checkpoint.architecture import architecture_of
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.checkpoint.prefixes import extra_prefix
@@ -25,7 +26,7 @@ _MATRIX = re.compile(
     r"(?P<module>.+)\.lora_(?P<kind>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(\.(?!weight$|bias$)[^.]+)?(\.(?P<leaf>weight|bias))?"
 )
-# transformers' Conv1D layers keep (in, out); PEFT goes by the layer, whatever the config says.
+# transformers' Conv1D layers store (in, out); PEFT goes by the layer, whatever the config says.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D_LAYERS = ("c_attn", "c_fc", "c_proj", "q_attn")
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
@@ -36,8 +37,9 @@ class StoredAdapter:
     """The tensors of an adapter's file, by their names in the model that it was trained in.
 
     Attributes:
-        matrices: by module, its tensors by kind: ``A``, ``B``, ``B.bias``, ``embedding_A``, ...
-        whole: those that take the place of the base's, or join them.
+        matrices: for each module, its tensors by kind: ``A``, ``B``, ``B.bias``, ``embedding_A``,
+            ...
+        whole: tensors that replace the base's or are added to them.
     """
 
     matrices: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
@@ -50,8 +52,8 @@ class JoinedTensors:
 
     Attributes:
         tensors: by name; with the class's prefix if the adapter brings tensors of its own.
-        added: names of those that the base lacks.
-        prefix: what the base's names were given.
+        added: names of the tensors that the base lacks.
+        prefix: the prefix that was put before the base's names.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -63,7 +65,7 @@ def read_stored(folder: Path) -> StoredAdapter:
     """Read the headers of an adapter's file.
 
     Raises:
-        CheckpointError: there is none, it is damaged, empty, or holds tensors of another method.
+        CheckpointError: there is none, or it is damaged, empty, or holds tensors of another method.
     """
     path = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
@@ -74,7 +76,7 @@ def read_stored(folder: Path) -> StoredAdapter:
     tensors, aliases = read_tensor_file(path)
     tensors |= {alias: replace(tensors[name], name=alias) for alias, name in aliases.items()}
     result, unknown = StoredAdapter(), []
-    # Where one tensor is stored under its plain name and under a wrapper's, the plain one counts.
+    # Where a tensor is stored under both its plain name and a wrapper's, the plain one counts.
     for key in sorted(tensors, key=lambda key: (key.count("."), key)):
         name = key.removeprefix(_PREFIX)
         match = _MATRIX.fullmatch(name)
@@ -87,8 +89,8 @@ def read_stored(folder: Path) -> StoredAdapter:
             result.whole.setdefault(_WRAPPERS.sub("", name), tensors[key])
     if unknown:
         raise CheckpointError(
-            f"{path}: holds {listed(unknown)} - known are LoRA's A and B and DoRA's magnitudes - "
-            "merge the adapter with merge_and_unload(), and save that"
+            f"{path}: holds {listed(unknown)} - only LoRA's A and B and DoRA's magnitudes are "
+            "known - merge the adapter with merge_and_unload(), and save that"
         )
     empty = [name for name, info in tensors.items() if info.numel == 0]
     if empty:
@@ -98,7 +100,7 @@ def read_stored(folder: Path) -> StoredAdapter:
             "save the adapter again"
         )
     if not tensors:
-        raise CheckpointError(f"{path}: holds no tensor - train the adapter, and save it again")
+        raise CheckpointError(f"{path}: holds no tensor - train the adapter and save it again")
     return result
 
 
@@ -112,7 +114,7 @@ def join_tensors(
         adapter: what messages call the adapter.
 
     Raises:
-        CheckpointError: with all names of what the base lacks, or of what does not fit it.
+        CheckpointError: naming every tensor that the base lacks, or that does not fit it.
     """
     base, name = checkpoint.parts[MAIN].tensors, checkpoint.reference
     wanted = [f"{module}.weight" for module in stored.matrices] + list(stored.whole)
@@ -123,7 +125,10 @@ def join_tensors(
     whole = {to_base(key): info for key, info in stored.whole.items()}
     tensors = {**base, **{key: info for key, info in whole.items() if key in base}}
     matcher = _Matcher(tensors, lora, checkpoint.config.get("model_type") in _CONV1D_MODELS)
+    experts = changed_parameters(checkpoint, tensors, stored.matrices, lora, adapter)
     for module, kinds in stored.matrices.items():
+        if module in experts.modules:
+            continue
         matcher.match(module, to_base(f"{module}.weight").removesuffix(".weight"), kinds)
     added = [key for key in stored.whole if to_base(key) not in base]
     lacking = matcher.lacking + [key for key in added if not lora.saves(key)]
@@ -131,8 +136,8 @@ def join_tensors(
     ties = is_tied(checkpoint.config) is not False
     if lacking and ties and all(key.endswith(OUTPUT_EMBEDDINGS) for key in lacking):
         raise CheckpointError(
-            f"{adapter}: changes {listed(lacking)}, which {name} ties to its input embedding - a "
-            "change of one of the two would untie them - merge it with merge_and_unload(), and "
+            f"{adapter}: changes {listed(lacking)}, which {name} ties to its input embedding - "
+            "changing only one of the two would untie them - merge it with merge_and_unload(), and "
             "save that"
         )
     if lacking:
@@ -140,7 +145,7 @@ def join_tensors(
             f"{adapter}: changes {listed(lacking)}, which {name} lacks - an adapter is added to "
             f"the model it was trained on - name that one: BASE+{adapter}"
         )
-    misfits = matcher.misfits + [
+    misfits = [*experts.misfits, *matcher.misfits] + [
         f"{key} {list(info.shape)} for {list(base[key].shape)}"
         for key, info in whole.items()
         if key in base and info.shape != base[key].shape
@@ -150,7 +155,7 @@ def join_tensors(
             f"{adapter}: does not fit {name} ({listed(misfits, 3)}) - an adapter is added to the "
             f"model it was trained on - name that one: BASE+{adapter}"
         )
-    tensors |= matcher.changed
+    tensors |= matcher.changed | experts.changed
     if added:
         tensors = {prefix + key: info for key, info in tensors.items()}
         tensors |= {key: stored.whole[key] for key in added}
@@ -160,7 +165,7 @@ def join_tensors(
 def _renaming(
     base: Mapping[str, TensorInfo], wanted: list[str], prefix: str
 ) -> Callable[[str], str]:
-    """How the base calls what the adapter calls by the names of another class."""
+    """Map the adapter's names, which may be another class's, to the base's."""
     missing = extra_prefix(list(base), wanted)
 
     def rename(name: str) -> str:
@@ -174,8 +179,11 @@ def _renaming(
 def _by_class(
     base: Mapping[str, TensorInfo], otherwise: Callable[[str], str], config: Mapping[str, Any]
 ) -> Callable[[str], str]:
-    """How the base's files call a module: transformers may rename what it loads, and an adapter's
-    names are those of the loaded model, today's or those of an older version."""
+    """Find a module's name in the base's files.
+
+    transformers may rename what it loads, and an adapter uses the names of the loaded model, in
+    today's version or an older one.
+    """
     asked = architecture_of(config)
     if asked is None:
         return otherwise
@@ -189,7 +197,7 @@ def _by_class(
 
 
 class _Matcher:
-    """Finds for each pair of matrices the tensor that it changes, and gathers what is wrong."""
+    """Finds the tensor that each pair of matrices changes, and collects what is wrong."""
 
     def __init__(
         self, tensors: Mapping[str, TensorInfo], lora: LoraConfig, has_conv1d: bool
@@ -205,7 +213,7 @@ class _Matcher:
         """Match one module.
 
         Args:
-            module: its name in the adapter, which rank and alpha patterns speak of.
+            module: its name in the adapter, which rank and alpha patterns refer to.
             stem: its name in the base.
         """
         weight, bias = self.tensors.get(f"{stem}.weight"), self.tensors.get(f"{stem}.bias")
@@ -267,7 +275,7 @@ class _Matcher:
         if "embedding_A" in kinds:
             return True
         a, b = _factors(kinds)
-        if b.shape[0] == a.shape[1]:  # the shapes do not tell
+        if b.shape[0] == a.shape[1]:  # the shapes do not say
             if self.has_conv1d:
                 return module.rpartition(".")[2] in _CONV1D_LAYERS
             return self.lora.fan_in_fan_out

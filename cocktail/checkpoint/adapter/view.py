@@ -1,7 +1,7 @@
-"""Show the files of an adapter and of its base as those of one model.
+"""Present the files of an adapter and of its base as those of one model.
 
 Loaders of configs and tokenizers take a folder. The adapter's own files come first, the base's fill
-in, and the config is made to fit a head that the adapter brings.
+the gaps, and the config is made to fit a head that the adapter brings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cocktail.errors import CheckpointError, listed
 from cocktail.system.temporary import View
 from cocktail.tensors.info import TensorInfo
 
-# The last layer of a head, which has a row for each label.
+# The last layer of a head, which has one row per label.
 _LABEL_LAYERS = ("out_proj", "classifier", "score", "logits_proj")
 _SEQUENCE_CLASS = "ForSequenceClassification"
 
@@ -28,9 +28,9 @@ def make_view(base: Checkpoint, adapter: Path, main: str, config: Mapping[str, A
     """Link the companions of both into a temporary folder.
 
     Args:
-        main: where in it the model's config and tokenizer belong; with modules of the adapter's
-            own, its top.
-        config: what ``config.json`` shall say.
+        main: the sub-folder for the model's config and tokenizer; the top folder where the adapter
+            has modules of its own.
+        config: the content of ``config.json``.
 
     Raises:
         CheckpointError: the temporary folder cannot be made.
@@ -42,7 +42,7 @@ def make_view(base: Checkpoint, adapter: Path, main: str, config: Mapping[str, A
         name: source / name for name in companions_in(source) if not has_modules or "/" not in name
     }
     if any(is_tokenizers(Path(name)) for name in own):
-        # A tokenizer is one set of files; of two, neither half would mean the same.
+        # A tokenizer is one set of files; halves of two different ones would mean neither.
         links = {name: path for name, path in links.items() if not is_tokenizers(path)}
     links["README.md"] = base.folder / "README.md"
     for name in own:
@@ -60,8 +60,8 @@ def make_view(base: Checkpoint, adapter: Path, main: str, config: Mapping[str, A
         target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
-            f"{adapter}: no temporary folder can be made to show it with its base "
-            f"({error.strerror or error}) - TMPDIR names where - make room there"
+            f"{adapter}: no temporary folder can be made to combine it with its base "
+            f"({error.strerror or error}) - TMPDIR says where - make room there"
         ) from None
     return view
 
@@ -82,7 +82,7 @@ def fitted_config(
         adapter: what messages call it.
 
     Raises:
-        CheckpointError: the class with that head is not known.
+        CheckpointError: no class with that head is known.
     """
     architecture = _architecture(config)
     if not added or architecture.endswith(_SEQUENCE_CLASS) or architecture == lora.model_class:
@@ -90,9 +90,9 @@ def fitted_config(
     name = lora.model_class or (_sequence_class(config) if lora.task == "SEQ_CLS" else None)
     if name is None:
         raise CheckpointError(
-            f"{adapter}: brings {listed(list(added))} for the task {lora.task!r}, its base is a "
-            f"{architecture or 'model without architectures'} - the config must name a class with "
-            "that head - put a config.json with its architectures beside the adapter"
+            f"{adapter}: brings {listed(list(added))} for the task {lora.task!r}, but its base is "
+            f"a {architecture or 'model without architectures'} - the config must name a class "
+            "with that head - put a config.json with its architectures beside the adapter"
         )
     fitted = {**config, "architectures": [name]}
     labels = _count_labels(added)

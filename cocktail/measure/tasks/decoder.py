@@ -1,4 +1,4 @@
-"""Decoders: cross-entropy of the output's tokens, given the input."""
+"""Decoders: cross-entropy of the output's tokens given the input."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from cocktail.measure.tasks.examples import ExampleError, WrittenExample
 from cocktail.measure.tasks.task import Batch, by_length, length_limit, pad, pad_mask
 
 CANDIDATES = 256
-"""Tokens of the vocabulary whose probabilities are kept at each position."""
+"""How many tokens' probabilities to keep at each position."""
 
 
 class TokenTask:
-    """N texts to write; a row is the loss of one token of an output.
+    """N texts to generate; a row is the loss of one token of an output.
 
-    Shared by decoders and encoder-decoders, which differ in how they get from a batch to logits.
+    Decoders and encoder-decoders share it; they differ in how they get from a batch to logits.
 
-    Comparing the distributions of two models needs more than losses. Kept are, at each position,
-    the log-probabilities of the token itself, of the ``CANDIDATES`` most likely ones of the model
-    that ran first, and of all others together as one, which makes a divergence at most smaller: a
-    kilobyte for each token instead of the vocabulary.
+    Comparing the distributions of two models takes more than losses. So the log-probabilities are
+    kept, at each position, of the token itself, of the ``CANDIDATES`` most likely tokens of the
+    model that ran first, and of all others combined, which can only lower a divergence: a kilobyte
+    per token instead of the whole vocabulary.
     """
 
     entangled = False
@@ -55,7 +55,7 @@ class TokenTask:
         return torch.cat(spans)
 
     def _token_ids(self, batch: Batch) -> Tensor:
-        """(T,) the output tokens of a batch, in the order of its rows."""
+        """(T,) the output tokens of a batch, in row order."""
         flat = torch.tensor([token for target in self._targets for token in target])
         tokens: Tensor = flat[batch.rows]
         return tokens
@@ -66,18 +66,18 @@ class TokenTask:
         return F.cross_entropy(logits, self._token_ids(batch).to(logits.device), reduction="none")
 
     def keep(self, model: Any, batch: Batch) -> Tensor:
-        """(T, CANDIDATES + 1) log-probabilities of candidates, and of all others together."""
+        """(T, CANDIDATES + 1) log-probabilities of candidates, and of all others combined."""
         logits = self._logits(model, batch).float()  # (T, V)
         tokens = self._token_ids(batch).to(logits.device)[:, None]  # (T, 1)
         candidates = self._candidates_of(batch.rows, logits, tokens)
         others = logits.scatter(1, candidates, float("-inf")).logsumexp(dim=1, keepdim=True)
-        # Where the whole vocabulary was kept there are no others; 0 * -inf would spoil sums.
+        # If the whole vocabulary was kept, there are no others, and 0 * -inf would spoil sums.
         kept = torch.cat([logits.gather(1, candidates), others.clamp(min=-1e4)], dim=1)
         return kept.log_softmax(dim=1)
 
     def _candidates_of(self, rows: Tensor, logits: Tensor, tokens: Tensor) -> Tensor:
-        """(T, C) the tokens that are kept at these positions: those of the model that ran first,
-        in whatever batches the others run."""
+        """(T, C) the tokens kept at these positions: those of the model that ran first, whatever
+        the other models' batches."""
         count = min(CANDIDATES, logits.shape[1])
         if self._candidates is None:
             self._candidates = torch.zeros((self.rows, count), dtype=torch.int32)
@@ -93,14 +93,14 @@ class TokenTask:
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
     ) -> Tensor:
-        """(N',) mean over the tokens of each output."""
+        """(N',) means over the tokens of each output."""
         sums = torch.zeros(len(self.places), dtype=torch.float64)
         sums = sums.index_add(0, self._owners, rows.double())
         chosen = torch.as_tensor(list(examples))
         return sums[chosen] / self._counts[chosen]
 
     def losses(self, scores: Tensor, scale: Tensor) -> Tensor:
-        """The scores as they are: a language model's probabilities count, not their order."""
+        """The scores unchanged: a language model's probabilities count, not their order."""
         return scores
 
     def scale_slopes(self, scores: Tensor, scale: float) -> tuple[float, float]:
@@ -110,7 +110,7 @@ class TokenTask:
         return rows.new_empty(len(examples), 0)
 
     def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
-        """Mean over the tokens of a batch, then over the batches, as LM_Cocktail has it."""
+        """The mean over the tokens of a batch, then over the batches, as in LM_Cocktail."""
         means = []
         for start in range(0, len(order), batch_size):
             batch = self._rows(order[start : start + batch_size])
@@ -122,7 +122,7 @@ class DecoderTask(TokenTask):
     """Texts to continue, tokenised as LM_Cocktail does: ``input + " " + output`` and the end token.
 
     Args:
-        max_length: most tokens of input and output together.
+        max_length: the most tokens of input and output together.
 
     Raises:
         ExampleError: an input leaves no room for its output.
@@ -142,18 +142,19 @@ class DecoderTask(TokenTask):
         targets = []
         for example in examples:
             ids = [*tokenizer.encode(f"{example.input} {example.output}"), *end][:limit]
-            # Nothing predicts the first token of all.
+            # Nothing predicts the very first token.
             prompt = max(1, len(tokenizer.encode(example.input)))
             if prompt >= len(ids):
                 raise ExampleError(
-                    f"{example.place}: its input alone has {prompt} tokens of {limit} - the loss "
-                    "is taken on the output's tokens and none is left - shorten the input, or "
-                    "raise max_input_length (--max-input-length) as far as the model goes"
+                    f"{example.place}: its input alone has {prompt} tokens (the limit is {limit}) "
+                    "- the loss is taken on the output, which has no room left - shorten the "
+                    "input, or raise max_input_length (--max-input-length) as far as the model "
+                    "allows"
                 )
             self._ids.append(ids)
             targets.append(ids[prompt:])
         super().__init__(examples, targets)
-        self._pad = tokenizer.pad_token_id or 0  # masked, so that any token does
+        self._pad = tokenizer.pad_token_id or 0  # masked, so any token will do
         self._cuts_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
@@ -171,7 +172,7 @@ class DecoderTask(TokenTask):
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs.items()}
         lengths = batch.inputs["attention_mask"].sum(dim=1)  # (B,)
-        # Rows of one example follow each other, in the order of the batch.
+        # An example's rows follow one another, in the order of the batch.
         owners = torch.unique_consecutive(self._owners[batch.rows])
         counts = self._counts[owners]
         width = inputs["input_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""Encoders: contrastive loss of a query's embedding against those of the passages."""
+"""Encoders: contrastive loss of a query's embedding against the passages' embeddings."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from cocktail.measure.tasks.task import (
 from cocktail.recipe.recipe import PoolingMode
 
 TEMPERATURE = 0.05
-"""What cosines are divided by in the loss, as in LM_Cocktail."""
+"""The temperature that divides cosines in the loss, as in LM_Cocktail."""
 
 
 class EncoderTask:
     """N queries and their passages; a row is the pooled vector (D,) of one text.
 
-    The passages of all examples that are measured together are candidates for every query, as
-    those of a batch are in LM_Cocktail. A candidate that is also a positive of the query is none.
+    The passages of all examples that are measured together are candidates for every query, like
+    those of a batch in LM_Cocktail. A candidate that is also a positive of the query is left out.
 
     Args:
         pooling: ``cls``, ``mean``, ``max`` or ``lasttoken``.
-        max_length: most tokens of a text.
+        max_length: the most tokens of a text.
     """
 
     entangled = True
@@ -91,8 +91,8 @@ class EncoderTask:
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(Q, C) cosines with all passages of these examples, or of those that they are ``among``;
-        passages that do not compete; the positives' columns (Q,)."""
+        """(Q, C) cosines with all passages of these examples or of those in ``among``; the passages
+        that do not compete; the positives' columns (Q,)."""
         queries, columns, left_out, targets = self._layout(
             tuple(examples), tuple(examples if among is None else among)
         )
@@ -100,7 +100,7 @@ class EncoderTask:
         return vectors[queries] @ vectors[columns].T, left_out, targets
 
     def _layout(self, examples: tuple[int, ...], among: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Rows of the queries (Q,) and candidates (C,), who is none (Q, C), targets (Q,)."""
+        """Rows of queries (Q,) and candidates (C,), those left out (Q, C), and targets (Q,)."""
         key = (examples, among)
         if key not in self._layouts:
             starts = self._starts[list(among)]
@@ -131,7 +131,7 @@ class EncoderTask:
         return softmax_slopes(cosines / TEMPERATURE, left_out, targets, scale)
 
     def groups(self, rows: Tensor, examples: Sequence[int]) -> Tensor:
-        """Cosines with a query's own passages; where it has no negatives, with all positives."""
+        """Cosines with a query's own passages or, if it has no negatives, with all positives."""
         vectors = F.normalize(rows.detach().double(), dim=-1)
         cosines = [vectors[self._starts[i]] @ vectors[self._ranked(i)].T for i in examples]
         return pad_sequence(cosines, batch_first=True, padding_value=float("-inf"))
@@ -150,7 +150,7 @@ class EncoderTask:
         return [*own, *others]
 
     def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
-        """Every query against the passages of its batch, the mean over batches of their means."""
+        """Every query against the passages of its batch: the mean over batches of their means."""
         means = []
         for start in range(0, len(order), batch_size):
             cosines, left_out, targets = self.scores(rows, order[start : start + batch_size])
@@ -160,11 +160,11 @@ class EncoderTask:
 
 
 def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """One vector a text.
+    """Pool each text into one vector.
 
     Args:
         hidden: (B, L, D) of the last layer, padded on the right.
-        mask: (B, L) 1 for tokens.
+        mask: (B, L) 1 for tokens, 0 for padding.
         mode: ``cls``, ``mean``, ``max`` or ``lasttoken``.
 
     Returns:
@@ -181,28 +181,30 @@ def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
 
 
 def choose_pooling(asked: str | None, checkpoint: Checkpoint, parts: Mapping[str, Any]) -> str:
-    """The pooling to measure with: as asked, else the model's own, else ``cls``.
+    """The pooling to measure with: as asked, or else the model's own, or else ``cls``.
 
     Args:
-        parts: of the checkpoint; only the transformer and its pooling are measured.
+        parts: the checkpoint's parts; only the transformer and its pooling are measured.
 
     Raises:
         RecipeError: there is no such pooling.
-        CheckpointError: the model does more than pool, which the search does not measure.
+        CheckpointError: the model does more than pool, which the search cannot measure.
     """
     if asked is not None and asked not in get_args(PoolingMode):
-        raise RecipeError(f"pooling is {asked!r} - it is one of {', '.join(get_args(PoolingMode))}")
+        raise RecipeError(
+            f"pooling is {asked!r} - it must be one of {', '.join(get_args(PoolingMode))}"
+        )
     others = [path for path in parts if path != MAIN]
     if others:
         raise CheckpointError(
-            f"{checkpoint.reference} has weights beside the transformer ({', '.join(others)}) - a "
-            "search measures the transformer and its pooling alone - mix it with fixed weights "
+            f"{checkpoint.reference} has weights besides the transformer ({', '.join(others)}) - a "
+            "search measures only the transformer and its pooling - mix it with fixed weights "
             "(cocktail mix)"
         )
     mode = asked or pooling_mode(checkpoint) or "cls"
     if mode not in get_args(PoolingMode):
         raise CheckpointError(
-            f"{checkpoint.reference} pools by {mode} - a search knows "
+            f"{checkpoint.reference} pools by {mode} - a search can measure only "
             f"{', '.join(get_args(PoolingMode))} - name one of them (--pooling, pooling=)"
         )
     return mode

@@ -1,4 +1,4 @@
-"""Examples of what a mix should be good at: read, checked, put in an order of their own.
+"""Examples of what a mix should be good at: read, checked, and put in a canonical order.
 
 Every example knows the place it came from, so that an error can name it.
 """
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import xxhash
 
-from cocktail.errors import CocktailError, listed
+from cocktail.errors import CocktailError, counted, listed
 
 ExampleData: TypeAlias = str | Path | Sequence[Mapping[str, Any]]
 """A JSONL file, or a list of its lines as dictionaries."""
@@ -26,10 +26,10 @@ class ExampleError(CocktailError):
 
 @dataclass(frozen=True)
 class RankedExample:
-    """A query with the passage that answers it and passages that do not.
+    """A query with the passages that answer it and passages that do not.
 
     Attributes:
-        positives: the first of them is the one that is ranked; no negative is equal to any.
+        positives: only the first is ranked; no negative equals any of them.
         place: file and line, or the position in the list, for messages.
     """
 
@@ -40,7 +40,7 @@ class RankedExample:
 
     @property
     def passages(self) -> tuple[str, ...]:
-        """The G passages that are ranked, the positive first."""
+        """The G passages to rank, the positive first."""
         return (self.positives[0], *self.negatives)
 
     @property
@@ -50,7 +50,7 @@ class RankedExample:
 
 @dataclass(frozen=True)
 class WrittenExample:
-    """An input and the output that the model should write."""
+    """An input and the output that the model should generate."""
 
     input: str
     output: str
@@ -71,8 +71,8 @@ def read_ranked(
     """Read examples ``{"query", "pos", "neg"}``.
 
     Args:
-        negatives: draw this many negatives of each example; ``None`` keeps all there are.
-        seed: of the draw, which depends on the example alone, not on its place.
+        negatives: how many negatives to draw from each example; ``None`` keeps all.
+        seed: for the draw, which depends on the example alone, not on its position.
 
     Returns:
         N examples in the order given.
@@ -94,9 +94,9 @@ def read_ranked(
         pool = tuple(text for text in dict.fromkeys(row.get("neg", ())) if text not in positives)
         if negatives is not None and len(pool) < negatives:
             problems.append(
-                f"{place}: has {len(pool)} negatives that differ from its positives, {negatives} "
-                f"were asked for - every example needs as many - ask for at most {len(pool)} "
-                "(--neg-number, neg_number=), or add some"
+                f"{place}: has {counted(len(pool), 'negative')} unlike its positives, but "
+                f"{negatives} were asked for - every example needs that many - ask for at most "
+                f"{len(pool)} (--neg-number, neg_number=), or add some"
             )
             continue
         drawn = _draw(pool, negatives, (row["query"], *positives, str(seed)))
@@ -135,29 +135,29 @@ def content_order(examples: Sequence[Example], seed: int) -> list[int]:
 
 def _rows(data: ExampleData, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if data == "":
-        raise ExampleError("the examples' file has no name - examples are a JSONL file - name it")
+        raise ExampleError("no file of examples is named - examples are a JSONL file - name it")
     if isinstance(data, str | Path):
         yield from _lines(Path(data), problems)
         return
     if not isinstance(data, Iterable):
         raise ExampleError(
-            f"the examples are a {type(data).__name__} - they are a JSONL file or a list of "
+            f"the examples are a {type(data).__name__} - they must be a JSONL file or a list of "
             "dictionaries - give one of them"
         )
     for number, row in enumerate(data, start=1):
         place = f"example {number}"
-        found: object = row  # whatever a caller may have put there
+        found: object = row  # a caller may have put anything there
         if isinstance(found, Mapping):
             yield place, found
         else:
-            problems.append(f"{place}: is a {type(row).__name__} - an example is a dictionary")
+            problems.append(f"{place}: is a {type(row).__name__} - an example must be a dictionary")
 
 
 def read_text(path: Path, what: str) -> str:
     """The text of a file.
 
     Args:
-        what: the file holds, for the message.
+        what: what the file holds, for the message.
 
     Raises:
         ExampleError: it cannot be read, or is not UTF-8.
@@ -167,11 +167,12 @@ def read_text(path: Path, what: str) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise ExampleError(
-                f"{path}: byte {error.start} is not UTF-8 - {what} is UTF-8 text - convert the file"
+                f"{path}: byte {error.start} is not UTF-8 - {what} must be UTF-8 text - convert "
+                "the file"
             ) from None
         reason = getattr(error, "strerror", None) or error
         raise ExampleError(
-            f"{path}: cannot be read ({reason}) - it holds the {what} - check the path"
+            f"{path}: cannot be read ({reason}) - it should hold the {what} - check the path"
         ) from None
 
 
@@ -183,12 +184,14 @@ def _lines(path: Path, problems: list[str]) -> Iterator[tuple[str, Mapping[str, 
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            problems.append(f"{place}: is not JSON ({error}) - every line is one JSON object")
+            problems.append(f"{place}: is not JSON ({error}) - every line must be one JSON object")
             continue
         if isinstance(row, dict):
             yield place, row
         else:
-            problems.append(f"{place}: is a {type(row).__name__} - every line is one JSON object")
+            problems.append(
+                f"{place}: is a {type(row).__name__} - every line must be one JSON object"
+            )
 
 
 def _ranked_problem(row: Mapping[str, Any]) -> str | None:
@@ -196,7 +199,7 @@ def _ranked_problem(row: Mapping[str, Any]) -> str | None:
     if problem is not None:
         return problem
     if "pos" not in row:
-        return f"lacks 'pos' (it has {_names(row)}) - it is a list of passages - add it"
+        return f"lacks 'pos' (it has {_names(row)}) - it must be a list of passages - add it"
     for name in ("pos", "neg"):
         problem = _passages_problem(row.get(name, ()), name)
         if problem is not None:
@@ -206,7 +209,7 @@ def _ranked_problem(row: Mapping[str, Any]) -> str | None:
     prompts = [name for name in ("prompt", "query_prompt", "passage_prompt") if row.get(name)]
     if prompts:
         return (
-            f"has {listed(prompts)} - the search reads the texts as they are - put the instruction "
+            f"has {listed(prompts)} - a search uses the texts as they are - put the instruction "
             "into the query and the passages"
         )
     return None
@@ -214,10 +217,12 @@ def _ranked_problem(row: Mapping[str, Any]) -> str | None:
 
 def _passages_problem(texts: object, name: str) -> str | None:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        found = "null" if texts is None else "no list of strings"
-        return f"{name!r} is {found} - it is a list of passages - correct it"
+        found = "null" if texts is None else "not a list of strings"
+        return f"{name!r} is {found} - it must be a list of passages - correct it"
     if not all(map(str.strip, texts)):
-        return f"{name!r} has an empty passage - there is nothing to measure - fill it or drop it"
+        return (
+            f"{name!r} has an empty passage - there is nothing to measure - fill it in or drop it"
+        )
     return surrogate_problem(name, *texts)
 
 
@@ -227,12 +232,12 @@ def _text_problem(row: Mapping[str, Any], name: str, *, may_be_empty: bool = Fal
     if not isinstance(row[name], str):
         return f"{name!r} is a {type(row[name]).__name__} - it must be a string - correct it"
     if not row[name].strip() and not may_be_empty:
-        return f"{name!r} is empty - there is nothing to measure - fill it or drop the example"
+        return f"{name!r} is empty - there is nothing to measure - fill it in or drop the example"
     return surrogate_problem(name, row[name])
 
 
 def surrogate_problem(name: str, *texts: str) -> str | None:
-    """JSON can escape half of a pair of code units, which stands for no character."""
+    """Refuse half of a surrogate pair, which JSON can escape but which is not a character."""
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -249,16 +254,18 @@ def _checked(
     examples: list[_Read], problems: list[str], data: ExampleData, columns: str
 ) -> list[_Read]:
     if problems:
-        others = f" ({len(problems) - 1} more are as bad)" if len(problems) > 1 else ""
+        others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ExampleError(problems[0] + others)
     if not examples:
-        found = f"{data}: holds no example" if isinstance(data, str | Path) else "no examples given"
+        found = (
+            f"{data}: holds no examples" if isinstance(data, str | Path) else "no examples given"
+        )
         raise ExampleError(f"{found} - at least one is needed, {columns} - add some")
     return examples
 
 
 def _draw(pool: tuple[str, ...], number: int | None, key: tuple[str, ...]) -> tuple[str, ...]:
-    """``number`` texts of the pool in the pool's order; the same for any order of the pool."""
+    """``number`` texts from the pool, in its order; the same texts for any order of the pool."""
     if number is None or number == len(pool):
         return pool
     drawn = set(random.Random(_digest(key)).sample(sorted(pool), number))
@@ -268,7 +275,7 @@ def _draw(pool: tuple[str, ...], number: int | None, key: tuple[str, ...]) -> tu
 def _digest(texts: Sequence[str]) -> str:
     hasher = xxhash.xxh3_128()
     for text in texts:
-        # The length in front keeps ("ab", "c") and ("a", "bc") apart.
+        # The length in front distinguishes ("ab", "c") from ("a", "bc").
         encoded = text.encode("utf-8", "surrogatepass")
         hasher.update(f"{len(encoded)}:".encode())
         hasher.update(encoded)

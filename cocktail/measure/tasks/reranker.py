@@ -1,7 +1,7 @@
 """Rerankers: group cross-entropy of a query's passages, computed as in training.
 
-The pairs are encoded and the loss is taken by ``reranker_ft``, so that the search minimises what
-fine-tuning minimised.
+``reranker_ft`` encodes the pairs and computes the loss, so the search minimises what fine-tuning
+minimised.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from cocktail.measure.tasks.examples import RankedExample
 from cocktail.measure.tasks.task import Batch, softmax_slopes
 from reranker_ft.errors import RerankerError
 from reranker_ft.model.described import is_language_model
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import drop_bf16_layers, forward_logits, keep_bf16_layers
 from reranker_ft.model.loss import softmax_cross_entropy
+from reranker_ft.model.precision import cpu_computes_in_bf16
 from reranker_ft.model.readout import pair_encoder, readout_of
 from reranker_ft.model.rerankers import (
     attach_recorded,
@@ -38,12 +39,12 @@ class RerankerTask:
     """Q queries with their passages; a row is the score of one pair.
 
     Args:
-        model: tells how many positions there are, and whether it needs a mask.
-        max_length: most tokens of a pair.
-        folder: of the model; says how a language model scores. A head scores without it.
+        model: says how many positions there are, and whether it needs a mask.
+        max_length: the most tokens of a pair.
+        folder: the model's folder, which says how a language model scores; a head needs none.
 
     Raises:
-        CocktailError: the tokenizer makes no pairs, or the length leaves no room for them.
+        CocktailError: the tokenizer cannot make pairs, or the length leaves no room for them.
     """
 
     entangled = False
@@ -100,10 +101,22 @@ class RerankerTask:
 
     keep = forward
 
+    def prepare_bf16(self, model: Any) -> bool:
+        """Let forwards without gradients compute in bf16, with the weights of this moment.
+
+        Returns:
+            Whether they do: the model is of a class that can, and the processor is faster for it.
+        """
+        return cpu_computes_in_bf16() and keep_bf16_layers(model)
+
+    def drop_bf16(self, model: Any) -> None:
+        """Let forwards compute in the model's dtype again."""
+        drop_bf16_layers(model)
+
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(Q, G) scores and whether there is a passage at each place."""
+        """(Q, G) scores, and whether there is a passage at each place."""
         chosen = torch.as_tensor(list(examples))
         return rows.double()[self._places_of_rows[chosen]], self._present[chosen]
 
@@ -127,7 +140,7 @@ class RerankerTask:
 
 
 def _attach_readout(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Tell a language model how it scores, from its folder, as ``reranker_ft`` does."""
+    """Set how a language model scores, from its folder, as ``reranker_ft`` does."""
     if readout_of(model) is not None:
         return
     if not is_language_model(model.config):
@@ -141,7 +154,7 @@ def scoring_record(folder: Path) -> dict[str, Any]:
     """How the language model in a folder scores: the answers' token ids and the prompt.
 
     Raises:
-        CocktailError: nothing there says how, or what does is damaged.
+        CocktailError: nothing there says how, or the file that does is damaged.
     """
     from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415 - seconds to import
 

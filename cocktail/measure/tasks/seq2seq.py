@@ -1,4 +1,4 @@
-"""Encoder-decoders: the input is read by the encoder, the loss is that of the output's tokens."""
+"""Encoder-decoders: the encoder reads the input, and the loss is that of the output's tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cocktail.measure.tasks.task import Batch, by_length, length_limit, pad, pad
 
 
 class EncoderDecoderTask(TokenTask):
-    """Inputs to read and outputs to write; tokens as the tokenizer makes them for each side.
+    """Inputs to read and outputs to generate, each tokenised for its side.
 
     Args:
-        max_length: most tokens of an input, and of an output.
+        max_length: the most tokens of an input, and of an output.
 
     Raises:
         ExampleError: an output has no tokens.
@@ -68,7 +68,7 @@ class EncoderDecoderTask(TokenTask):
 
 
 def _start_token(config: Any, tokenizer: Any) -> int:
-    """What the decoder reads first, as ``shift_tokens_right`` of the model would put there.
+    """The token that the decoder reads first, as the model's ``shift_tokens_right`` has it.
 
     Raises:
         ExampleError: neither the config nor the tokenizer says.
@@ -81,6 +81,6 @@ def _start_token(config: Any, tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     raise ExampleError(
-        "the model has no decoder_start_token_id, bos or pad token - the decoder starts from one - "
-        "set it in config.json"
+        "the model has no decoder_start_token_id, bos or pad token - the decoder must start from "
+        "one - set it in config.json"
     )

@@ -1,8 +1,8 @@
-"""What every kind of model has in common when its examples are measured.
+"""What measuring examples has in common for every kind of model.
 
-A task holds N examples, tokenised once. A model turns their texts into R rows of output (a score a
-pair, an embedding a text, a loss a token); the task turns rows into a loss per example. The two
-steps are apart so that a gradient can be taken through rows that were computed in micro-batches.
+A task holds N examples, tokenised once. A model turns their texts into R rows of output (a score
+per pair, an embedding per text, a loss per token); the task turns rows into a loss per example. The
+two steps are separate so that a gradient can pass through rows computed in micro-batches.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Values = npt.NDArray[np.float64]
 """One for each example."""
 
 CPU_TOKENS = 1024
-"""Padded tokens of a forward: with fewer the calls show, with more activations leave the cache."""
+"""Padded tokens of a forward: fewer cost time in calls, and more overflow the cache."""
 ACCELERATOR_TOKENS = 16384
 BACKWARD_SHARE = 2
-"""A backward keeps the activations of all layers: its batches are half as large. Measured on a CPU,
-that takes no more time from 576 units of width on."""
+"""A backward keeps the activations of all layers, so its batches are half as large. Measured on a
+CPU, that costs no time from a width of 576 on."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs that are run together, all of about the same length.
+    """Model inputs of about the same length, which are run together.
 
     Attributes:
         inputs: tensors of shape (B, L), padded to the longest of the B texts.
@@ -61,10 +61,10 @@ class Task(Protocol):
     Attributes:
         places: where each example came from, for messages.
         rows: R, the rows of output that all examples need.
-        entangled: an example's loss depends on the rows of other examples too.
-        scale_free: a positive factor on the scores changes no ranking, so that it is fitted and
-            not credited to the weights.
-        metric: name of the ranking metric of ``groups``, ``None`` where the loss is all there is.
+        entangled: whether an example's loss also depends on the rows of other examples.
+        scale_free: whether a positive factor on the scores changes no ranking, so that it is fitted
+            and not credited to the weights.
+        metric: name of the ranking metric of ``groups``; ``None`` where there is only a loss.
     """
 
     @property
@@ -82,39 +82,39 @@ class Task(Protocol):
         """The texts of these examples (all by default) in micro-batches, most tokens first.
 
         Args:
-            max_tokens: of a batch, padded; what it reads and what it writes together.
+            max_tokens: the most padded tokens of a batch, inputs and outputs together.
         """
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Rows of output, shape (B', ...), fp32 or wider, with a graph where gradients are on."""
 
     def keep(self, model: Any, batch: Batch) -> Tensor:
-        """What to keep of a model's output, instead of rows, to compare another model's with."""
+        """What to keep of a model's output, instead of rows, for comparison with other models."""
 
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
     ) -> Any:
-        """What the losses of these examples are made of, before the scale; differentiable.
+        """What the losses of these examples are computed from, before scaling; differentiable.
 
         Args:
-            among: examples whose passages are candidates where the task is entangled; ``examples``
-                themselves by default.
+            among: the examples whose passages are candidates where the task is entangled; by
+                default, ``examples`` themselves.
         """
 
     def losses(self, scores: Any, scale: Tensor) -> Tensor:
-        """(N',) fp64 losses of the examples whose scores these are, multiplied by ``scale``."""
+        """(N',) fp64 losses of the examples with these scores, multiplied by ``scale``."""
 
     def scale_slopes(self, scores: Any, scale: float) -> tuple[float, float]:
-        """Sums over the examples of the first two derivatives of their losses in the scale."""
+        """The first two derivatives in the scale, summed over the examples' losses."""
 
     def groups(self, rows: Tensor, examples: Sequence[int]) -> Tensor:
-        """(N', G) scores of what each example ranks, the positive first, then ``-inf`` for none.
+        """(N', G) scores of what each example ranks, the positive first, padded with ``-inf``.
 
         G is 0 where nothing is ranked.
         """
 
     def batch_mean_loss(self, rows: Tensor, batch_size: int, order: Sequence[int]) -> float:
-        """The loss that LM_Cocktail weighs a model by: batches of consecutive examples."""
+        """The loss by which LM_Cocktail weighs a model, over batches of consecutive examples."""
 
 
 def token_budget(device: torch.device) -> int:
@@ -123,13 +123,13 @@ def token_budget(device: torch.device) -> int:
 
 
 def by_length(lengths: Sequence[Any], max_tokens: int) -> list[list[int]]:
-    """Cut 0..N-1 into batches of texts of about one length, ``max_tokens`` padded tokens at most.
+    """Cut 0..N-1 into batches of texts of similar length, with up to ``max_tokens`` padded tokens.
 
-    A text that is longer than ``max_tokens`` makes a batch of its own. The batch with most tokens
-    is the first: what its activations leave behind has room for those of all others.
+    A text longer than ``max_tokens`` gets a batch of its own. The batch with the most tokens comes
+    first, so that the memory it leaves behind has room for all others.
 
     Args:
-        lengths: (N,) tokens, or (N, S) of texts that have several sides, padded apart.
+        lengths: (N,) tokens, or (N, S) for texts with several sides that are padded separately.
     """
     sides = np.maximum(np.atleast_2d(np.array(lengths).T).T, 1)  # (N, S)
     batches: list[list[int]] = []
@@ -157,15 +157,15 @@ def pad_mask(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def length_limit(asked: int, tokenizer: Any) -> int:
-    """Tokens that a text may have: what was asked for, as far as the tokenizer goes.
+    """The tokens that a text may have: what was asked for, within the tokenizer's limit.
 
     Raises:
-        ExampleError: nothing would be left.
+        ExampleError: there would be no room for the text.
     """
     if asked < 4:
         raise ExampleError(
-            f"max_input_length is {asked} - a text has some tokens and special ones around them - "
-            "use 4 or more"
+            f"max_input_length is {asked} - it must leave room for a text and the special tokens "
+            "around it - use 4 or more"
         )
     return int(min(asked, getattr(tokenizer, "model_max_length", None) or asked))
 
@@ -173,16 +173,16 @@ def length_limit(asked: int, tokenizer: Any) -> int:
 def softmax_slopes(
     values: Tensor, left_out: Tensor, targets: Tensor, scale: float
 ) -> tuple[float, float]:
-    """First two derivatives in s of the sum over rows of -log softmax(s * values)[target].
+    """The first two derivatives in s of the sum over rows of -log softmax(s * values)[target].
 
-    They are the mean of the values under the softmax less the target's value, and their variance.
+    They are the mean of the values under the softmax minus the target's value, and their variance.
 
     Args:
         values: (Q, C) in fp64.
         left_out: (Q, C) passages that do not compete.
         targets: (Q,) columns.
     """
-    # numpy: torch wakes its threads for the smallest softmax, thousands of times in a search.
+    # NumPy, as torch wakes its threads for even the smallest softmax, thousands of times a search.
     numbers = values.numpy()
     with np.errstate(invalid="ignore", over="ignore"):  # a broken model's losses are named later
         shares = softmax(np.where(left_out.numpy(), -np.inf, numbers * scale), axis=1)
@@ -198,7 +198,7 @@ def ndcg_at_10(scores: Tensor) -> Values:
     Missing passages are ``-inf``.
 
     With one relevant passage the ideal gain is 1, and NDCG is 1 / log2(1 + rank) down to rank 10.
-    A tie counts against the model, so that one which scores everything alike has no luck.
+    A tie counts against the model, so that scoring everything alike does not pay.
     """
     rank = (scores[:, 1:] >= scores[:, :1]).sum(dim=1).numpy() + 1.0
     return np.where(rank <= 10, 1 / np.log2(1 + rank), 0.0)

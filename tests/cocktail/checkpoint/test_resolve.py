@@ -82,7 +82,7 @@ def test_an_index_with_an_empty_file_name(save: Save) -> None:
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a.weight": ""}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "names '' - shards lie beside their index" in refusal(folder)
+    assert "names '' - shards must lie beside their index" in refusal(folder)
 
 
 def test_a_name_with_half_a_character(save: Save, tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_paths_that_name_nothing(tmp_path: Path) -> None:
 
 def test_a_path_that_is_not_utf_8(save: Save) -> None:
     folder = save("n\udcff", weights(0))
-    assert "is a path that is not UTF-8" in refusal(folder)
+    assert "is not valid UTF-8" in refusal(folder)

@@ -137,7 +137,7 @@ def test_copies_of_a_shared_embedding_are_no_reason_to_refuse(
 def test_another_embedding_of_the_encoder_is_no_copy(save: Save) -> None:
     config = T5 | {"tie_word_embeddings": True}
     other = save("other", t5(0) | {COPIES[0]: torch.ones(10, 4)}, **config)
-    with pytest.raises(PlanError, match=r"lacks 1 tensors.*encoder\.embed_tokens"):
+    with pytest.raises(PlanError, match=r"lacks 1 tensor.*encoder\.embed_tokens"):
         plan(other, save("plain", t5(1), **config))
 
 

@@ -159,8 +159,8 @@ def test_refuses_what_is_no_model(tmp_path: Path, save: Save) -> None:
     ("modules", "message"),
     [
         ([{"path": True}], "cannot be understood"),
-        ([{"path": "0_Transformer"}], "0_Transformer: does not exist, and modules.json has"),
-        ([{"path": "../other"}], "modules lie inside"),
+        ([{"path": "0_Transformer"}], "0_Transformer: does not exist, but modules.json says"),
+        ([{"path": "../other"}], "modules must lie inside"),
         ([], "lists no module"),
         ({"path": ""}, "cannot be understood"),
     ],
@@ -178,7 +178,7 @@ def test_side_tensors_are_taken_or_refused_by_name(save: Save) -> None:
     torch.save({"ignored": 1}, folder / "training_args.bin")
     assert set(resolve(folder).parts) == {MAIN, "sparse_linear.pt"}
     torch.save({"weight": torch.ones(1)}, folder / "my_head.pt")
-    with pytest.raises(CheckpointError, match=r"my_head\.pt: is a tensor file whose place"):
+    with pytest.raises(CheckpointError, match=r"my_head\.pt: is a tensor file with no known place"):
         resolve(folder)
 
 

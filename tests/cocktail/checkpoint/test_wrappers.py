@@ -55,7 +55,7 @@ def test_a_note_says_so(save: Save) -> None:
     state = {f"module.{name}": tensor for name, tensor in weights(0).items()}
     checkpoint = resolve(save("a", state))
     assert dict(checkpoint).keys() == weights(0).keys()
-    assert "module. was taken off" in checkpoint.notes[0]
+    assert "module. was removed" in checkpoint.notes[0]
 
 
 def test_placeholders_of_zero3_are_refused(save: Save) -> None:

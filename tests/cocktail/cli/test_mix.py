@@ -244,7 +244,7 @@ def test_verify_exits_with_1_for_a_changed_file(pair: tuple[Path, Path], tmp_pat
     file = tmp_path / "out" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x55")
     assert run("verify", tmp_path / "out").exit_code == 1
-    assert "only what cocktail mixed can be verified" in run("verify", pair[0]).stderr
+    assert "only a mix made by cocktail can be verified" in run("verify", pair[0]).stderr
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

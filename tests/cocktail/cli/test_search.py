@@ -134,7 +134,7 @@ def test_the_first_of_several_processes_says_why_it_ends(
     monkeypatch.setattr("time.sleep", slept.append)
     done = run(*given, "--report", __file__)
     assert (done.exit_code, slept) == (1, waits)
-    assert "is a file - a report is a folder" in done.stderr
+    assert "is a file - a report must be a folder" in done.stderr
 
 
 def test_a_search_that_calibrates_writes_a_mix_that_verifies(tmp_path: Path) -> None:

@@ -320,8 +320,8 @@ def test_a_device_without_room_is_one_line(
 ONE_PASSAGE = [{"query": "red", "pos": ["red apple"]}]
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data": None}, "fisher has no examples .*--data"),
-    ({"merge_method": "linear", "weights": [0.5, 0.5]}, "linear looks at no examples"),
-    ({"weights": [1, -1]}, "weight is -1.0 - it is a number from 0"),
+    ({"merge_method": "linear", "weights": [0.5, 0.5]}, "linear uses no examples"),
+    ({"weights": [1, -1]}, "weight is -1.0 - it must be a number from 0"),
     ({"weights": [0, 0]}, "weights are all 0"),
     ({"parameters": {"weight": 0}}, "the weights of .* are all 0"),
     ({"parameters": {"alfa": 0.5}}, "fisher has no parameter alfa"),

@@ -48,7 +48,7 @@ def test_jsonl_has_texts_and_queries(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "holds no text"),
-        ('{"text": "a"}\nplain', ":2: is no JSON object"),
+        ('{"text": "a"}\nplain', ":2: is not a JSON object"),
         ('{"pos": ["a"]}', "neither 'text' nor 'query'"),
         ('{"text": 3}', "'text' is a int"),
         ('{"query": " "}', "'query' is empty"),

@@ -148,7 +148,7 @@ def test_weights_may_differ_from_tensor_to_tensor(save: Save) -> None:
 
 def test_a_filter_that_fits_nothing_is_refused(family: tuple[Path, Path, Path]) -> None:
     parameters = {"lambda": [{"filter": "mlpp", "value": 1}, {"value": 0.5}]}
-    with pytest.raises(PlanError, match="'mlpp' that stands in no tensor's name"):
+    with pytest.raises(PlanError, match="'mlpp' that no tensor's name contains"):
         build_plan(recipe_for(family, parameters=parameters))
 
 
@@ -233,7 +233,7 @@ def test_a_step_without_a_name_is_refused(family: tuple[Path, Path, Path], tmp_p
     step = recipe_for(family)
     last = make_recipe([family[0], family[1]], [0.5, 0.5])
     object.__setattr__(last, "steps", (step,))
-    with pytest.raises(CocktailError, match="by a name of its own"):
+    with pytest.raises(CocktailError, match="by a unique name"):
         mix_recipe(last, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
@@ -244,7 +244,7 @@ def test_a_step_whose_name_is_a_path_is_refused(
 ) -> None:
     step = replace(recipe_for(family), name=name)
     last = replace(make_recipe([name, family[1]], [0.5, 0.5]), steps=(step,))
-    with pytest.raises(CocktailError, match=r"^a recipe is called .* - a name is letters"):
+    with pytest.raises(CocktailError, match=r"^a recipe is called .* - a name is made of letters"):
         mix_recipe(last, tmp_path / "out", progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "two"]
 
@@ -260,7 +260,7 @@ def test_the_command_line(family: tuple[Path, Path, Path], tmp_path: Path) -> No
     assert [item["weight"] for item in value["ingredients"]] == [1, 1, "base"]
     refused = CliRunner().invoke(main, [*arguments, "--overwrite", "--parameter", "density=2"])
     assert refused.exit_code == 1
-    assert "density is 2 - it is a number from 0 to 1" in refused.output
+    assert "density is 2 - it must be a number from 0 to 1" in refused.output
 
 
 def test_methods_are_listed_and_explained() -> None:
@@ -358,5 +358,5 @@ def test_tokenizers_that_no_one_of_them_covers_are_refused(
     base, one, _ = family
     with_tokens(base, "<x>")
     with_tokens(one, "<y>")
-    with pytest.raises(PlanError, match=r"has 1 tokens that .* lacks \('<y>'\)"):
+    with pytest.raises(PlanError, match=r"has 1 token that .* lacks \('<y>'\)"):
         build_plan(make_recipe([base, one], [0.5, 0.5]))

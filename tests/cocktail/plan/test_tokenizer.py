@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from cocktail.errors import PlanError
@@ -71,10 +72,20 @@ def test_the_template_that_most_models_have(models: list[Path], tmp_path: Path, 
     assert chat_template(out) == "{% for m in messages %}x{% endfor %}"
 
 
+def test_a_template_by_name(models: list[Path], tmp_path: Path) -> None:
+    out = mixed(models, tmp_path / "out", chat_template="chatml")
+    template = jinja2.Template((out / "chat_template.jinja").read_text())
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    said = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|>\n"
+    assert template.render(messages=messages) == said
+    asked = template.render(messages=messages, add_generation_prompt=True)
+    assert asked == f"{said}<|im_start|>assistant\n"
+
+
 def test_a_tokenizer_of_other_ids_is_refused(models: list[Path], tmp_path: Path) -> None:
     other = tokenizer(tmp_path / "other", {"t0": 1, "t1": 0})
     for source, message in (
-        (other, "gives 2 tokens other ids"),
+        (other, "gives 2 tokens different ids"),
         (tokenizer(tmp_path / "more", TOKENS | {"new": 10}), "'new' is 10 there"),
         (tmp_path / "absent", "does not exist"),
     ):
@@ -94,5 +105,5 @@ def test_the_base_s_tokenizer_where_a_fine_tune_has_more_tokens(save: Save, tmp_
 
 def test_slices_must_cover_all_layers(models: list[Path]) -> None:
     build_plan(make_recipe(models, (0.5, 0.5), layers=1))
-    with pytest.raises(PlanError, match="base has 1 layers and the recipe's slices cover 2"):
+    with pytest.raises(PlanError, match="base has 1 layer, but the recipe's slices cover 2"):
         build_plan(make_recipe(models, (0.5, 0.5), layers=2))

@@ -74,7 +74,7 @@ def test_config_and_tokenizer_cannot_come_from_two(save: Save, head: str, with_h
     heads[with_head] = {"classifier.weight": (1, 2)}
     small = grown(save, "small", TOKENS, 0.0, **heads[0])
     large = grown(save, "large", [*TOKENS, "new"], 1.0, **heads[1])
-    with pytest.raises(PlanError, match="config and tokenizer come from one ingredient"):
+    with pytest.raises(PlanError, match="config and tokenizer must come from one"):
         plan(small, large, head=head)
 
 

@@ -13,6 +13,7 @@ from cocktail import CocktailError, mix_models
 from cocktail.methods.registry import METHODS
 from cocktail.numbers import cancel, shares
 from cocktail.plan.plan import build_plan
+from cocktail.recipe.check import recipe_problems
 from cocktail.recipe.recipe import make_recipe
 from tests.cocktail.checkpoints import Save, weights
 
@@ -31,7 +32,7 @@ def test_numbers_of_any_library_are_written_as_plain_ones(tmp_path: Path) -> Non
         ["a", "b"], np.ones(2), merge_method="ties", base_model="c", parameters=parameters,
         seed=np.int64(3),  # type: ignore[arg-type]
     )  # fmt: skip
-    assert not recipe.problems()
+    assert not recipe_problems(recipe)
     expected = {"density": 0.5, "lambda": 0.25, "int8_mask": True}
     assert recipe.to_dict()["parameters"] == expected
     assert "seed: 3" in recipe.to_yaml()
@@ -40,14 +41,14 @@ def test_numbers_of_any_library_are_written_as_plain_ones(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_names_or_paths": "m/one"}, "models are 'm/one' - they are a list"),
-        ({"model_type": ["decoder"]}, "model_type is .* - it is text"),
-        ({"merge_method": ["ties"]}, "merge_method is .* - it is text"),
-        ({"parameters": [1]}, "parameters are .* - they are a map"),
-        ({"parameters": "density=1"}, "parameters are .* - they are a map"),
+        ({"model_names_or_paths": "m/one"}, "models are 'm/one' - they must be a list"),
+        ({"model_type": ["decoder"]}, "model_type is .* - it must be text"),
+        ({"merge_method": ["ties"]}, "merge_method is .* - it must be text"),
+        ({"parameters": [1]}, "parameters are .* - they must be a map"),
+        ({"parameters": "density=1"}, "parameters are .* - they must be a map"),
         ({"parameters": {1: 2}}, "linear has no parameter 1"),
         ({"parameters": {None: 2}}, "linear has no parameter None"),
-        ({"seed": 1.5}, "seed is 1.5 - it is a whole number"),
+        ({"seed": 1.5}, "seed is 1.5 - it must be a whole number"),
         ({"weights": [10**400, 1]}, "they must be finite"),
         ({"weights": "55"}, "weights are '55' - they must be numbers"),
         ({"weights": [0.5, None]}, "they must be numbers"),
@@ -78,7 +79,7 @@ def test_what_is_no_recipe_is_one_line(options: dict[str, Any], message: str) ->
     ],
 )
 def test_options_are_finite_numbers(method: str, option: str, value: Any) -> None:
-    with pytest.raises(CocktailError, match=f"^{option} is .{{1,60}} - it is a .*number"):
+    with pytest.raises(CocktailError, match=f"^{option} is .{{1,60}} - it must be a .*number"):
         METHODS[method].option(option).check(value)
 
 

@@ -57,9 +57,9 @@ def test_the_first_filter_that_fits_counts() -> None:
     [
         ([], "is an empty list"),
         ([0.5, 2], "from 0 to 1"),
-        ([{"filter": "a", "value": 0.1}, 0.2], "every item is a map"),
-        ({"filter": "a"}, "every item is a map"),
-        ({"value": 0.1, "fliter": "a"}, "every item is a map"),
+        ([{"filter": "a", "value": 0.1}, 0.2], "every item must be a map"),
+        ({"filter": "a"}, "every item must be a map"),
+        ({"value": 0.1, "fliter": "a"}, "every item must be a map"),
     ],
 )
 def test_settings_that_are_none(setting: Any, message: str) -> None:
@@ -84,5 +84,5 @@ def test_depths_of_two_stacks() -> None:
 
 def test_unknown_parameters_are_named_with_what_there_is() -> None:
     known_options(["t", "k"], ["t"], "slerp")
-    with pytest.raises(RecipeError, match="slerp has no parameter q - it has t, k"):
+    with pytest.raises(RecipeError, match="slerp has no parameter q - its parameters are t, k"):
         known_options(["t", "k"], ["q"], "slerp")

@@ -55,7 +55,7 @@ def test_the_base_is_found_by_index_reference_or_folder(tmp_path: Path, monkeypa
     ("options", "message"),
     [
         ({"base": "elsewhere"}, "base is 'elsewhere'"),
-        ({"max_drop": 0.5}, "nothing is to be retained"),
+        ({"max_drop": 0.5}, "nothing is retained"),
         ({"retain_by": "loss"}, "no labelled retain examples"),
         ({"retain_by": "magic"}, "retain_by is 'magic'"),
         ({"dtype": "float13"}, "float13"),
@@ -90,5 +90,5 @@ def test_a_mix_with_data_is_written_with_its_pooling(tmp_path: Path) -> None:
     for name in names:
         write_modules(Path(name), "cls", width=32)
     mix_models_with_data(names, "encoder", ranked(3), **options)  # measured, and not written
-    with pytest.raises(CocktailError, match="pools by cls, pooling 'mean' was asked for"):
+    with pytest.raises(CocktailError, match="pools by cls, but pooling 'mean' was asked for"):
         mix_models_with_data(names, "encoder", ranked(3), output_path=tmp_path / "no", **options)

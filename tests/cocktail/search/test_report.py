@@ -46,6 +46,17 @@ def test_the_mix_is_written_with_the_weights_that_are_reported(ran) -> None:
     assert recipe["weights"] == pytest.approx(value["weights"])
 
 
+def test_the_card_of_the_mix_shows_what_was_measured(ran) -> None:
+    folder, value = ran
+    (chosen,) = [p for p in value["points"] if p["name"] == value["chosen"]]
+    card = (folder / "mixed" / "README.md").read_text()
+    for side, name in (("metric", "target (data.jsonl)"), ("general", "general (retain.jsonl)")):
+        assert f"| {name} | ndcg@10 | {chosen[side]['mean']:.4f} |" in card
+    assert "model-index" in card and str(folder) not in card.split("| model |")[0]
+    picture = (folder / "report" / "curve.png").read_bytes()
+    assert (folder / "mixed" / "curve.png").read_bytes() == picture
+
+
 def test_the_report_says_what_the_json_says(ran) -> None:
     folder, value = ran
     assert json.loads((folder / "report" / "search.json").read_text()) == value
@@ -171,7 +182,7 @@ def test_a_pooling_that_is_not_the_models_own_is_measured_but_not_written(tmp_pa
     data = write_jsonl(tmp_path / "data.jsonl", ranked(4, negatives=3, seed=1))
     asked = [*models, "--data", str(data), "--strategy", "lm-cocktail", "--pooling", "cls", *RUN]
     assert CliRunner().invoke(search, asked, catch_exceptions=False).exit_code == 0
-    with pytest.raises(CocktailError, match="pools by mean, pooling 'cls' was asked for"):
+    with pytest.raises(CocktailError, match="pools by mean, but pooling 'cls' was asked for"):
         CliRunner().invoke(search, [*asked, "-o", str(tmp_path / "mixed")], catch_exceptions=False)
     assert not (tmp_path / "mixed").exists()
 

@@ -285,7 +285,7 @@ def test_refusals_are_one_line(kitchen, rows, tmp_path) -> None:
     refused(PlanError, "1 model given", names[:1], "reranker", rows)
     refused(RecipeError, "base is 'elsewhere'", names, "reranker", rows, base="elsewhere",
             retain_data=rows)  # fmt: skip
-    refused(RecipeError, "nothing is to be retained", names, "reranker", rows, max_drop=0.1)
+    refused(RecipeError, "nothing is retained", names, "reranker", rows, max_drop=0.1)
     refused(RecipeError, "no labelled retain examples", names, "reranker", rows, retain_by="metric")
     refused(RecipeError, "both labelled and unlabelled", names, "reranker", rows, retain_data=rows,
             retain_text=["red", "green", "blue"])  # fmt: skip

@@ -16,6 +16,7 @@ from cocktail.recipe.yaml_file import read_recipe
 from cocktail.write.verify import verify
 from tests.cocktail.checkpoint.test_whole import hub_cache
 from tests.cocktail.checkpoints import Save, load, weights
+from tests.cocktail.search.results import made_up
 
 
 def test_the_card_of_a_mix_with_a_hub_model(
@@ -73,3 +74,27 @@ def test_the_recipe_on_the_card_makes_the_mix_again(
     first, again = (load(tmp_path / name) for name in ("out", "again"))
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_the_card_shows_what_a_search_measured(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    figures = made_up().figures("target.jsonl")
+    (tmp_path / "curve.png").write_bytes(b"\x89PNG")
+    output = tmp_path / "out"
+    mix_to_folder(
+        checked_plan(make_recipe(list(pair), [0.6, 0.4]), output), output, progress=False,
+        figures=figures, picture=tmp_path / "curve.png",
+    )  # fmt: skip
+    _, front, text = (output / "README.md").read_text().split("---\n", 2)
+    (model,) = yaml.safe_load(front)["model-index"]
+    assert [
+        (result["dataset"]["name"], metric["type"], metric["value"])
+        for result in model["results"]
+        for metric in result["metrics"]
+    ] == [
+        ("target (target.jsonl)", "ndcg_at_10", pytest.approx(figures[0].value)),
+        ("target (target.jsonl)", "loss", pytest.approx(figures[1].value)),
+        ("general", "ndcg_at_10", pytest.approx(figures[2].value)),
+    ]
+    assert f"| general | ndcg@10 | {figures[2].value:.4f} | {figures[2].base:.4f} | -" in text
+    assert "](curve.png)" in text
+    assert (output / "curve.png").read_bytes() == b"\x89PNG"

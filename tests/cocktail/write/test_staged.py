@@ -72,7 +72,7 @@ def test_what_appears_at_the_output_during_a_mix_is_kept_and_so_is_the_mix(
     plan = checked_plan(make_recipe(pair, (0.3, 0.7)), output)
     mix(pair, output)  # another run was faster
     before = content(output)
-    with pytest.raises(OutputError, match=r"is not empty .*; the mix is done and was kept as"):
+    with pytest.raises(OutputError, match=r"is not empty .*; the mix is complete and was kept as"):
         mix_to_folder(plan, output, progress=False)
     assert content(output) == before
     (kept,) = tmp_path.glob("out.cocktail-*")
@@ -92,7 +92,7 @@ def test_what_appears_at_the_last_moment_is_kept_too(
         return rename(folder, target)
 
     monkeypatch.setattr(Path, "rename", late)
-    with pytest.raises(OutputError, match=r"cannot be replaced .*the mix is done and was kept as"):
+    with pytest.raises(OutputError, match=r"cannot be replaced .*mix is complete and was kept as"):
         mix(pair, tmp_path / "out")
     assert set(content(tmp_path / "out")) == {"thesis.txt"}
 

@@ -18,10 +18,10 @@ GOOD = {"query": "q", "pos": ["p"], "neg": ["a", "b", "c"]}
         ({"pos": ["p"], "neg": ["n"]}, "lacks 'query'"),
         ({"query": "q", "neg": ["n"]}, "lacks 'pos'"),
         ({"query": "q", "pos": []}, "'pos' is an empty list"),
-        ({"query": "q", "pos": "p", "neg": ["n"]}, "'pos' is no list of strings"),
+        ({"query": "q", "pos": "p", "neg": ["n"]}, "'pos' is not a list of strings"),
         ({"query": " ", "pos": ["p"]}, "'query' is empty"),
         ({"query": 3, "pos": ["p"]}, "'query' is a int"),
-        ({**GOOD, "neg": ["a", "p"]}, "has 1 negatives that differ from its positives, 2 were"),
+        ({**GOOD, "neg": ["a", "p"]}, "has 1 negative unlike its positives, but 2 were"),
         ({**GOOD, "prompt": "find"}, "has prompt"),
         ({**GOOD, "neg": None}, "'neg' is null"),
         ({**GOOD, "pos": None}, "'pos' is null"),
@@ -66,7 +66,7 @@ def test_no_examples(tmp_path: Path, data: object) -> None:
 def test_written_examples_need_both_columns() -> None:
     with pytest.raises(ExampleError, match="example 2: lacks 'output'"):
         read_written([{"input": "a", "output": "b"}, {"input": "a"}])
-    with pytest.raises(ExampleError, match="2 more are as bad"):
+    with pytest.raises(ExampleError, match="and 2 more"):
         read_written([{"x": 1}] * 3)
 
 
@@ -78,9 +78,9 @@ def test_halves_of_characters_are_no_texts_to_write() -> None:
 
 @pytest.mark.parametrize("data", [None, 3])
 def test_what_holds_no_examples_is_named(data: object) -> None:
-    with pytest.raises(ExampleError, match="they are a JSONL file or a list"):
+    with pytest.raises(ExampleError, match="they must be a JSONL file or a list"):
         read_ranked(data)  # type: ignore[arg-type]
-    with pytest.raises(ExampleError, match="has no name"):
+    with pytest.raises(ExampleError, match="no file of examples is named"):
         read_ranked("")
 
 

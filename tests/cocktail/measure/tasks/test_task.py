@@ -156,7 +156,7 @@ def test_kept_probabilities_sum_to_one_and_hold_the_token() -> None:
 
 def test_an_input_that_fills_the_model_is_named() -> None:
     rows = [{"input": "red " * 30, "output": "blue"}]
-    with pytest.raises(ExampleError, match="example 1: its input alone has 31 tokens of 16"):
+    with pytest.raises(ExampleError, match=r"its input alone has 31 tokens \(the limit is 16"):
         DecoderTask(read_written(rows), tokenizer("llama"), model("llama"), max_length=16)
 
 

@@ -1,0 +1,56 @@
+"""Fit a run's arguments to the machine: precision, device, number of processes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from reranker_ft.errors import ArgumentError
+
+
+def settle_precision(args: Any) -> list[str]:
+    """Keep half precision where the hardware has it; else take fp32 and return a note of it."""
+    notes = []
+    has_gpu = torch.cuda.is_available() and not args.use_cpu
+    other = torch.backends.mps.is_available() and not args.use_cpu
+    if args.fp16 and not has_gpu and not other:
+        args.fp16 = False
+        notes.append("--fp16 needs a GPU and there is none: training in fp32.")
+    if args.bf16 and not (torch.cuda.is_bf16_supported() if has_gpu else args.use_cpu):
+        args.bf16 = False
+        found = "this GPU does not have it" if has_gpu else "there is no GPU"
+        notes.append(f"--bf16 needs a GPU with bf16 and {found}: training in fp32.")
+    return notes
+
+
+def settle_device(args: Any) -> None:
+    """Say that the CPU is meant where there is nothing else.
+
+    Left unsaid, accelerate takes each of several processes on a CPU for the only one.
+    """
+    if not _has_accelerator():
+        args.use_cpu = True
+
+
+def check_processes(args: Any) -> None:
+    """Refuse processes that would each train alone and write over the others' output.
+
+    Raises:
+        ArgumentError: More were started than would train together.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if launched != args.world_size:
+        raise ArgumentError(
+            f"{launched} processes were started and {args.world_size} would train together on "
+            f"{args.device} - processes share the work - start one, or add --use_cpu True"
+        )
+
+
+def _has_accelerator() -> bool:
+    """Whether there is anything but a CPU to train on."""
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return True
+    accelerator = getattr(torch, "accelerator", None)  # from torch 2.6 on
+    return accelerator is not None and bool(accelerator.is_available())
