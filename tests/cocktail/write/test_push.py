@@ -78,3 +78,18 @@ def test_what_the_hub_refuses_is_one_line_and_the_mix_stays(tmp_path: Path, hub:
 def test_a_name_that_is_none_is_refused() -> None:
     with pytest.raises(RecipeError, match="org/name"):
         check_push("too/many/parts")
+
+
+def test_a_mix_is_pushed_from_python(tmp_path: Path, hub: Hub) -> None:
+    models = ingredients("bert-reranker", tmp_path, 2)
+    code = (
+        "import sys; from cocktail import mix_models; mix_models(sys.argv[1:3], 'reranker', "
+        "[0.5, 0.5], sys.argv[3] or None, progress=False, push_to_hub='org/called')"
+    )
+    call = [sys.executable, "-c", code, *models]
+    environment = {**os.environ, **hub.environment()}
+    refused = subprocess.run([*call, ""], capture_output=True, text=True, env=environment)
+    assert "push_to_hub is given without output_path" in refused.stderr
+    subprocess.run([*call, str(tmp_path / "out")], check=True, env=environment)
+    written = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert hub.files["org/called"]["model.safetensors"] == written
