@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from cocktail.cli.printing import json_option, report
 from cocktail.errors import counted
 
-# The default: enough to see that two models score alike.
-_PAIRS = [
-    ("what is a panda?", "The giant panda is a bear that lives in China."),
-    ("what is a panda?", "Paris is the capital of France."),
-    ("capital of France", "Paris is the capital of France."),
-    ("who wrote Faust?", "Goethe worked on Faust for sixty years. " * 20),
-]
+if TYPE_CHECKING:
+    from cocktail.measure.converted import Form
 
 
 @click.command()
@@ -35,7 +28,7 @@ _PAIRS = [
 @click.option("--overwrite", is_flag=True, help="Replace an existing model at the output.")
 @json_option
 def convert(
-    model: str, target: str, output: str, pairs: str | None, overwrite: bool, as_json: bool
+    model: str, target: Form, output: str, pairs: str | None, overwrite: bool, as_json: bool
 ) -> None:
     """Write a reranker in another form that scores the same.
 
@@ -49,40 +42,12 @@ def convert(
       cocktail convert ./qwen3-reranker --to sequence-classification -o ./classifier
       cocktail convert ./bge-reranker-base --to module-stack -o ./stack
     """
-    from cocktail.checkpoint.detect import kind_of
-    from cocktail.checkpoint.kinds import KINDS, STACK_RERANKER
-    from cocktail.checkpoint.resolve import resolve
-    from cocktail.measure.tasks.examples import read_ranked
-    from cocktail.measure.tasks.reranker import add_logit_score, pair_scores, scoring_record
-    from cocktail.write.convert import convert as write
+    from cocktail.measure.converted import convert_model
 
-    compared = list(_PAIRS)
-    if pairs is not None:
-        examples = read_ranked(pairs, negatives=None, seed=0)
-        compared = [(e.query, text) for e in examples for text in e.passages]
-    checkpoint = resolve(model)
-    has_head = kind_of(checkpoint) in (KINDS["reranker"], STACK_RERANKER)
-    record = None if has_head else scoring_record(checkpoint.folder)
-    before = pair_scores(checkpoint.folder, compared)
-    write(
-        checkpoint,
-        Path(output),
-        target,
-        record=record,
-        finish=None if record is None else partial(add_logit_score, record=record),
-        overwrite=overwrite,
-    )
-    after = pair_scores(Path(output), compared)
-    largest = max(abs(a - b) for a, b in zip(before, after, strict=True))
-    found: dict[str, Any] = {
-        "output": output,
-        "form": target,
-        "pairs": len(compared),
-        "before": before,
-        "after": after,
-        "largest_difference": largest,
-    }
+    found = convert_model(model, output, to=target, pairs=pairs, overwrite=overwrite)
     rows = [f"{'before':>12} {'after':>12}"]
-    rows += [f"{a:12.6f} {b:12.6f}" for a, b in list(zip(before, after, strict=True))[:10]]
-    rows.append(f"{counted(len(compared), 'pair')}, largest difference {largest:.1e}: {output}")
-    report(found, "\n".join(rows), as_json, quiet=False)
+    shown = list(zip(found.before, found.after, strict=True))[:10]
+    rows += [f"{a:12.6f} {b:12.6f}" for a, b in shown]
+    pairs_scored = counted(found.pairs, "pair")
+    rows.append(f"{pairs_scored}, largest difference {found.largest_difference:.1e}: {output}")
+    report(found.to_dict(), "\n".join(rows), as_json, quiet=False)

@@ -128,7 +128,7 @@ def score_encodings(
     shared = computes_beginnings_once(model)
     batches = deque(micro_batches(encodings, budget, shared=shared))
     label = progress if isinstance(progress, str) else "scoring"
-    with progress_bar(len(encodings), label, shown=bool(progress)) as bar:
+    with progress_bar(len(encodings), label, unit="pairs", shown=bool(progress)) as bar:
         while batches:
             if stop is not None and stop.is_set():
                 raise InterruptedError("the scores are not wanted any more")

@@ -117,6 +117,12 @@ class Reranker:
         no_token: str | None = None,
         peft_path: str | Path | None = None,
     ) -> None:
+        """Load a model and make it ready to score; ``help(Reranker)`` explains the arguments.
+
+        Raises:
+            ModelError: The checkpoint does not load as a reranker.
+            ArgumentError: A device that is not there, or arguments that make no sense.
+        """
         for name, value in (("batch_size", batch_size), ("micro_batch_tokens", micro_batch_tokens)):
             if value is not None and value < 1:
                 raise ArgumentError(f"{name} is {value} - it limits a forward pass - use 1 or more")

@@ -29,6 +29,7 @@ from reranker_ft.evaluate.ranking import (
 from reranker_ft.model.forward import attention_without_plans, forward_logits
 from reranker_ft.model.loss import LOSSES, distillation, towards_last_layer
 from reranker_ft.model.scoring import score_encodings, to_device
+from reranker_ft.progress import on_terminal
 from reranker_ft.train.collate import GroupCollator, TrainingBatch, group_scores
 from reranker_ft.train.config import RerankerTrainingArguments
 from reranker_ft.train.groups import Group, GroupBatchSampler, GroupDataset
@@ -91,6 +92,8 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: Any
+    next_command = ""
+    """What to run after training, as it is typed."""
 
     def __init__(
         self,
@@ -287,7 +290,9 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     def _rank(
         self, model: nn.Module, ranking_set: RankingSet, name: str
     ) -> Iterator[tuple[str, float]]:
-        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        # Without a terminal lines appear instead, which the flag has nothing to do with.
+        hidden = self.args.disable_tqdm and on_terminal()
+        hidden = hidden or not self.is_world_process_zero()
         score = partial(
             score_encodings,
             model,

@@ -205,6 +205,29 @@ def pair_scores(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[float]:
     return found
 
 
+def calibrate_folder(folder: Path, data: str | Path, **options: Any) -> dict[str, Any]:
+    """Fit a scale and an offset to labelled pairs, and fold them into the head of the model.
+
+    Args:
+        folder: of a reranker; its head changes in place.
+        data: a JSONL file of ``{"query", "pos", "neg"}``.
+        options: of ``reranker_ft.Reranker``.
+
+    Returns:
+        What ``reranker_ft.evaluate.calibrate.Calibration`` says of it.
+
+    Raises:
+        CocktailError: the data cannot be fitted, or the head takes no offset.
+    """
+    # Of the ``train`` extra, which mixing and searching do without.
+    from reranker_ft.evaluate.calibrate import calibrate_reranker, fold_into  # noqa: PLC0415
+
+    with _as_cocktail_errors():
+        found = calibrate_reranker(folder, data, reranker_options=options)
+        fold_into(folder, found)
+    return found.to_dict()
+
+
 @contextmanager
 def _as_cocktail_errors() -> Iterator[None]:
     try:
