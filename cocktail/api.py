@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cocktail.errors import RecipeError
 from cocktail.measure.in_memory import ModelInMemory
 from cocktail.measure.tasks.examples import ExampleData
 from cocktail.measure.unlabelled import TextData
@@ -18,6 +19,7 @@ from cocktail.search.options import SearchOptions, Strategy, base_index
 from cocktail.system.heap import trim_heap
 from cocktail.system.progress import byte_progress
 from cocktail.write.place import output_folder
+from cocktail.write.push import check_push, push
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +53,7 @@ def mix_models(
     seed: int = 0,
     data: str | Path | None = None,
     accept_config: Sequence[str] = (),
+    push_to_hub: str | None = None,
 ) -> PreTrainedModel:
     """Mix the weights of models of one architecture; by default theta = sum_i w_i theta_i.
 
@@ -80,6 +83,7 @@ def mix_models(
         seed: for methods that draw at random.
         data: JSONL file of examples, for methods that weigh the models by them.
         accept_config: keys of ``config.json`` in which the models may differ.
+        push_to_hub: ``org/name`` of a repository on the Hub that gets what is written.
 
     Returns:
         The mixed model in eval mode, on the CPU.
@@ -97,12 +101,20 @@ def mix_models(
     )  # fmt: skip
     output = None if output_path is None else output_folder(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
+    if push_to_hub is not None:
+        if output is None:
+            raise RecipeError(
+                "push_to_hub is given without output_path - what is written is pushed - add it"
+            )
+        check_push(push_to_hub)
     memory = ModelInMemory(plan, trust_remote_code=trust_remote_code)
     if output is not None:
         report = mix_to_folder(
             plan, output, sync=sync, threads=threads, progress=progress, memory=memory,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
+        if push_to_hub is not None:
+            push(output, push_to_hub)
         return report.model
     with (
         measured_plan(
@@ -193,7 +205,7 @@ def mix_models_with_data(
     )  # fmt: skip
     asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
     weights = _found_weights(
-        search_plan(names, model_type, head=head, dtype=asked.compute_dtype), example_data,
+        search_plan(names, model_type, head=head, dtype=asked.model_dtype), example_data,
         retain_data, asked, progress=progress, device=device, trust_remote_code=trust_remote_code,
         threads=threads, retain_text=retain_text,
     )  # fmt: skip

@@ -6,14 +6,16 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cocktail.checkpoint.folder import local_folder
+from cocktail.checkpoint.resolve import resolve
 from cocktail.errors import PlanError, RecipeError
+from cocktail.mix.digests import checkpoint_digest
 from cocktail.mix.stream import Digests, stream
 from cocktail.plan.mixed_tensor import MixedTensor
 from cocktail.plan.plan import DEFAULT_SHARD_BYTES, Plan, build_plan
@@ -104,6 +106,7 @@ def mix_to_folder(
     trust_remote_code: bool = False,
     figures: Sequence[Figure] = (),
     picture: Path | None = None,
+    calibrate: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> MixReport:
     """Run a plan and write the complete model.
 
@@ -116,6 +119,8 @@ def mix_to_folder(
         trust_remote_code: run custom code to build it.
         figures: what was measured on the mix, for its card.
         picture: a PNG of the measured curve, to show on the card.
+        calibrate: changes the weights of the complete model in a folder, before it takes the
+            output's name; what it returns is recorded with the mix.
 
     Raises:
         OutputError: the disk is full or failed, or something has appeared at the output since the
@@ -145,7 +150,7 @@ def mix_to_folder(
         if picture is not None:
             shutil.copyfile(picture, staged.folder / CURVE_PICTURE)
         card = model_card(plan, figures, has_picture=picture is not None)
-        digest = _write_rest(staged, digests, card)
+        digest = _write_rest(staged, digests, card, calibrate)
         model = None if memory is None else memory.build()
         staged.commit()
     done = time.perf_counter()
@@ -241,12 +246,20 @@ def _step_names(steps: Sequence[Recipe]) -> list[str]:
     return names
 
 
-def _write_rest(staged: StagedModel, digests: Digests, card: str) -> str:
+def _write_rest(
+    staged: StagedModel,
+    digests: Digests,
+    card: str,
+    calibrate: Callable[[Path], Mapping[str, Any]] | None,
+) -> str:
     plan = staged.plan
     staged.write_companions()
     if plan.recipe.pooling is not None and not (staged.folder / "modules.json").exists():
         write_modules(staged.folder, plan.recipe.pooling, token_width(plan))
     record = provenance(plan, digests)
+    if calibrate is not None:
+        record["calibration"] = calibrate(staged.folder)
+        record["output"]["digest"] = checkpoint_digest(resolve(staged.folder), (), lambda _: None)
     staged.write_json(PROVENANCE_FILE, record)
     staged.write_text("README.md", card)
     return str(record["output"]["digest"])

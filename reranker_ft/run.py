@@ -67,9 +67,12 @@ def _refuse(line: str, code: int) -> int:
 
 
 def _way_on(output: str | None) -> str:
-    """Say how an interrupted run goes on, where it has saved a checkpoint."""
+    """Say how an interrupted run goes on: from a checkpoint, where it has saved one."""
     if output is None or not any(Path(output).glob("checkpoint-*")):
-        return ""
+        return (
+            " - no checkpoint was saved - run the same command to start anew, with --save_steps "
+            "100 to have some to go on from"
+        )
     return (
         f" - {output} holds checkpoints - add --resume_from_checkpoint True to the same command to "
         "go on from the last one"

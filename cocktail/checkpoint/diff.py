@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cocktail.checkpoint.model import Checkpoint
 from cocktail.checkpoint.prefixes import extra_prefix
+from cocktail.checkpoint.resolve import resolve
 from cocktail.errors import PlanError
 from cocktail.numbers import exact_sum
+from cocktail.system.notebook import html_table
+from cocktail.system.progress import byte_progress
+from cocktail.system.threads import default_threads
 from cocktail.tensors.bf16 import in_fp64
 from cocktail.tensors.dtypes import FLOATING
 from cocktail.tensors.info import TensorInfo
@@ -46,6 +52,7 @@ class Difference:
         cosine: likewise.
         only_in_a: names of tensors that B lacks; ``only_in_b`` the reverse.
         other_shape: names of tensors whose shapes differ.
+        a, b: the two, as they were named.
     """
 
     tensors: tuple[TensorDifference, ...]
@@ -54,6 +61,59 @@ class Difference:
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
     other_shape: tuple[str, ...]
+    a: str = ""
+    b: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; ``None`` for what is not finite."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "distance": _finite(self.distance),
+            "cosine": _finite(self.cosine),
+            "only_in_a": list(self.only_in_a),
+            "only_in_b": list(self.only_in_b),
+            "other_shape": list(self.other_shape),
+            "tensors": [
+                {
+                    "name": row.name,
+                    "parameters": row.numel,
+                    "distance": _finite(row.distance),
+                    "cosine": _finite(row.cosine),
+                }
+                for row in self.tensors
+            ],
+        }
+
+    def _repr_html_(self) -> str:
+        rows = [(r.name, f"{r.distance:.5f}", f"{r.cosine:.5f}") for r in self.tensors[:20]]
+        whole = (f"all {len(self.tensors)} tensors", f"{self.distance:.5f}", f"{self.cosine:.5f}")
+        return html_table(
+            [("tensor", "distance", "cosine"), *rows, whole], f"{self.b} less {self.a}"
+        )
+
+
+def diff_models(
+    a: str | Path, b: str | Path, *, threads: int | None = None, progress: bool = True
+) -> Difference:
+    """Say how far model B is from model A, tensor by tensor; what ``cocktail diff`` does.
+
+    Neither is loaded: both pass block by block.
+
+    Args:
+        a, b: local folders, Hub ids or LoRA adapters.
+        threads: tensors compared at a time; one for each processor by default.
+        progress: show how far it is, on stderr.
+
+    Raises:
+        PlanError: they have no floating-point tensor in common.
+        CheckpointError: a file cannot be read.
+    """
+    ours, theirs = resolve(str(a)), resolve(str(b))
+    total = sum(info.nbytes for checkpoint in (ours, theirs) for _, info in checkpoint)
+    with byte_progress(total, "comparing", shown=progress) as advance:
+        found = diff(ours, theirs, threads=threads or default_threads(), progress=advance)
+    return replace(found, a=str(a), b=str(b))
 
 
 def diff(
@@ -103,6 +163,10 @@ def diff(
         tuple(name for name in theirs if name not in ours),
         tuple(name for name in common if name not in alike),
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _floating(checkpoint: Checkpoint) -> list[tuple[str, TensorInfo]]:

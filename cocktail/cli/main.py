@@ -15,7 +15,7 @@ import click
 
 from cocktail.cli.convert import convert
 from cocktail.cli.mix import mix
-from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
+from cocktail.cli.printing import json_option, quiet_option, report
 from cocktail.cli.search import search
 from cocktail.errors import CocktailError, counted, listed
 from cocktail.version import __version__
@@ -42,7 +42,7 @@ class _Group(click.Group):
             _say(f"{found} ({error.strerror or error}) - check it and run again")
             ctx.exit(1)
         except KeyboardInterrupt:
-            _say("interrupted; nothing was changed")
+            _say("interrupted; nothing was changed - run the same command to start anew")
             ctx.exit(130)
 
 
@@ -82,10 +82,9 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
     Example:
       cocktail inspect ./fine-tuned --tensors
     """
-    from cocktail.checkpoint.inspect import inspect as inspect_checkpoint
-    from cocktail.checkpoint.resolve import resolve
+    from cocktail.checkpoint.inspect import inspect_model
 
-    found = inspect_checkpoint(resolve(model))
+    found = inspect_model(model).to_dict()
     rows = [f"{key:<13} {_plain(value)}" for key, value in found.items() if key != "tensors"]
     if tensors:
         rows += [f"{t['dtype']:<9} {t['shape']!s:<16} {t['name']}" for t in found["tensors"]]
@@ -106,34 +105,15 @@ def diff(a: str, b: str, top: int, quiet: bool, as_json: bool) -> None:
     Example:
       cocktail diff ./base ./fine-tuned --top 10
     """
-    from cocktail.checkpoint.diff import diff as diff_checkpoints
-    from cocktail.checkpoint.resolve import resolve
-    from cocktail.system.progress import byte_progress
-    from cocktail.system.threads import default_threads
+    from cocktail.checkpoint.diff import diff_models
 
-    ours, theirs = resolve(a), resolve(b)
-    total = sum(info.nbytes for checkpoint in (ours, theirs) for _, info in checkpoint)
-    with byte_progress(total, "comparing", shown=shows_bar(quiet)) as advance:
-        found = diff_checkpoints(ours, theirs, threads=default_threads(), progress=advance)
+    found = diff_models(a, b, progress=not quiet)
     rows = found.tensors[: top or None]
-    value = {
-        "a": a,
-        "b": b,
-        "distance": found.distance,
-        "cosine": found.cosine,
-        "only_in_a": found.only_in_a,
-        "only_in_b": found.only_in_b,
-        "other_shape": found.other_shape,
-        "tensors": [
-            {"name": r.name, "parameters": r.numel, "distance": r.distance, "cosine": r.cosine}
-            for r in found.tensors
-        ],
-    }
     lines = ["distance    cosine  tensor"]
     lines += [f"{row.distance:8.5f}  {row.cosine:8.5f}  {row.name}" for row in rows]
     everything = counted(len(found.tensors), "tensor")
     lines.append(f"{found.distance:8.5f}  {found.cosine:8.5f}  all {everything}")
-    report(value, "\n".join(lines + _unmatched(found)), as_json, quiet=False)
+    report(found.to_dict(), "\n".join(lines + _unmatched(found)), as_json, quiet=False)
 
 
 @main.command()
@@ -149,19 +129,15 @@ def verify(folder: str, quiet: bool, as_json: bool) -> None:
     Example:
       cocktail verify ./mixed
     """
-    from dataclasses import asdict
+    from cocktail.write.verify import verify_mix
 
-    from cocktail.write.verify import verify as verify_mix
-
-    verdicts = verify_mix(folder, progress=shows_bar(quiet))
+    found = verify_mix(folder, progress=not quiet)
     lines = [
         f"{v.state:<9}  {v.role:<10}  {v.model}" + (f"  ({v.detail})" if v.detail else "")
-        for v in verdicts
+        for v in found.verdicts
     ]
-    same = all(verdict.state != "different" for verdict in verdicts)
-    value = {"verified": same, "verdicts": [asdict(verdict) for verdict in verdicts]}
-    report(value, "\n".join(lines), as_json, quiet=False)
-    if not same:
+    report(found.to_dict(), "\n".join(lines), as_json, quiet=False)
+    if not found.verified:
         sys.exit(1)
 
 

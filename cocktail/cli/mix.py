@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cocktail.cli.printing import json_option, quiet_option, report, shows_bar
+from cocktail.cli.printing import json_option, private_option, push_option, quiet_option, report
 from cocktail.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from cocktail.recipe.recipe import Recipe
 
 _STARTED = time.perf_counter()
+_MOVED_SCALE = (
+    "mixing moves the scale of a reranker's scores: a threshold that held for one of the models "
+    "does not hold for the mix; `reranker-ft calibrate` makes its scores probabilities"
+)
 
 
 class _SpacedWeights(click.Command):
@@ -132,9 +136,18 @@ def _parse_parameters(
     help="How many threads to mix with.  [one per processor]",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
+@push_option
+@private_option
 @quiet_option
 @json_option
-def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> None:
+def mix(
+    models: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    push_to_hub: str | None,
+    private: bool,
+    **given: Any,
+) -> None:
     """Mix the weights of MODEL... and write a complete model.
 
     A MODEL is a local folder, a Hub id org/name[@revision], or a LoRA adapter. Config and tokenizer
@@ -152,10 +165,12 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
       cocktail mix ./one ./other --method fisher --data examples.jsonl -o ./mixed
       cocktail mix recipe.yaml --output ./mixed
       cocktail mix ./mixed/cocktail.json --output ./again
+      cocktail mix ./base ./fine-tuned --weights 0.5 0.5 -o ./mixed --push-to-hub me/mixed
     """
     from cocktail.pipeline import checked_plan, mix_recipe
     from cocktail.system.threads import default_threads
     from cocktail.write.place import output_folder
+    from cocktail.write.push import check_push, push
 
     recipe, settings = _recipe(models, given)
     output = None if settings["output"] is None else output_folder(settings["output"])
@@ -173,9 +188,11 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
         summary = _plan_summary(plan, output, threads)
         report(summary, _plan_text(summary), as_json, quiet=False)
         return
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     done = mix_recipe(
         recipe, output, max_shard_size=size, overwrite=given["overwrite"],
-        sync=not given["no_sync"], threads=given["threads"], progress=shows_bar(quiet),
+        sync=not given["no_sync"], threads=given["threads"], progress=not quiet,
     )  # fmt: skip
     plan = done.plan
     seconds = {key: round(value, 3) for key, value in done.seconds.items()}
@@ -185,7 +202,11 @@ def mix(models: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> No
         f"{output}: {plan.parameters / 1e6:.1f} M parameters, {plan.output_bytes / 1e6:.1f} MB, "
         f"mixed from {len(plan.ingredients)} models in {done.seconds['total']:.2f} s"
     )
-    report(result, "\n".join([*(f"note: {note}" for note in plan.notes), text]), as_json, quiet)
+    lines = [*(f"note: {note}" for note in result["notes"]), text]
+    if push_to_hub is not None:
+        result["hub"] = push(output, push_to_hub, private=private)
+        lines.append(f"pushed: {result['hub']}")
+    report(result, "\n".join(lines), as_json, quiet)
 
 
 def _recipe(models: tuple[str, ...], given: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
@@ -244,8 +265,13 @@ def _plan_summary(plan: Plan, output: Path | None, threads: int) -> dict[str, An
             for file in plan.files
         ],
         "companions": list(plan.companions),
-        "notes": list(plan.notes),
+        "notes": _notes(plan),
     }
+
+
+def _notes(plan: Plan) -> list[str]:
+    mixed = plan.kind.name == "reranker" and len(plan.ingredients) > 1
+    return [*plan.notes, *([_MOVED_SCALE] if mixed else [])]
 
 
 def _plan_text(summary: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from typing import Any
 
 import click
@@ -12,12 +11,13 @@ import click
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
+push_option = click.option(
+    "--push-to-hub", metavar="ORG/NAME", help="Also upload the written model to the Hub."
+)
+private_option = click.option(
+    "--private", is_flag=True, help="Make a new repository on the Hub one that only you see."
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
-
-
-def shows_bar(quiet: bool) -> bool:
-    """Whether there is a terminal to draw a progress bar on."""
-    return not quiet and sys.stderr.isatty()
 
 
 def report(value: dict[str, Any], text: str, as_json: bool, quiet: bool) -> None:

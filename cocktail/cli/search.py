@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import click
 
-from cocktail.cli.printing import json_option, quiet_option, shows_bar
+from cocktail.cli.printing import json_option, private_option, push_option, quiet_option
 from cocktail.cli.printing import report as show
 from cocktail.errors import RecipeError
 from cocktail.search.options import SearchOptions
 
 if TYPE_CHECKING:
     from cocktail.plan.plan import Plan
+    from cocktail.search.calibrate import Calibrator
     from cocktail.search.result import SearchResult
     from cocktail.write.card import Figure
 
@@ -64,6 +65,13 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--report", metavar="DIR", help="Write report.html, report.md, search.json and pictures there."
 )
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    help="Labelled pairs that make sigmoid(score) of the written mix a probability.",
+)
+@push_option
+@private_option
 @quiet_option
 @json_option
 @click.option("--budget", type=float, hidden=True, help="Accepted but not needed.")
@@ -76,6 +84,9 @@ def search(
     output: str | None,
     overwrite: bool,
     report: str | None,
+    calibrate: str | None,
+    push_to_hub: str | None,
+    private: bool,
     quiet: bool,
     as_json: bool,
     **given: Any,
@@ -92,12 +103,15 @@ def search(
       cocktail search --data examples.jsonl    # models from cocktail.yaml
       cocktail search ./base ./tuned --data target.jsonl --retain general.jsonl --report ./report
       cocktail search ./base ./tuned --data target.jsonl --retain-text general.txt -o ./mixed
+      cocktail search ./base ./tuned --data target.jsonl -o ./mixed --calibrate held-out.jsonl
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
     from cocktail.measure.processes import Processes
+    from cocktail.search.calibrate import Calibrator, check_calibration
     from cocktail.search.report import check_report_folder, summary
     from cocktail.search.run import search_weights
     from cocktail.write.place import output_folder
+    from cocktail.write.push import check_push
 
     if budget is not None and not quiet:
         click.echo("cocktail: --budget is not needed: a search runs each mix once", err=True)
@@ -108,8 +122,27 @@ def search(
     place = None if output is None else output_folder(output)
     if report is not None:
         check_report_folder(Path(report), names, place)
+    calibrator = None
     if place is not None:  # refuse before the search what would be refused after it
-        _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
+        plan = _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
+        if calibrate is not None:
+            check_calibration(plan, calibrate)
+            calibrator = Calibrator(
+                calibrate, place, devices=settings["device"],
+                max_length=settings["max_input_length"],
+            )  # fmt: skip
+        if push_to_hub is not None:
+            check_push(push_to_hub)
+    elif calibrate is not None:
+        raise RecipeError(
+            "--calibrate is given without --output - scale and offset go into the head of the mix "
+            "that is written - add --output DIR"
+        )
+    elif push_to_hub is not None:
+        raise RecipeError(
+            "--push-to-hub is given without --output - what is written there is pushed - add "
+            "--output DIR"
+        )
     processes = Processes()
     pictures: list[Path] = []
     try:
@@ -119,23 +152,28 @@ def search(
             data,
             retain_data=retain,
             retain_text=retain_text,
-            progress=shows_bar(quiet),
+            progress=not quiet,
             processes=processes,
             **settings,
         )
         # A search is long: print and write what it found, whatever else fails.
         with ExitStack() as afterwards:
+            if processes.is_first and calibrator is not None and as_json:
+                # One object, which has the calibration of what is written before.
+                afterwards.callback(_show_calibrated, result, calibrator)
             # The last callback runs first: the mix's card shows the report's picture.
             if processes.is_first and place is not None:
                 given = {**settings, "model_type": result.model_type}
                 planned = partial(_plan, names, result.weights, given, written_as, place, overwrite)
                 figures = result.figures(*map(_file_name, (data, retain or retain_text)))
                 afterwards.callback(
-                    _write_mix, result, planned, figures, pictures, place, quiet, as_json
-                )
+                    _write_mix, result, planned, figures, pictures, place, quiet=quiet,
+                    silent=quiet or as_json, calibrator=calibrator, repository=push_to_hub,
+                    private=private,
+                )  # fmt: skip
             if processes.is_first and report is not None:
                 afterwards.callback(_write_report, result, report, pictures, quiet or as_json)
-            if processes.is_first:
+            if processes.is_first and not (calibrator is not None and as_json):
                 show(result.to_dict(), summary(result), as_json, quiet)
     finally:
         processes.leave()
@@ -143,23 +181,46 @@ def search(
         sys.exit(130)
 
 
+def _show_calibrated(result: SearchResult, calibrator: Calibrator) -> None:
+    """Print the result and the calibration, which is null where it failed."""
+    show({**result.to_dict(), "calibration": calibrator.found}, "", as_json=True, quiet=False)
+
+
 def _write_mix(
-    result: SearchResult, planned: Callable[[], Plan], figures: Sequence[Figure],
-    pictures: Sequence[Path], output: Path, quiet: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Write the mix that a search has found, and report it.
+    result: SearchResult,
+    planned: Callable[[], Plan],
+    figures: Sequence[Figure],
+    pictures: Sequence[Path],
+    output: Path,
+    *,
+    quiet: bool,
+    silent: bool,
+    calibrator: Calibrator | None,
+    repository: str | None,
+    private: bool,
+) -> None:
+    """Write the mix that a search has found, push it where it was asked for, and say so.
 
     Args:
         pictures: the picture of the curve, if the report has one.
     """
     from cocktail.pipeline import mix_to_folder
+    from cocktail.write.push import push
 
+    lines = []
     if not result.interrupted:
         picture = next(iter(pictures), None)
-        bar = shows_bar(quiet)
-        mix_to_folder(planned(), output, progress=bar, figures=figures, picture=picture)
-    if not (quiet or as_json):
-        click.echo(f"{output}: {_what_is_written(result)}")
+        mix_to_folder(
+            planned(), output, progress=not quiet, figures=figures, picture=picture,
+            calibrate=calibrator,
+        )  # fmt: skip
+    lines.append(f"{output}: {_what_is_written(result)}")
+    if calibrator is not None and calibrator.found is not None:
+        lines.append(calibrator.sentence())
+    if repository is not None and not result.interrupted:
+        lines.append(f"pushed: {push(output, repository, private=private)}")
+    if not silent:
+        click.echo("\n".join(lines))
 
 
 def _what_is_written(result: SearchResult) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from threading import Lock
@@ -81,9 +83,10 @@ class ModelInMemory:
             PlanError: the class has weights that the mix does not fill and that would stay random,
                 or its config cannot be loaded.
         """
-        import transformers  # noqa: PLC0415 - seconds to import
-
         skeleton = self._prepare().result()
+        # Only now: of two threads that import it at a time, one gets half of it.
+        import transformers  # noqa: PLC0415
+
         with collection_paused(), _quiet(transformers):
             model, info = type(skeleton).from_pretrained(
                 None,
@@ -120,8 +123,9 @@ class ModelInMemory:
             PlanError: its config cannot be loaded.
         """
         import torch  # noqa: PLC0415 - seconds to import
-        import transformers  # noqa: PLC0415
 
+        import_module("transformers")
+        transformers = sys.modules["transformers"]  # it puts another module in its own place
         folder = self.plan.donor.main_folder
         auto = self._loader(transformers)
         options = {"trust_remote_code": self._trusted}

@@ -82,6 +82,9 @@ class Mixture:
     ran: Callable[[], object] = lambda: None
     """Called whenever the model has run at some weights, forward or backward."""
 
+    filled: Callable[[Any], object] = lambda model: None
+    """Called with the model whenever it has got other weights."""
+
     def __post_init__(self) -> None:
         self.weights: Weights = np.array(self.plan.recipe.weights)
         memory = ModelInMemory(self.plan, trust_remote_code=self.trust_remote_code)
@@ -138,6 +141,7 @@ class Mixture:
         trim_heap()  # what the last forward left behind
         stream(self.plan.reweighted(list(weights)), write, threads=self.threads)
         trim_heap()
+        self.filled(self.model)
         self.weights = weights.copy()
         self.cost.mixes += 1
 

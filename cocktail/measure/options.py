@@ -10,7 +10,7 @@ from typing import Any, Literal, SupportsIndex, TypeGuard, get_args
 from cocktail.errors import RecipeError
 from cocktail.recipe.recipe import PoolingMode
 
-ComputeDtype = Literal["float32", "bfloat16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
 def option(default: Any, explanation: str) -> Any:
@@ -27,14 +27,21 @@ class MeasureOptions:
         neg_number: negatives to draw from each example; ``None`` for all.
         pooling: an encoder's pooling; its own by default, or ``cls`` if it has none.
         seed: for drawn negatives, folds and the bootstrap.
-        compute_dtype: the dtype of the model that is measured.
+        compute_dtype: the dtype of the model that is measured. ``auto`` holds it in fp32, and lets
+            a reranker on a CPU that multiplies bf16 compute in it where the loss is the same to a
+            tenth of its standard error.
     """
 
     max_input_length: int = option(2048, "Most tokens, within the model's limit.")
     neg_number: int | None = option(None, "Negatives to draw from each example.  [all]")
     pooling: PoolingMode | None = option(None, "An encoder's pooling.  [its own, or cls]")
     seed: int = option(0, "Seed of drawn negatives, folds and bootstrap.")
-    compute_dtype: ComputeDtype = option("float32", "The dtype of the model in memory.")
+    compute_dtype: ComputeDtype = option("auto", "The dtype of the model in memory.  [float32]")
+
+    @property
+    def model_dtype(self) -> str:
+        """The dtype that the model is held in."""
+        return "float32" if self.compute_dtype == "auto" else self.compute_dtype
 
     def check_measuring(self) -> None:
         """Refuse meaningless options.
@@ -43,8 +50,10 @@ class MeasureOptions:
             RecipeError: naming the first that is wrong.
         """
         if self.compute_dtype not in get_args(ComputeDtype):
-            known = " or ".join(get_args(ComputeDtype))
-            raise RecipeError(f"compute_dtype is {self.compute_dtype!r} - it must be {known}")
+            known = ", ".join(get_args(ComputeDtype))
+            raise RecipeError(
+                f"compute_dtype is {self.compute_dtype!r} - it must be one of {known}"
+            )
         for name, low in (("max_input_length", 1), ("seed", 0)):
             check_whole(name, getattr(self, name), low)
         if self.neg_number is not None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cocktail.checkpoint.model import MAIN
 from cocktail.errors import CocktailError, NonFiniteError, OutputError, PlanError
@@ -23,6 +21,7 @@ from cocktail.measure.tasks.encoder import choose_pooling
 from cocktail.measure.tasks.examples import RankedExample
 from cocktail.plan.mixed_tensor import MixedTensor
 from cocktail.plan.plan import Plan, build_plan
+from cocktail.system.progress import progress_bar
 from cocktail.tensors.dtypes import as_bytes
 from cocktail.tensors.headers import build_header, read_header
 from cocktail.tensors.info import TensorInfo
@@ -95,10 +94,7 @@ def measure(
     by_grams = recipe.method.statistic == "gram"
     groups = gram_groups(bench.mixture.model, parameters) if by_grams else [parameters]
     total = len(plan.ingredients) * len(groups) * len(bench.order)
-    with tqdm(
-        total=total, desc="measuring", unit=" examples", file=sys.stderr, leave=False,
-        disable=not progress,
-    ) as bar:  # fmt: skip
+    with progress_bar(total=total, desc="measuring", unit=" examples", shown=progress) as bar:
         tables = [
             _measured(bench, plan, i, groups, folder, bar.update)
             for i in range(len(plan.ingredients))

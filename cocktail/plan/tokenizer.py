@@ -14,6 +14,7 @@ from cocktail.checkpoint.model import Checkpoint
 from cocktail.checkpoint.vocabulary import read_vocabulary
 from cocktail.errors import CheckpointError, counted, listed
 from cocktail.plan.vocabularies import Vocabularies
+from cocktail.recipe.chat_templates import CHAT_TEMPLATES
 from cocktail.recipe.recipe import Recipe
 
 GENERATION_CONFIG = "generation_config.json"
@@ -133,7 +134,7 @@ def _generation(folder: Path) -> dict[str, Any]:
 def _set_template(
     choice: TokenizerChoice, wanted: str, ingredients: Sequence[Checkpoint], place: Path
 ) -> None:
-    text: str | None = wanted
+    text: str | None = CHAT_TEMPLATES.get(wanted, wanted)
     if wanted == "auto":
         texts = [chat_template(checkpoint.main_folder) for checkpoint in ingredients]
         counts = Counter(found for found in texts if found)

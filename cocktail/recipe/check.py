@@ -8,6 +8,7 @@ from typing import get_args
 from cocktail.errors import RecipeError, counted
 from cocktail.methods.method import Method
 from cocktail.numbers import exact_sum
+from cocktail.recipe.chat_templates import CHAT_TEMPLATES
 from cocktail.recipe.recipe import HeadRule, PoolingMode, Recipe
 
 WEIGHT_TOLERANCE = 1e-3
@@ -20,10 +21,12 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         value = getattr(recipe, name)
         if value is not None and value not in get_args(allowed):
             found.append(f"{name} is {value!r} - it must be one of {', '.join(get_args(allowed))}")
-    if recipe.chat_template not in (None, "auto") and "{" not in str(recipe.chat_template):
+    known = (None, "auto", *CHAT_TEMPLATES)
+    if recipe.chat_template not in known and "{" not in str(recipe.chat_template):
         found.append(
-            f"chat_template is {recipe.chat_template!r:.60} - it must be auto or the text of a "
-            "Jinja template - paste the template, or leave it out"
+            f"chat_template is {recipe.chat_template!r:.60} - it must be auto, "
+            f"{' or '.join(CHAT_TEMPLATES)}, or the text of a Jinja template - paste the template, "
+            "or leave it out"
         )
     try:
         found += _data_problems(recipe, recipe.method)

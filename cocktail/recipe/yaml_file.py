@@ -32,7 +32,7 @@ _KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "parameters": (dict, "a map of the method's parameters"),
     "tokenizer_source": (str, "base, union, one of the models, or another folder or Hub id"),
     "tokenizer": (dict, "a map with source"),
-    "chat_template": (str, "auto, or the text of a Jinja template"),
+    "chat_template": (str, "auto, chatml, or the text of a Jinja template"),
     "slices": (list, "a list of maps with sources"),
     "accept_config": (list, "a list of keys of config.json"),
     "layers": (int, "a whole number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,13 @@ def summary(result: SearchResult) -> str:
         for weight, model in zip(result.weights, result.models, strict=True)
     ]
     lines.append(cost_sentence(result))
+    if result.interrupted:
+        weights = " ".join(f"{weight:.6g}" for weight in result.weights)
+        models = shlex.join(result.models)
+        lines.append(
+            "to go on: run the same command again, which measures all of it; or write this mix: "
+            f"cocktail mix {models} --weights {weights} --output DIR"
+        )
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from cocktail.search.changes import Change
 from cocktail.search.curve import Point
 from cocktail.search.verdict import Verdict
+from cocktail.system.notebook import html_table
 from cocktail.write.card import Figure
 
 
@@ -109,6 +110,18 @@ class SearchResult:
     def gained(self) -> bool:
         """Whether the choice is anything but the base."""
         return self.weights[self.base] < 1
+
+    def _repr_html_(self) -> str:
+        measures = {"target": self.metric, "general": self.general_measure}
+        named = [f"{side} {name}" for side, name in measures.items() if name is not None]
+        rows = [["mix", "weights", "target loss", *named]]
+        for point in self.points:
+            mark = " *" if point.name == self.verdict.chosen else ""
+            weights = " ".join(f"{weight:.2f}" for weight in point.weights)
+            sides = [point.loss, point.metric, point.general]
+            figures = [f"{side.mean.mean:.4f}" for side in sides if side is not None]
+            rows.append([point.name + mark, weights, *figures])
+        return html_table(rows, f"{self.verdict.headline} {self.verdict.reason}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cocktail.errors import RecipeError
 from cocktail.measure.bench import Bench, prepare, search_plan
-from cocktail.measure.mixture import Mixture, Weights
+from cocktail.measure.mixture import Weights
 from cocktail.measure.processes import Processes
 from cocktail.measure.tasks.examples import ExampleData
 from cocktail.measure.unlabelled import TextData
 from cocktail.plan.plan import Plan
+from cocktail.search.curve import STEPS
 from cocktail.search.options import SearchOptions, base_index
 from cocktail.search.result import SearchResult
 from cocktail.search.search import Search
+from cocktail.system.progress import progress_bar
 
 
 def search_weights(
@@ -71,7 +70,7 @@ def search_weights(
     names = tuple(map(str, model_names_or_paths))
     asked = SearchOptions(**options, base=base_index(base, names))
     asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
-    plan = search_plan(names, model_type, head=head, dtype=asked.compute_dtype)
+    plan = search_plan(names, model_type, head=head, dtype=asked.model_dtype)
     bench = search_bench(
         plan, example_data, retain_data, asked, retain_text=retain_text,
         trust_remote_code=trust_remote_code, device=device, threads=threads, processes=processes,
@@ -102,13 +101,13 @@ def search_bench(
 def searched(bench: Bench, options: SearchOptions, *, progress: bool) -> SearchResult:
     """Search with a prepared bench, showing a bar of the mixes that are run."""
     shown = progress and bench.mixture.processes.is_first
-    with _evaluations(bench.mixture, shown=shown) as observe:
+    with _evaluations(bench, options, shown=shown) as observe:
         return Search(bench, options, observe).run()
 
 
 @contextmanager
 def _evaluations(
-    mixture: Mixture, *, shown: bool
+    bench: Bench, options: SearchOptions, *, shown: bool
 ) -> Iterator[Callable[[Weights, float], None] | None]:
     """A bar of the mixes that are run, with the best loss so far.
 
@@ -119,7 +118,12 @@ def _evaluations(
         yield None
         return
     best = float("inf")
-    with tqdm(desc="searching", unit=" mixes", mininterval=0, file=sys.stderr, leave=False) as bar:
+    sides = 1 if bench.retain is None else 2
+    # The steps of the gradient are not known beforehand.
+    total = None if options.strategy == "gradient" else sides * points_to_measure(bench)
+    with progress_bar(
+        total=total, desc="searching", unit=" mixes", mininterval=0, shown=True
+    ) as bar:
 
         def observe(weights: Weights, loss: float) -> None:
             nonlocal best
@@ -128,5 +132,12 @@ def _evaluations(
                 shares = " ".join(f"{weight:.2f}" for weight in weights)
                 bar.set_postfix_str(f"best loss {loss:.4f} at {shares}")
 
-        mixture.ran = bar.update
+        bench.mixture.ran = bar.update
         yield observe
+
+
+def points_to_measure(bench: Bench) -> int:
+    """How many mixes a search runs, as a rule: the ingredients, two averages, and the curve."""
+    count = len(bench.mixture.names)
+    # Of two models, both ends and the middle of the curve are among those.
+    return count + 2 + STEPS - (2 if count == 2 else 0)

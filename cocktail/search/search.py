@@ -16,6 +16,7 @@ from cocktail.search.changes import Change, changed_rankings
 from cocktail.search.curve import Gauge, Point, Way, vertices
 from cocktail.search.direction import bagged_best
 from cocktail.search.gradient import descend
+from cocktail.search.half_precision import compute_in_bf16
 from cocktail.search.intervals import bootstrap_interval
 from cocktail.search.lm_cocktail import softmax_weights
 from cocktail.search.objective import MixObjective
@@ -62,6 +63,7 @@ class Search:
         """
         interrupted = False
         try:
+            self._settle_dtype()
             self._measure_the_trivial()
             wanted = self._asked_for()
             self._measure_the_way(wanted)
@@ -71,6 +73,11 @@ class Search:
                 raise
             interrupted, verdict = True, stopped(self.points)
         return self._result(verdict, interrupted)
+
+    def _settle_dtype(self) -> None:
+        if self.options.compute_dtype == "auto" and self.options.strategy == "auto":
+            said = compute_in_bf16(self.bench, self.objective, self.base)
+            self.notes += [] if said is None else [said]
 
     def _measure_the_trivial(self) -> None:
         """Measure the base, the others, their plain average, and LM-Cocktail's mix."""
@@ -205,6 +212,6 @@ class Search:
             mixes=mixture.cost.mixes,
             seconds=time.perf_counter() - self.started,
             interrupted=interrupted,
-            compute_dtype=self.options.compute_dtype,
+            compute_dtype=self.options.model_dtype,
             notes=tuple(self.notes),
         )

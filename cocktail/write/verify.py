@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cocktail.checkpoint.folder import local_folder
 from cocktail.checkpoint.model import Checkpoint, with_commit
 from cocktail.checkpoint.resolve import resolve
 from cocktail.errors import CheckpointError
 from cocktail.mix.digests import checkpoint_digest
+from cocktail.system.notebook import html_table
 from cocktail.system.progress import byte_progress
 from cocktail.write.provenance import read_provenance
 
@@ -30,6 +31,39 @@ class Verdict:
     role: str
     state: Literal["same", "different", "unknown"]
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The verdicts on a mix and its ingredients, the mix first."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def verified(self) -> bool:
+        """Whether nothing that could be read is different."""
+        return all(verdict.state != "different" for verdict in self.verdicts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"verified": self.verified, "verdicts": [asdict(each) for each in self.verdicts]}
+
+    def _repr_html_(self) -> str:
+        rows = [(each.model, each.role, each.state, each.detail) for each in self.verdicts]
+        return html_table([("model", "role", "state", "detail"), *rows])
+
+
+def verify_mix(folder: str | Path, *, progress: bool = True) -> Verification:
+    """Recompute the digests of a mix and of its ingredients; what ``cocktail verify`` does.
+
+    Args:
+        folder: that ``cocktail mix`` or a search wrote.
+        progress: show how far it is, on stderr.
+
+    Raises:
+        CheckpointError: the folder is not a mix, or its own weights cannot be read.
+    """
+    return Verification(tuple(verify(folder, progress=progress)))
 
 
 def verify(folder: str | Path, *, progress: bool = True) -> list[Verdict]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Text needs none of what makes the results.
+    from reranker_ft.evaluate.calibrate import Calibration
     from reranker_ft.evaluate.compare import Result
     from reranker_ft.evaluate.metrics import Estimate
     from reranker_ft.mine.mine import MiningReport
@@ -138,6 +139,29 @@ def describe_comparison(results: Sequence[Result]) -> str:
             if row.differences is not None:
                 lines += _estimates("  - the first", row.differences, width, signed=True)
     return "\n".join(lines[1:])
+
+
+def describe_calibration(found: Calibration) -> str:
+    """Say what was fitted, what it is worth, and where it stands."""
+    sign = "-" if found.offset < 0 else "+"
+    lines = [
+        f"{found.model} on {found.data}: {found.queries:,} queries, {found.pairs:,} pairs, "
+        f"{found.positives:,} of them relevant",
+        f"probability = sigmoid({found.scale:.4g} * score {sign} {abs(found.offset):.4g})",
+        "",
+        _row("", ["before", f"after ({found.folds} folds)"], 24),
+    ]
+    for label, name in (("calibration error", "ece"), ("F1 at .5", "f1")):
+        pair = [getattr(found.before, name), getattr(found.after, name)]
+        lines.append(_row(label, [_number(value.mean, False) for value in pair], 24))
+        intervals = [f"[{_number(v.low, False)}, {_number(v.high, False)}]" for v in pair]
+        lines.append(_row("  95 % interval", intervals, 24))
+    lines += ["", *(f"note: {note}" for note in found.notes)] if found.notes else [""]
+    if found.output is None:
+        lines.append("nothing was written: --output DIR makes a model that has this in its head")
+    else:
+        lines.append(f"{found.output}: the same model, with scale and offset in its head")
+    return "\n".join(lines)
 
 
 def _estimates(

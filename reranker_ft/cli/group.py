@@ -22,6 +22,7 @@ EXTRAS = {
     "peft": "train",
     "pytrec_eval": "train",
     "matplotlib": "plot",
+    "mteb": "mteb",
 }
 
 
@@ -117,7 +118,7 @@ class OneLineErrors(click.Group):
             say("terminated")
             ctx.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
-            say("interrupted")
+            say("interrupted - nothing was written - run the same command to start anew")
             ctx.exit(130)
 
 

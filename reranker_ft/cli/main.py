@@ -1,6 +1,6 @@
 """The ``reranker-ft`` command: each body parses, calls one function and prints.
 
-``reranker-ft mine`` stands in ``reranker_ft.cli.mine``.
+``reranker-ft calibrate`` and ``mine`` stand in files of their own beside this one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import click
 
+from reranker_ft.cli.calibrate import calibrate
 from reranker_ft.cli.group import OneLineErrors
 from reranker_ft.cli.mine import mine
 from reranker_ft.cli.options import (
@@ -23,7 +24,6 @@ from reranker_ft.cli.options import (
     report,
     reranker_options,
 )
-from reranker_ft.progress import on_terminal
 
 
 @click.group(
@@ -47,6 +47,7 @@ def main() -> None:
     """
 
 
+main.add_command(calibrate)
 main.add_command(mine)
 
 
@@ -82,8 +83,12 @@ def train(context: click.Context, arguments: Sequence[str]) -> None:
 
 @main.command()
 @click.argument("models", nargs=-1, required=True)
+@click.option("--data", multiple=True, help="JSONL with query, pos, neg; repeatable.")
 @click.option(
-    "--data", multiple=True, required=True, help="JSONL with query, pos, neg; repeatable."
+    "--benchmark",
+    multiple=True,
+    metavar="NAME",
+    help="A benchmark of mteb (NanoBEIR), or one of its reranking or retrieval tasks; repeatable.",
 )
 @click.option("--max-queries", type=int, help="Use only the first queries of each data set.")
 @click.option("--plot", help="Draw the results into this .png, .svg or .pdf.")
@@ -100,6 +105,7 @@ def train(context: click.Context, arguments: Sequence[str]) -> None:
 def evaluate(
     models: Sequence[str],
     data: Sequence[str],
+    benchmark: Sequence[str],
     max_queries: int | None,
     plot: str | None,
     metric: str,
@@ -117,28 +123,30 @@ def evaluate(
     Example:
       reranker-ft evaluate BAAI/bge-reranker-base out --data target.jsonl --data general.jsonl \\
         --plot comparison.png
+      reranker-ft evaluate BAAI/bge-reranker-base out --benchmark NanoBEIR
     """
+    if not (data or benchmark):
+        raise click.UsageError("Missing option '--data' or '--benchmark'.")
     if plot:
         from reranker_ft.data.files import refuse_existing
         from reranker_ft.evaluate.picture import check_picture_format, draw_comparison
 
         refuse_existing(plot, overwrite=overwrite)
         check_picture_format(plot)
+    from reranker_ft.api import evaluate_rerankers
     from reranker_ft.cli.describe import describe_comparison
-    from reranker_ft.evaluate.compare import compare
 
-    results = compare(
+    found = evaluate_rerankers(
         models,
         data,
+        benchmark=list(benchmark),
         max_queries=max_queries,
         reranker_options=reranker_options,
-        progress=on_terminal(),
+        progress=True,
     )
     if plot:
-        draw_comparison(results, plot, metric=metric, overwrite=overwrite)
-    report(
-        {"results": [result.to_dict() for result in results]}, describe_comparison(results), as_json
-    )
+        draw_comparison(found.results, plot, metric=metric, overwrite=overwrite)
+    report(found.to_dict(), describe_comparison(found.results), as_json)
 
 
 @main.command()
@@ -199,7 +207,7 @@ def score(
         output,
         tsv=tsv or data.endswith(".tsv"),
         overwrite=overwrite,
-        progress=on_terminal(),
+        progress=True,
     )
     if output != "-":
         text = f"{counted['pairs']:,} pairs on {counted['lines']:,} lines scored: {output}"
@@ -229,20 +237,17 @@ def distil(
         --output-file train_scored.jsonl
       reranker-ft train ... --train_data train_scored.jsonl --knowledge_distillation True
     """
-    from reranker_ft.data.files import refuse_existing
-    from reranker_ft.score.distil import add_teacher_scores
-    from reranker_ft.score.reranker import Reranker
+    from reranker_ft.api import distil_scores
 
-    refuse_existing(output_file, overwrite=overwrite)
-    counted = add_teacher_scores(
-        Reranker(teacher, **reranker_options),
+    found = distil_scores(
+        teacher,
         input_file,
         output_file,
         overwrite=overwrite,
-        progress=on_terminal(),
+        reranker_options=reranker_options,
     )
-    text = f"{counted['pairs']:,} passages of {counted['lines']:,} queries scored: {output_file}"
-    report({**counted, "output": output_file}, text, as_json)
+    text = f"{found.pairs:,} passages of {found.lines:,} queries scored: {output_file}"
+    report(found.to_dict(), text, as_json)
 
 
 @main.command()
@@ -277,18 +282,16 @@ def check(
       reranker-ft check train.jsonl --model-name-or-path BAAI/bge-reranker-base --max-length 256
     """
     from reranker_ft.cli.describe import describe_check
-    from reranker_ft.model.load import load_tokenizer
-    from reranker_ft.train.check import check_data, model_positions
+    from reranker_ft.train.check import check_data
 
     found = check_data(
         data,
-        tokenizer=load_tokenizer(model_name_or_path) if model_name_or_path else None,
-        positions=model_positions(model_name_or_path) if model_name_or_path else None,
+        model_name_or_path=model_name_or_path,
         max_length=max_length,
         query_max_length=query_max_length,
         passage_max_length=passage_max_length,
         train_group_size=train_group_size,
-        progress=on_terminal(),
+        progress=True,
     )
     report(found.to_dict(), describe_check(found), as_json)
     sys.exit(0 if found.trainable else 1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import click
 
 from reranker_ft.cli.options import json_option, overwrite_option, report, reranker_options
-from reranker_ft.progress import on_terminal
 
 
 @click.command()
@@ -81,17 +79,10 @@ from reranker_ft.progress import on_terminal
 def mine(
     input_file: str,
     output_file: str,
-    candidate_pool: str | None,
-    range_for_sampling: str,
-    negative_number: int,
-    fill_random: bool,
-    seed: int,
-    reranker: str | None,
-    margin: float | None,
-    overwrite: bool,
     as_json: bool,
-    reranker_options: dict[str, Any],
-    **embedder: Any,
+    use_gpu_for_searching: bool | None,
+    search_batch_size: int | None,
+    **options: Any,
 ) -> None:
     """Find hard negatives for training data.
 
@@ -104,73 +95,12 @@ def mine(
         --candidate-pool passages.jsonl --range-for-sampling 2-200 --negative-number 15 \\
         --reranker BAAI/bge-reranker-base --margin 1
     """
-    from reranker_ft.data.files import refuse_existing
-    from reranker_ft.mine.mine import MiningOptions, mine_file, parse_ranks
-
-    if margin is not None and reranker is None:
+    if options["margin"] is not None and options["reranker"] is None:
         raise click.UsageError(
             "--margin is given without --reranker - it compares the scores of one - add --reranker"
         )
-    options = MiningOptions(
-        ranks=parse_ranks(range_for_sampling),
-        negatives=negative_number,
-        fill_random=fill_random,
-        margin=margin or 0.0,
-        seed=seed,
-    )
-    refuse_existing(output_file, overwrite=overwrite)
-    found = mine_file(
-        input_file,
-        output_file,
-        options,
-        _retriever(embedder, reranker_options),
-        candidate_pool=candidate_pool,
-        reranker=_guard(reranker, reranker_options),
-        overwrite=overwrite,
-        progress=on_terminal(),
-    )
+    from reranker_ft.api import mine_negatives
     from reranker_ft.cli.describe import describe_mining
 
-    report({**found.to_dict(), "output": output_file}, describe_mining(found, output_file), as_json)
-
-
-def _guard(reranker: str | None, options: dict[str, Any]) -> Any:
-    """Load the cross-encoder that guards against false negatives, if one is named."""
-    from reranker_ft.score.reranker import Reranker
-
-    return None if reranker is None else Reranker(reranker, **options)
-
-
-def _retriever(embedder: dict[str, Any], shared: dict[str, Any]) -> Any:
-    """Return what makes the retriever of a pool: BM25, or the encoder that the options name.
-
-    Args:
-        embedder: The options of ``mine`` that concern the encoder.
-        shared: The options of the reranker, some of which apply to the encoder too.
-    """
-    from reranker_ft.mine.retrieve import BM25, EncoderSearch
-
-    name = embedder["embedder_name_or_path"]
-    if name is None:
-        return functools.partial(BM25, progress=on_terminal())
-    from reranker_ft.data.instructions import Instructions
-    from reranker_ft.mine.bi_encoder import EncoderOptions, load_encoder
-
-    encoder = load_encoder(
-        name,
-        EncoderOptions(
-            pooling=embedder["pooling_method"],
-            normalize=embedder["normalize_embeddings"],
-            instructions=Instructions(
-                query=embedder["query_instruction_for_retrieval"],
-                query_format=embedder["query_instruction_format_for_retrieval"],
-            ),
-            query_max_length=embedder["embedder_query_max_length"],
-            passage_max_length=embedder["embedder_passage_max_length"],
-            device=(shared["devices"] or [None])[0],
-            use_fp16=shared["use_fp16"],
-            trust_remote_code=shared["trust_remote_code"],
-            cache_dir=shared["cache_dir"],
-        ),
-    )
-    return functools.partial(EncoderSearch, encoder, progress=on_terminal())
+    found = mine_negatives(input_file, output_file, **options)
+    report(found.to_dict(), describe_mining(found, output_file), as_json)

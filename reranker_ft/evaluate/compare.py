@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from reranker_ft.data.examples import Example, ExampleFiles
 from reranker_ft.errors import ArgumentError
@@ -19,6 +22,7 @@ from reranker_ft.evaluate.metrics import (
     per_query_metrics,
 )
 from reranker_ft.evaluate.ranking import RankingSet
+from reranker_ft.notebook import html_table
 from reranker_ft.score.reranker import Reranker
 
 
@@ -54,6 +58,41 @@ class Result:
         }
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Models on data sets: ``results`` by data set, then by model."""
+
+    results: tuple[Result, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"results": [result.to_dict() for result in self.results]}
+
+    def _repr_html_(self) -> str:
+        tables = []
+        for data in dict.fromkeys(result.data for result in self.results):
+            rows = [result for result in self.results if result.data == data]
+            names = list(rows[0].means)
+            cells: list[list[str]] = [["", *names]]
+            for row in rows:
+                cells.append([row.model, *(_shown(row.means[name]) for name in names)])
+                if row.differences is not None:
+                    gains = (_shown(row.differences[name], signed=True) for name in names)
+                    cells.append(["less the first", *gains])
+            queries = len(next(iter(rows[0].per_query.values())))
+            tables.append(html_table(cells, f"{data}, {queries} queries, 95 % intervals"))
+        return "".join(tables)
+
+
+def _shown(value: Estimate, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
+
+
+Measurement = Callable[[Reranker, str], dict[str, FloatArray]]
+"""Takes a reranker and the label of its progress bar (empty for none); gives (N,) per metric."""
+
+
 def compare(
     models: Sequence[str],
     data: Sequence[str | Path],
@@ -79,32 +118,75 @@ def compare(
         ArgumentError: A name comes twice, or ``max_queries`` is below 1.
         DataError, ModelError: Something does not load.
     """
-    for names in (models, [str(path) for path in data]):
-        twice = sorted({name for name in names if list(names).count(name) > 1})
-        if twice:
-            raise ArgumentError(
-                f"{', '.join(twice)} is given more than once - each is compared once - drop one"
-            )
+    _refuse_repeated([str(path) for path in data])
     if max_queries is not None and max_queries < 1:
         raise ArgumentError(f"max_queries is {max_queries} - it counts queries - use 1 or more")
-    sets = {str(path): ExampleFiles([path], negatives_required=True)[:max_queries] for path in data}
+    sets: dict[str, Measurement] = {
+        str(path): _of_examples(ExampleFiles([path], negatives_required=True)[:max_queries])
+        for path in data
+    }
+    return compare_on(models, sets, reranker_options=reranker_options, progress=progress)
+
+
+def compare_on(
+    models: Sequence[str],
+    sets: Mapping[str, Measurement],
+    *,
+    beside: Mapping[str, tuple[str, dict[str, FloatArray]]] | None = None,
+    reranker_options: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> list[Result]:
+    """As ``compare``, on data sets that measure a reranker themselves.
+
+    Args:
+        sets: By name.
+        beside: By name of a data set, what else ranked its queries, and its metrics.
+    """
+    _refuse_repeated(models)
     measured: dict[tuple[str, str], dict[str, FloatArray]] = {}
     for model in models:
         reranker = Reranker(model, **(reranker_options or {}))
-        for name, examples in sets.items():
+        for name, measurement in sets.items():
             label = f"{model} on {name}" if progress else ""
-            measured[model, name] = measure(reranker, examples, progress=label)
-    return [
-        _result(model, name, measured[model, name], measured[models[0], name], model == models[0])
-        for name in sets
-        for model in models
-    ]
+            measured[model, name] = measurement(reranker, label)
+    results = []
+    for name in sets:
+        first = measured[models[0], name]
+        for model in models:
+            results.append(_result(model, name, measured[model, name], first, model == models[0]))
+        if beside and name in beside:
+            other, values = beside[name]
+            results.append(_result(other, name, values, first, False))
+    return results
+
+
+def _refuse_repeated(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ArgumentError(
+            f"{', '.join(twice)} is given more than once - each is compared once - drop one"
+        )
+
+
+def _of_examples(examples: Sequence[Example]) -> Measurement:
+    return lambda reranker, label: measure(reranker, examples, progress=label)
 
 
 def measure(
     reranker: Reranker, examples: Sequence[Example], *, progress: str = ""
 ) -> dict[str, FloatArray]:
     """Return per-query metrics of a reranker, as training measures them.
+
+    Args:
+        progress: Label of a progress bar; none is shown if empty.
+    """
+    return per_query_metrics(*scored_queries(reranker, examples, progress=progress))
+
+
+def scored_queries(
+    reranker: Reranker, examples: Sequence[Example], *, progress: str = ""
+) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.int64]]]:
+    """Return the raw scores of each query's passages, shape (P,), and their relevance, 0 or 1.
 
     Args:
         progress: Label of a progress bar; none is shown if empty.
@@ -116,7 +198,7 @@ def measure(
         max_tokens=reranker.token_budget(encoder.max_length),
         progress=progress or False,
     )
-    return per_query_metrics(ranking.scores(score), ranking.relevance)
+    return ranking.scores(score), ranking.relevance
 
 
 def _result(

@@ -4,8 +4,9 @@ The metrics are trec_eval's, computed by ``pytrec_eval-terrier``; this module on
 rank and how certain the averages are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import pytrec_eval
@@ -52,7 +53,8 @@ def per_query_metrics(
     input.
 
     Args:
-        scores: for each of N queries, the scores of its P passages, shape (P,).
+        scores: for each of N queries, the scores of its P passages, shape (P,); a passage with
+            -inf was not retrieved: it has no rank, and counts as one that was not found.
         relevance: for each query, the grades of the same passages, shape (P,); 0 is irrelevant.
             NDCG's gain is the grade itself, as in trec_eval; the other metrics count grade >= 1.
         recall_cutoffs: the k of each Recall@k.
@@ -76,7 +78,12 @@ def per_query_metrics(
         # trec_eval sorts by a float32 score and then by document id. Whole numbers that fall
         # with the rank leave it nothing to round and no tie to break.
         passages = len(ranking)
-        run[str(i)] = {str(p): float(passages - rank) for rank, p in enumerate(ranking)}
+        ranks = {
+            str(p): float(passages - rank)
+            for rank, p in enumerate(ranking)
+            if query_scores[p] > -np.inf
+        }
+        run[str(i)] = ranks or {"": 0.0}  # a query without any is left out otherwise
         qrel[str(i)] = {str(p): int(grade) for p, grade in enumerate(grades)}
     names = {
         "mrr@10": "recip_rank",
@@ -143,25 +150,66 @@ def bootstrap_mean(
         RerankerError: There are no values.
     """
     values = np.asarray(values, dtype=np.float64)
-    count = values.size
+    return bootstrap_statistic(values[:, None], _first, seed=seed, samples=samples, bounds=bounds)
+
+
+def bootstrap_statistic(
+    rows: FloatArray,
+    statistic: Callable[[FloatArray], FloatArray],
+    *,
+    seed: int = 0,
+    samples: int = BOOTSTRAP_SAMPLES,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    reflected: bool = False,
+) -> Estimate:
+    """As ``bootstrap_mean``, of what is computed from the means of several values per query.
+
+    Args:
+        rows: D values per query, shape (N, D).
+        statistic: Takes (..., D) means over queries and returns (...) values.
+        bounds: What the statistic can be; the interval ends there.
+        reflected: Use the basic interval, twice the estimate less the percentiles (Davison &
+            Hinkley, "Bootstrap Methods and Their Application" (1997), section 5.2): of a statistic
+            that is higher in resamples than in truth, as a sum of absolute values is.
+
+    Raises:
+        RerankerError: There are no queries.
+    """
+    count = len(rows)
     if not count:
         raise RerankerError("0 queries - a mean needs at least one - give a file with queries")
-    mean = float(values.mean())
+    found = float(statistic(rows.mean(axis=0)))
     if count < 2:
-        return Estimate(mean, *bounds)
-    found = bootstrap(
-        (values,),
-        np.mean,
+        return Estimate(found, *bounds)
+    ends = bootstrap(
+        (np.arange(count),),
+        partial(_resampled, rows=rows, statistic=statistic),
         n_resamples=samples,
         batch=max(1, _BOOTSTRAP_BLOCK // count),
         confidence_level=CONFIDENCE,
-        method="percentile",
+        method="basic" if reflected else "percentile",
         random_state=np.random.default_rng(seed),
+        vectorized=True,
     ).confidence_interval
     tail = (1 - CONFIDENCE) / 2
     wider = np.sqrt(count / (count - 1)) * stdtrit(count - 1, tail) / ndtri(tail)
-    low, high = (np.clip(mean + (end - mean) * wider, *bounds) for end in (found.low, found.high))
-    return Estimate(mean, float(low), float(high))
+    low, high = (np.clip(found + (end - found) * wider, *bounds) for end in (ends.low, ends.high))
+    return Estimate(found, float(low), float(high))
+
+
+def _first(means: FloatArray) -> FloatArray:
+    return means[..., 0]
+
+
+def _resampled(
+    drawn: NDArray[np.integer],
+    axis: int,
+    *,
+    rows: FloatArray,
+    statistic: Callable[[FloatArray], FloatArray],
+) -> FloatArray:
+    """Return the statistic of (..., N) drawn queries; a column at a time, to save memory."""
+    return statistic(np.stack([column[drawn].mean(axis=axis) for column in rows.T], axis=-1))
 
 
 def bootstrap_difference(

@@ -18,6 +18,7 @@ from reranker_ft.data.files import existing_file, new_text_file, refuse_existing
 from reranker_ft.data.lines import decode_line, parse_json, parsed_lines, refuse_unwritable
 from reranker_ft.errors import ArgumentError, Problems
 from reranker_ft.mine.retrieve import BM25, Ranking, RetrieverFactory
+from reranker_ft.notebook import html_table
 from reranker_ft.score.records import write_line
 from reranker_ft.score.reranker import Reranker
 
@@ -93,6 +94,7 @@ class MiningReport:
         filled: Negatives drawn at random, where the range had too few.
         guarded: Candidates refused by the margin.
         short: Queries that still have fewer negatives than asked for.
+        output: The file that was written.
     """
 
     queries: int = 0
@@ -101,9 +103,14 @@ class MiningReport:
     filled: int = 0
     guarded: int = 0
     short: int = 0
+    output: str = ""
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        return html_table([("mined", self.output), *list(asdict(self).items())[:-1]])
 
 
 def read_pool(path: str | Path) -> Iterator[str]:
@@ -356,4 +363,5 @@ def mine_file(
             fields: dict[str, Any] = json.loads(line)
             fields.pop("neg_scores", None)
             write_line(output, {**fields, "neg": mined})
+    miner.report.output = str(output_file)
     return miner.report

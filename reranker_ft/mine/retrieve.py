@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reranker_ft.errors import ArgumentError
 from reranker_ft.mine.bi_encoder import Encoder
-from reranker_ft.progress import progress_bar
+from reranker_ft.progress import on_terminal, progress_bar
 
 
 @contextmanager
@@ -105,7 +105,7 @@ class BM25:
         number = self._vocabulary.setdefault
         # An array takes 4 bytes a word, a list of strings about 60.
         numbered = []
-        with progress_bar(len(pool), "reading words", shown=progress) as bar:
+        with progress_bar(len(pool), "reading words", unit="passages", shown=progress) as bar:
             for text in pool:
                 tokens = lexical_tokens(text)
                 numbered.append(array("i", (number(t, len(self._vocabulary)) for t in tokens)))
@@ -116,13 +116,13 @@ class BM25:
                 "check the pool, or mine with an encoder (--embedder_name_or_path)"
             )
         self._index = bm25s.BM25(backend="numpy")
-        self._index.index((numbered, self._vocabulary), show_progress=progress)
+        self._index.index((numbered, self._vocabulary), show_progress=progress and on_terminal())
         self._progress = progress
 
     def search(self, queries: Sequence[str], top_k: int) -> Iterator[Ranking]:
         """As ``Retriever.search``."""
         words = self._vocabulary
-        with progress_bar(len(queries), "searching", shown=self._progress) as bar:
+        with progress_bar(len(queries), "searching", unit="queries", shown=self._progress) as bar:
             for query in queries:
                 known = [words[token] for token in lexical_tokens(query) if token in words]
                 yield _best(self._index.get_scores_from_ids(known), top_k)
@@ -160,7 +160,9 @@ class EncoderSearch:
         query_vectors = self._encoder.encode_queries(queries)  # (Q, D)
         scores = torch.empty(len(queries), 0)  # (Q, K) best so far
         found = torch.empty(len(queries), 0, dtype=torch.int32)  # (Q, K)
-        with progress_bar(len(self._pool), "encoding the pool", shown=self._progress) as bar:
+        with progress_bar(
+            len(self._pool), "encoding the pool", unit="passages", shown=self._progress
+        ) as bar:
             for start in range(0, len(self._pool), POOL_PIECE):
                 piece = self._pool[start : start + POOL_PIECE]
                 vectors = self._encoder.encode_passages(piece)  # (P, D)

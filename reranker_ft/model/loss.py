@@ -48,6 +48,23 @@ def distillation(scores: Tensor, teacher_scores: Tensor, temperature: float = 1.
     return temperature**2 * divergence
 
 
+def towards_last_layer(scores: Tensor, present: Tensor | None = None) -> Tensor:
+    """Return the (Q,) sum over the layers before the last of their distillation by the last.
+
+    A layerwise reranker learns so in FlagEmbedding 1.4 where there is no other teacher.
+
+    Args:
+        scores: (K, Q, C) of K layers.
+    """
+    if present is not None:
+        scores = scores.masked_fill(~present, -1e4)  # a share of nothing, and no infinities
+    teacher = scores[-1].detach()
+    losses = scores.new_zeros(scores.shape[1])
+    for each in scores[:-1]:
+        losses = losses + distillation(each, teacher)
+    return losses
+
+
 LOSSES: dict[str, GroupLoss] = {
     "softmax": softmax_cross_entropy,
     "bce": binary_cross_entropy,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reranker_ft.errors import ModelError
@@ -31,14 +33,45 @@ class ModuleStack(nn.Module):
         body: A transformers model without a head.
         pooling: ``cls``, ``mean``, ``max`` or ``lasttoken``.
         layers: Dense layers with their activations; the last one gives one number.
+        texts: The JSON files that describe the modules, by their path in the model's folder.
+        places: The folders of the Dense layers there, in order.
     """
 
-    def __init__(self, body: Any, pooling: str, layers: nn.Sequential) -> None:
+    def __init__(
+        self,
+        body: Any,
+        pooling: str,
+        layers: nn.Sequential,
+        texts: Mapping[str, Any],
+        places: Sequence[str],
+    ) -> None:
         super().__init__()
         self.body = body
         self.pooling = pooling
         self.layers = layers
         self.config = body.config
+        self._texts = dict(texts)
+        self._places = list(places)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the transformer is."""
+        device: torch.device = self.body.device
+        return device
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the modules in the layout that they were read from."""
+        folder = Path(folder)
+        self.body.save_pretrained(folder)
+        for name, value in self._texts.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        for place, linear in zip(self._places, linears, strict=True):
+            state = {
+                f"linear.{key}": each.contiguous() for key, each in linear.state_dict().items()
+            }
+            save_file(state, folder / place / "model.safetensors", {"format": "pt"})
 
     def get_input_embeddings(self) -> Any:
         """Return the embeddings of the transformer."""
@@ -84,14 +117,19 @@ def make_stack(name: str, body: Any, modules: list[Any], read_json: Any, locate:
     Raises:
         ModelError: A module is of another type, or the last gives more than one number.
     """
-    pooling, layers = None, []
+    pooling, layers, places = None, [], []
+    texts: dict[str, Any] = {"modules.json": modules}
+    for file in ("sentence_bert_config.json", "config_sentence_transformers.json"):
+        texts[file] = read_json(file)
     for module in modules[1:]:
         kind, path = str(module.get("type", "")).rsplit(".", 1)[-1], str(module.get("path", ""))
         config = read_json(f"{path}/config.json") or {}
+        texts[f"{path}/config.json"] = config
         if kind == "Pooling":
             pooling = _pooling(name, config)
         elif kind == "Dense":
             layers += _dense(name, path, config, locate)
+            places.append(path)
         elif kind != "Dropout":
             raise ModelError(
                 f"{name} has the module {kind} - a reranker's modules are a transformer with "
@@ -102,7 +140,8 @@ def make_stack(name: str, body: Any, modules: list[Any], read_json: Any, locate:
             f"{name} has modules that do not end in one score - a reranker pools and has a Dense "
             "of one output - name a trained reranker"
         )
-    return ModuleStack(body, pooling, nn.Sequential(*layers))
+    texts = {file: value for file, value in texts.items() if value is not None}
+    return ModuleStack(body, pooling, nn.Sequential(*layers), texts, places)
 
 
 def _pooling(name: str, config: dict[str, Any]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from reranker_ft.errors import ModelError
@@ -30,12 +32,14 @@ class Readout:
         yes: Token id; ``None`` for a model with a head of one logit that reads a prompt.
         no: Token id, or ``None``.
         layer: Of a layerwise model: how many layers it runs; ``None`` for all.
+        start_layer: Of a layerwise model: the first layer that was trained to score.
     """
 
     prompt: Prompt | None
     yes: int | None
     no: int | None = None
     layer: int | None = None
+    start_layer: int | None = None
 
     @classmethod
     def of(cls, prompt: Prompt, tokenizer: Any, *, layer: int | None = None) -> Readout:
@@ -60,6 +64,7 @@ class Readout:
             "yes_token_id": self.yes,
             "no_token_id": self.no,
             "layer": self.layer,
+            "start_layer": self.start_layer,
         }
 
     @classmethod
@@ -76,7 +81,11 @@ class Readout:
                 "or convert the model again"
             )
         return cls(
-            None if prompt is None else Prompt.from_dict(prompt), yes, no, record.get("layer")
+            None if prompt is None else Prompt.from_dict(prompt),
+            yes,
+            no,
+            record.get("layer"),
+            record.get("start_layer"),
         )
 
     def scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -86,31 +95,99 @@ class Readout:
         others.
         """
         takes = inspect.signature(unwrapped(model).forward).parameters
-        extra: dict[str, Any] = {}
+        if "cutoff_layers" in takes:
+            layers = None if self.layer is None else [self.layer]
+            return self._of_own_layers(model, self._inputs(inputs, takes), layers)[-1]
+        extra = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        return self.answers(model(**self._inputs(inputs, takes), **extra).logits[:, -1])
+
+    def layer_scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Return (K, B) fp32 scores at each layer from ``start_layer`` to the last.
+
+        A layer's states go through the last norm and the output embedding, as those of the last do.
+
+        Args:
+            inputs: Of one micro-batch, padded on the left.
+        """
+        inner = unwrapped(model)
+        takes = inspect.signature(inner.forward).parameters
+        first, last = self.start_layer or 1, inner.config.num_hidden_layers
+        given = self._inputs(inputs, takes)
+        if "cutoff_layers" in takes:
+            return self._of_own_layers(model, given, list(range(first, last + 1)))
+        output = model(**given, output_hidden_states=True)
+        norm, head = _last_norm(inner), inner.get_output_embeddings()
+        scores = [
+            self.answers(head(norm(states[:, -1]))) for states in output.hidden_states[first:last]
+        ]
+        return torch.stack([*scores, self.answers(output.logits[:, -1])])
+
+    def _inputs(self, inputs: dict[str, Tensor], takes: Mapping[str, Any]) -> dict[str, Any]:
+        given: dict[str, Any] = dict(inputs)
         mask = inputs.get("attention_mask")
         if mask is not None and "position_ids" in takes:
             # Counted from a text's own first token, so that padding moves nothing.
-            extra["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+            given["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         if "use_cache" in takes:
-            extra["use_cache"] = False
-        if "cutoff_layers" in takes:
-            return self._layerwise(model, {**inputs, **extra}, takes)
-        if "logits_to_keep" in takes:
-            extra["logits_to_keep"] = 1
-        logits = model(**inputs, **extra).logits[:, -1]  # (B, V)
+            given["use_cache"] = False
+        if "cutoff_layers" in takes and "output_hidden_states" in takes:
+            given["output_hidden_states"] = True
+        return given
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return (B,) fp32 scores of (B, V) logits at the last positions."""
         scores: Tensor = logits[:, self.yes].float()
         return scores if self.no is None else scores - logits[:, self.no].float()
 
-    def _layerwise(
-        self, model: nn.Module, inputs: dict[str, Any], takes: Mapping[str, Any]
+    def _of_own_layers(
+        self, model: nn.Module, inputs: dict[str, Any], layers: list[int] | None
     ) -> Tensor:
-        """Return the scores of a class that gives (B, L) or (B, L, V) logits for each layer."""
-        layers = None if self.layer is None else [self.layer]
-        if "output_hidden_states" in takes:
-            inputs["output_hidden_states"] = True
-        logits = model(**inputs, cutoff_layers=layers).logits[-1][:, -1]
-        scores: Tensor = (logits if logits.ndim == 1 else logits[:, self.yes]).float()
-        return scores
+        """Return (K, B) of a class that gives (B, L) or (B, L, V) logits for each layer."""
+        found = [each[:, -1] for each in model(**inputs, cutoff_layers=layers).logits]
+        return torch.stack(
+            [each.float() if each.ndim == 1 else self.answers(each) for each in found]
+        )
+
+
+def _last_norm(model: Any) -> Any:
+    """Return what a language model's last states go through before its output embedding.
+
+    Raises:
+        ModelError: The class calls it by no known name.
+    """
+    for name in ("norm", "final_layernorm", "ln_f"):
+        found = getattr(model.base_model, name, None)
+        if found is not None:
+            return found
+    raise ModelError(
+        f"{type(model).__name__} has no norm behind its layers - a layer's score is read through "
+        "it - train without start_layer"
+    )
+
+
+@contextmanager
+def first_layers(model: Any, count: int | None) -> Iterator[None]:
+    """Inside, a language model of transformers runs its first layers alone; ``None`` is all.
+
+    Raises:
+        ModelError: It has fewer, or keeps them elsewhere.
+    """
+    if count is None:
+        yield
+        return
+    body = model.base_model
+    layers = getattr(body, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not 1 <= count <= len(layers):
+        there = len(layers) if isinstance(layers, nn.ModuleList) else "no list of"
+        raise ModelError(
+            f"layer {count} is asked for a score and {type(model).__name__} has {there} layers - "
+            "a score is read behind one of them - use another (cutoff_layers)"
+        )
+    body.layers = layers[:count]
+    try:
+        yield
+    finally:
+        body.layers = layers
 
 
 def _first_token(tokenizer: Any, text: str) -> int:

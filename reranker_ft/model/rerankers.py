@@ -70,7 +70,7 @@ def load_reranker(
                 f"{name} is not a language model ({_class_name(config)}) - prompt_template is what "
                 "those read - leave it out"
             )
-        stack = _load_stack(name, config, options)
+        stack = load_stack(name, config, options)
         if stack is not None:
             return stack
         model, tokenizer = load_cross_encoder(
@@ -88,15 +88,28 @@ def load_reranker(
     return model.eval(), tokenizer
 
 
-def _load_stack(name: str, config: Any, options: dict[str, Any]) -> tuple[nn.Module, Any] | None:
-    """Load a transformer with Pooling and Dense; ``None`` if the model is not stored so."""
-    hub = {"cache_dir": options["cache_dir"]}
+def load_stack(
+    name: str, config: Any, options: dict[str, Any], **loading: Any
+) -> tuple[Any, Any] | None:
+    """Load a transformer with Pooling and Dense; ``None`` if the model is not stored so.
+
+    Args:
+        options: Of from_pretrained, for model and tokenizer.
+        loading: Further ones, for the model.
+
+    Returns:
+        The model in evaluation mode; its tokenizer.
+
+    Raises:
+        ModelError: It does not load, or its modules give no score.
+    """
+    hub = {key: value for key, value in options.items() if key != "trust_remote_code"}
     modules = read_modules(name, **hub)
     heads = str((config.architectures or [""])[0])
     if modules is None or "ForSequenceClassification" in heads:
         return None
     with model_errors(name, options["cache_dir"]), no_load_report():
-        body = AutoModel.from_pretrained(name, **options)
+        body = AutoModel.from_pretrained(name, **options, **loading)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     model = make_stack(
         name, body, modules, partial(read_file, name, **hub), partial(locate, name, **hub)

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from reranker_ft.errors import ModelError
-from reranker_ft.model.forward import attention_without_plans, forward_logits
+from reranker_ft.model.forward import (
+    attention_without_plans,
+    computes_beginnings_once,
+    forward_logits,
+    shared_batches,
+)
 from reranker_ft.model.pairs import Encodings
 from reranker_ft.progress import progress_bar
 
@@ -66,6 +71,18 @@ def token_batches(lengths: Sequence[int] | npt.NDArray[Any], max_tokens: int) ->
     return batches
 
 
+def micro_batches(encodings: Encodings, max_tokens: int, *, shared: bool) -> list[list[int]]:
+    """Return 0..N-1 in micro-batches of at most ``max_tokens`` tokens.
+
+    Args:
+        shared: Put pairs that begin alike together, and count their beginning once: for models
+            that ``computes_beginnings_once`` names. Else by length, padding counted.
+    """
+    if not shared:
+        return token_batches(encodings.lengths, max_tokens)
+    return shared_batches([encodings.ids(pair) for pair in range(len(encodings))], max_tokens)
+
+
 def needs_mask(model: nn.Module) -> bool:
     """Whether the model must be given an attention mask even where it would be all ones."""
     parameter = inspect.signature(model.forward).parameters.get("attention_mask")
@@ -108,9 +125,10 @@ def score_encodings(
     always_mask = needs_mask(model)
     lengths = encodings.lengths
     results: list[tuple[list[int], Tensor]] = []
-    batches = deque(token_batches(lengths, budget))
+    shared = computes_beginnings_once(model)
+    batches = deque(micro_batches(encodings, budget, shared=shared))
     label = progress if isinstance(progress, str) else "scoring"
-    with progress_bar(len(encodings), label, shown=bool(progress)) as bar:
+    with progress_bar(len(encodings), label, unit="pairs", shown=bool(progress)) as bar:
         while batches:
             if stop is not None and stop.is_set():
                 raise InterruptedError("the scores are not wanted any more")

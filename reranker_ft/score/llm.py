@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reranker_ft.errors import ArgumentError
 from reranker_ft.model.devices import Devices
-from reranker_ft.model.pairs import PairEncoder
+from reranker_ft.model.prompts import BGE
 from reranker_ft.model.readout import Readout, attach_readout, pair_encoder, readout_of
-from reranker_ft.model.scoring import position_limit
-from reranker_ft.model.turns import turn
 from reranker_ft.score.reranker import Reranker
 
 
@@ -88,62 +87,45 @@ class FlagLLMReranker(Reranker):
         *,
         progress: bool = False,
     ) -> list[float]:
-        """Score pairs, order kept. An argument that is ``None`` takes the constructor's value.
-
-        Args:
-            sentence_pairs: N pairs [query, passage]; or one pair, which counts as a list of one.
-            prompt: What is asked from now on.
-            progress: Show a progress bar.
-
-        Returns:
-            N logits, or probabilities with ``normalize``.
-
-        Raises:
-            ArgumentError: Something is not a pair of strings, or a length leaves no room for text.
-            ModelError: A single pair does not fit into the device's memory, or a score is NaN.
-        """
+        """Score pairs as ``Reranker.compute_score`` does; ``prompt`` is asked from now on."""
         if prompt is not None:
             self._ask(prompt)
         return super().compute_score(
             sentence_pairs, batch_size, query_max_length, max_length, normalize, progress=progress
         )
 
-    def encoder(
-        self, *, max_length: int | None = None, query_max_length: int | None = None
-    ) -> PairEncoder:
-        """Return what turns pairs into token ids; ``None`` takes the constructor's value.
-
-        Raises:
-            ArgumentError: The lengths leave no room for text.
-        """
-        max_length = self.max_length if max_length is None else max_length
+    def _lengths(self, max_length: int, query_max_length: int | None) -> dict[str, Any]:
         if query_max_length is None:
-            query_max_length = self.query_max_length or max(1, max_length * 3 // 4)
-        with turn(self.tokenizer):
-            prompt = pair_encoder(self.model, self.tokenizer, max_length=2**20).template.suffix
-            # Room for the question is added twice there: for the cut, and where it is appended.
-            length = max_length + 2 * len(prompt)
-            return pair_encoder(
-                self.model,
-                self.tokenizer,
-                max_length=min(length, position_limit(self.model) or length),
-                query_max_length=query_max_length,
-                passage_max_length=max_length,
-            )
+            query_max_length = max(1, max_length * 3 // 4)
+        # Room for the question is added twice there: for the cut, and where it is appended.
+        question = pair_encoder(self.model, self.tokenizer, max_length=2**20).template.suffix
+        return {
+            "max_length": max_length + 2 * len(question),
+            "query_max_length": query_max_length,
+            "passage_max_length": max_length,
+        }
 
     def _ask(self, question: str) -> None:
+        def asking(readout: Readout) -> Readout:
+            prompt = replace(readout.prompt or BGE, after=("\n", question))
+            return replace(readout, prompt=prompt)
+
+        self._read_out(asking)
+
+    def _read_out(self, changed: Callable[[Readout], Readout]) -> None:
+        """Let every device's copy score as ``changed`` makes it of what it did."""
         for model in self._replicas:
-            readout = _readout(model)
-            if readout.prompt is not None:
-                asked = replace(readout.prompt, after=("\n", question))
-                attach_readout(model, replace(readout, prompt=asked))
+            readout = readout_of(model)
+            if readout is not None:
+                attach_readout(model, changed(readout))
 
 
 class LayerWiseFlagLLMReranker(FlagLLMReranker):
     """A layerwise language model (bge-reranker-v2-minicpm-layerwise): each layer has a score.
 
-    Such models come with code of their own, whose forward takes ``cutoff_layers``: pass
-    ``trust_remote_code=True`` once you have read it.
+    Those of FlagEmbedding come with code of their own, whose forward takes ``cutoff_layers``: pass
+    ``trust_remote_code=True`` once you have read it. A model of a plain class runs as many layers
+    as are asked for, and is read through its last norm and its output embedding.
 
     Args:
         cutoff_layers: Layers to score with; ``None`` for the last.
@@ -182,14 +164,13 @@ class LayerWiseFlagLLMReranker(FlagLLMReranker):
             N scores; for several layers a list of N scores for each.
 
         Raises:
-            ArgumentError: as for FlagLLMReranker, or a layer is not a positive number.
-            ModelError: as for FlagLLMReranker.
+            ArgumentError: As for Reranker, or a layer is not a positive number.
+            ModelError: As for Reranker, or the model has fewer layers.
         """
         layers = _checked_layers(cutoff_layers) or self.cutoff_layers or [None]
         scores = []
         for layer in layers:
-            for model in self._replicas:
-                attach_readout(model, replace(_readout(model), layer=layer))
+            self._read_out(partial(replace, layer=layer))
             scores.append(
                 super().compute_score(
                     sentence_pairs,
@@ -202,13 +183,6 @@ class LayerWiseFlagLLMReranker(FlagLLMReranker):
                 )
             )
         return scores if len(scores) > 1 else scores[0]
-
-
-def _readout(model: Any) -> Readout:
-    readout = readout_of(model)
-    if readout is None:
-        raise ArgumentError("the model has no prompt - a language model has one - load it anew")
-    return readout
 
 
 def _checked_layers(layers: Sequence[int] | None) -> list[int | None]:

@@ -139,7 +139,7 @@ def score_records(
     Args:
         pairs: Pairs in all records, for the progress bar; ``None`` if unknown.
     """
-    with progress_bar(pairs, "scoring", unit="pair", shown=progress) as bar:
+    with progress_bar(pairs, "scoring", unit="pairs", shown=progress) as bar:
         for chunk in _chunks(records):
             flat = [
                 reranker.instruct(query, passage, record.prompt, record.passage_prompt)

@@ -117,6 +117,12 @@ class Reranker:
         no_token: str | None = None,
         peft_path: str | Path | None = None,
     ) -> None:
+        """Load a model and make it ready to score; ``help(Reranker)`` explains the arguments.
+
+        Raises:
+            ModelError: The checkpoint does not load as a reranker.
+            ArgumentError: A device that is not there, or arguments that make no sense.
+        """
         for name, value in (("batch_size", batch_size), ("micro_batch_tokens", micro_batch_tokens)):
             if value is not None and value < 1:
                 raise ArgumentError(f"{name} is {value} - it limits a forward pass - use 1 or more")
@@ -206,12 +212,14 @@ class Reranker:
         if query_max_length is None:
             query_max_length = self.query_max_length
         with turn(self.tokenizer):
-            return pair_encoder(
-                self.model,
-                self.tokenizer,
-                max_length=min(max_length, position_limit(self.model) or max_length),
-                query_max_length=query_max_length,
-            )
+            lengths = self._lengths(max_length, query_max_length)
+            limit = position_limit(self.model) or lengths["max_length"]
+            lengths["max_length"] = min(lengths["max_length"], limit)
+            return pair_encoder(self.model, self.tokenizer, **lengths)
+
+    def _lengths(self, max_length: int, query_max_length: int | None) -> dict[str, Any]:
+        """Return what ``pair_encoder`` is told, before the model's positions limit it."""
+        return {"max_length": max_length, "query_max_length": query_max_length}
 
     def score_pairs(
         self,

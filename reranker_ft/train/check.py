@@ -19,9 +19,10 @@ from reranker_ft.data.examples import Example, data_files, parse_example
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.data.lines import parsed_lines
 from reranker_ft.errors import ArgumentError, Problems
-from reranker_ft.model.load import model_errors
+from reranker_ft.model.load import load_tokenizer, model_errors
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.scoring import position_limit
+from reranker_ft.notebook import html_table
 from reranker_ft.progress import byte_bar
 
 # Lines tokenized together.
@@ -123,6 +124,11 @@ class CheckReport:
         """Return all fields and ``trainable``, for JSON."""
         return {**asdict(self), "trainable": self.trainable}
 
+    def _repr_html_(self) -> str:
+        counts = [(name, value) for name, value in asdict(self).items() if type(value) is int]
+        caption = "training takes these data" if self.trainable else "training refuses these data"
+        return html_table([("training data", ""), *counts], caption)
+
 
 def model_positions(name_or_path: str) -> int | None:
     """Return the longest input, in tokens, that a model has positions for, from its config alone.
@@ -144,6 +150,7 @@ def model_positions(name_or_path: str) -> int | None:
 def check_data(
     paths: Sequence[str | Path],
     *,
+    model_name_or_path: str | None = None,
     tokenizer: Any = None,
     positions: int | None = None,
     max_length: int = 512,
@@ -160,6 +167,7 @@ def check_data(
 
     Args:
         paths: Files or folders.
+        model_name_or_path: Of a model that gives ``tokenizer`` and ``positions``.
         tokenizer: A transformers tokenizer, for the token lengths; ``None`` leaves them out.
         positions: How many tokens the model has positions for: training cuts there, whatever
             ``max_length`` is.
@@ -179,6 +187,9 @@ def check_data(
     ):
         if value is not None and value < 1:
             raise ArgumentError(f"{name} is {value} - it counts tokens - use 1 or more")
+    if model_name_or_path is not None:
+        tokenizer = load_tokenizer(model_name_or_path)
+        positions = model_positions(model_name_or_path)
     files = data_files(paths)
     counts = _Counts(train_group_size)
     lengths = None

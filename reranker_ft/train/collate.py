@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reranker_ft.model.forward import forward_logits, looked_up_once
+from reranker_ft.model.forward import forward_layers, looked_up_once
 from reranker_ft.model.pairs import Pair, PairEncoder
-from reranker_ft.model.scoring import token_batches
+from reranker_ft.model.scoring import micro_batches
 from reranker_ft.train.groups import Group
 
 
@@ -56,6 +56,7 @@ class GroupCollator:
             already, whatever their instructions and white space. Fewer where the batch does not
             have as many.
         always_mask: See ``Encodings.pad``.
+        shared: See ``scoring.micro_batches``.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class GroupCollator:
         micro_batch_tokens: int,
         in_batch_negatives: int = 0,
         always_mask: bool = False,
+        shared: bool = False,
     ) -> None:
         self.encoder = encoder
         self.micro_batch_tokens = micro_batch_tokens
         self.in_batch_negatives = in_batch_negatives
         self.always_mask = always_mask
+        self.shared = shared
 
     def __call__(self, groups: Sequence[Group]) -> TrainingBatch:
         scored = [group for group in groups if group.scored]
@@ -81,7 +84,7 @@ class GroupCollator:
             pair_of_place[row, : len(passages)] = np.arange(len(passages)) + len(pairs)
             pairs += [(scored[row].query, passage) for passage in passages]
         encodings = self.encoder(pairs)
-        batches = token_batches(encodings.lengths, self.micro_batch_tokens)
+        batches = micro_batches(encodings, self.micro_batch_tokens, shared=self.shared)
         place_of_pair = np.argsort(np.concatenate(batches))
         present = pair_of_place >= 0
         teachers = [group.teacher_scores for group in scored]
@@ -115,12 +118,15 @@ class GroupCollator:
 
 
 def group_scores(model: nn.Module, batch: TrainingBatch) -> Tensor:
-    """Return (Q, C) fp32 scores with gradients; an empty place holds that of another pair."""
+    """Return (K, Q, C) fp32 scores with gradients; an empty place holds that of another pair.
+
+    K layers of a layerwise model score, the last of them last; of others there is one.
+    """
     micro_batches = batch["micro_batches"]
     with looked_up_once(model, micro_batches):
-        scores = torch.cat([forward_logits(model, inputs) for inputs in micro_batches])
+        scores = torch.cat([forward_layers(model, inputs) for inputs in micro_batches], dim=1)
     for _ in range(batch["idle_forwards"]):
         # DDP and FSDP communicate in every forward, so all processes make equally many.
         one_pair = {name: tensor[:1] for name, tensor in micro_batches[-1].items()}
-        scores = scores + 0 * forward_logits(model, one_pair)
-    return scores[batch["places"]]
+        scores = scores + 0 * forward_layers(model, one_pair)
+    return scores[:, batch["places"]]

@@ -39,7 +39,9 @@ RANGES = {
     "warmup_ratio": (0, 1 - 1e-9),
 }
 FLASH_ATTENTION = "flash_attention_2"
-MODEL_TYPES = ("encoder", "decoder")
+LAYERWISE_TYPES = ("from_raw_model", "from_finetuned_model")  # FlagEmbedding's names
+MODEL_TYPES = ("encoder", "decoder", *LAYERWISE_TYPES)
+HEAD_TYPES = ("raw", "simple", "complex")
 METRICS = ("ndcg@10", "mrr@10", "map", "recall@1", "recall@5", "recall@10", "loss")
 
 
@@ -64,8 +66,21 @@ class ModelArguments:
     use_fast_tokenizer: bool = _flag("Use the fast (Rust) tokenizer where there is one.", True)
     model_type: str = _flag(
         "encoder: a model with a sequence classification head, which is fresh if there is none; "
-        "decoder: a language model, scored by the logit of its answer to a prompt.",
+        "decoder: a language model, scored by the logit of its answer to a prompt; "
+        "from_raw_model, from_finetuned_model: such a model of which every layer from start_layer "
+        "on learns to score.",
         "encoder",
+    )
+    start_layer: int | None = _flag(
+        "The first layer of a decoder that learns to score. Default: 8 for the layerwise types."
+    )
+    head_multi: bool = _flag(
+        "A head for each layer: kept where the model's own code has them.", False
+    )
+    head_type: str = _flag(
+        "raw, simple or complex: kept where the model's own code has such heads; else a layer is "
+        "read at the answer's row of the output embedding, whichever is named.",
+        "simple",
     )
     attn_implementation: str | None = _flag(
         "Attention of the model; sdpa if not given, where the model has it."
@@ -82,6 +97,10 @@ class ModelArguments:
     use_lora: bool | None = _flag(
         "Train low-rank adapters (LoRA) and the head instead of all weights. Default: for decoders "
         "of more than a billion parameters."
+    )
+    qlora: bool = _flag(
+        "Hold the weights of a decoder in 4 bits and train adapters (QLoRA); needs bitsandbytes.",
+        False,
     )
     from_peft: str | None = _flag("Adapters of a decoder to train further.")
     raw_peft: list[str] | None = _flag("Adapters that are merged into a decoder before training.")
@@ -104,6 +123,22 @@ class ModelArguments:
                 f"model_type is {self.model_type!r} - a reranker has a head or answers a prompt - "
                 f"use one of {', '.join(MODEL_TYPES)}"
             )
+        if self.head_type not in HEAD_TYPES:
+            raise ArgumentError(
+                f"head_type is {self.head_type!r} - there are {', '.join(HEAD_TYPES)} - choose one"
+            )
+        if self.model_type in LAYERWISE_TYPES and self.start_layer is None:
+            self.start_layer = 8
+        if self.start_layer is not None and not (self.decodes and self.start_layer >= 1):
+            raise ArgumentError(
+                f"start_layer is {self.start_layer} with model_type {self.model_type} - it counts "
+                "the layers of a decoder from 1 - use --model_type decoder and 1 or more"
+            )
+        if self.qlora and (self.use_lora is False or self.save_merged_lora_model):
+            raise ArgumentError(
+                "qlora is set with use_lora False or save_merged_lora_model - weights of 4 bits "
+                "take adapters and no changes - leave out one of them"
+            )
         if self.use_flash_attn and self.attn_implementation not in (None, FLASH_ATTENTION):
             raise ArgumentError(
                 f"use_flash_attn and attn_implementation {self.attn_implementation!r} are both set "
@@ -122,6 +157,11 @@ class ModelArguments:
             raise ArgumentError(
                 f"lora_dropout is {self.lora_dropout} - it is a share - use 0 up to 1, like 0.1"
             )
+
+    @property
+    def decodes(self) -> bool:
+        """Return whether a language model is asked for."""
+        return self.model_type != "encoder"
 
     @property
     def attention(self) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
 from reranker_ft.errors import ArgumentError, one_line
 from reranker_ft.model.described import described_readout, is_described, is_language_model
@@ -20,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Parameters above which adapters are trained unless all weights are asked for.
 LORA_PARAMETERS = 1_000_000_000
+# What a class does to its logits behind the output embedding.
+_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
 def trains_language_model(args: ModelArguments) -> bool:
@@ -28,8 +33,15 @@ def trains_language_model(args: ModelArguments) -> bool:
     Raises:
         ModelError: The config does not load.
     """
-    if args.model_type == "decoder":
-        return True
+    return args.decodes or is_language_reranker(args)
+
+
+def is_language_reranker(args: ModelArguments) -> bool:
+    """Whether the model that a run starts from is a language model that says how it reranks.
+
+    Raises:
+        ModelError: The config does not load.
+    """
     name = args.model_name_or_path
     home = name
     if is_adapter(name) and not (Path(name) / "config.json").is_file():
@@ -64,6 +76,8 @@ def load_decoder_for_training(args: ModelArguments) -> tuple[Any, Any]:
     name, common = args.model_name_or_path, args.hub
     tokenizer = load_tokenizer(args)
     options = {"dtype": "float32", "attn_implementation": args.attention, **common}
+    if args.qlora:
+        options["quantization_config"] = _four_bits()
     for folder in args.raw_peft or ():
         if not is_adapter(folder):
             raise ArgumentError(
@@ -71,11 +85,58 @@ def load_decoder_for_training(args: ModelArguments) -> tuple[Any, Any]:
             )
     model = load_language_model(name, options, adapters=args.raw_peft or ())
     readout = _readout(args, model.config, tokenizer, common)
+    if args.start_layer is not None:
+        _check_layers(args, model)
+        readout = replace(readout, start_layer=args.start_layer)
     prepare_language_model(name, model, tokenizer, readout)
     model.config.use_cache = False
+    if args.qlora:
+        model = _prepared_for_adapters(model)
+        args.use_lora = True
     if args.use_lora is None:
         args.use_lora = model.num_parameters() > LORA_PARAMETERS or args.from_peft is not None
     return (_with_adapters(model, args) if args.use_lora else model), tokenizer
+
+
+def _four_bits() -> Any:
+    """Return how QLoRA (Dettmers et al., 2023) holds a model's weights."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ArgumentError(
+            "qlora is set and bitsandbytes is not installed - it holds weights in 4 bits - "
+            "pip install bitsandbytes, or leave the flag out"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype="bfloat16",
+    )
+
+
+def _prepared_for_adapters(model: Any) -> Any:
+    from peft import prepare_model_for_kbit_training  # noqa: PLC0415 - optional
+
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _check_layers(args: ModelArguments, model: Any) -> None:
+    """Refuse a layerwise training that the model's class cannot have."""
+    first, layers = args.start_layer, model.config.num_hidden_layers
+    if first is not None and first > layers:
+        raise ArgumentError(
+            f"start_layer is {first} and {args.model_name_or_path} has {layers} layers - layers "
+            "from it on learn to score - use a smaller number"
+        )
+    if "cutoff_layers" in inspect.signature(model.forward).parameters:
+        return
+    scaled = [key for key in _SCALES if getattr(model.config, key, None) not in (None, 1, 1.0)]
+    if args.head_multi or scaled:
+        found = "head_multi is set" if args.head_multi else f"{scaled[0]} is in its config"
+        raise ArgumentError(
+            f"{found} and {args.model_name_or_path} is a {type(model).__name__} - its layers are "
+            "read by its one output embedding - leave it out, or start from a model whose own code "
+            "has a head for each layer"
+        )
 
 
 def _readout(args: ModelArguments, config: Any, tokenizer: Any, hub: dict[str, Any]) -> Readout:

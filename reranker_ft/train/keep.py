@@ -109,13 +109,18 @@ def check_keep(keep: str | None, keep_text: str | None) -> None:
         raise ArgumentError(f"keep_text {keep_text} is no file - it holds passages - fix the path")
 
 
+def has_head(architectures: Sequence[str] | None) -> bool:
+    """Whether a model that was loaded came with a head that scores, as its config says."""
+    return any("SequenceClassification" in each for each in architectures or ())
+
+
 def require_head(name: str, architectures: Sequence[str] | None) -> None:
     """Refuse a base that scores at random: there is nothing to keep.
 
     Raises:
         ArgumentError: The model has no head that scores.
     """
-    if not any("SequenceClassification" in each for each in architectures or ()):
+    if not has_head(architectures):
         raise ArgumentError(
             f"{name} has no reranking head and keep is given - there is nothing to keep of scores "
             "that start at random - train a reranker first, and fine-tune that with --keep"

@@ -10,14 +10,14 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from reranker_ft.errors import ModelError
+from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.model.load import (
     is_adapter,
     load_adapter,
     model_errors,
     no_load_report,
 )
-from reranker_ft.model.rerankers import attach_recorded
+from reranker_ft.model.rerankers import attach_recorded, load_stack
 from reranker_ft.model.tokenizer import fit_tokenizer, separate_pairs
 from reranker_ft.train.config import ModelArguments
 from reranker_ft.train.decoder import (
@@ -48,6 +48,9 @@ def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tup
     if trains_language_model(args):
         return load_decoder_for_training(args)
     name, common = args.model_name_or_path, args.hub
+    stack = None if is_adapter(name) else _stack_for_training(args, common)
+    if stack is not None:
+        return stack
     tokenizer = load_tokenizer(args)
     missing: set[str] = set()
     if is_adapter(name):
@@ -60,6 +63,20 @@ def load_for_training(args: ModelArguments, sep_token: str | None = None) -> tup
     if args.use_lora and not is_adapter(name):
         model = _with_adapters(model, args, missing)
     return model, tokenizer
+
+
+def _stack_for_training(args: ModelArguments, common: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Load a cross-encoder of modules; ``None`` if the model is not stored so."""
+    name = args.model_name_or_path
+    with model_errors(name, args.cache_dir):
+        config = AutoConfig.from_pretrained(args.config_name or name, **common)
+    stack = load_stack(name, config, common, dtype="float32", attn_implementation=args.attention)
+    if stack is not None and args.use_lora:
+        raise ArgumentError(
+            f"use_lora is set and {name} is a stack of modules - adapters are put into a model of "
+            "transformers - leave it out, or convert the stack to sequence-classification"
+        )
+    return stack
 
 
 def _adapter_for_training(args: ModelArguments, common: dict[str, Any]) -> Any:

@@ -20,26 +20,32 @@ from transformers import (
 from reranker_ft.data.examples import Example, ExampleFiles, data_files
 from reranker_ft.errors import ArgumentError, RerankerError, one_line
 from reranker_ft.evaluate.ranking import RankingSet
-from reranker_ft.model.forward import keep_freed_memory
+from reranker_ft.model.forward import computes_beginnings_once, keep_freed_memory
+from reranker_ft.model.modules import ModuleStack
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.readout import pair_encoder, readout_of, settle_instructions
 from reranker_ft.model.scoring import default_micro_batch_tokens, needs_mask, position_limit
 from reranker_ft.model.stack import write_stack
+from reranker_ft.progress import on_terminal
 from reranker_ft.train.card import write_card
 from reranker_ft.train.collate import GroupCollator
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
+from reranker_ft.train.decoder import is_language_reranker
 from reranker_ft.train.groups import GroupDataset, KnownPositives
 from reranker_ft.train.history import PICTURE_FILE, HistoryCallback, draw_history
-from reranker_ft.train.keep import check_keep, choose_mix, hold_out, require_head
+from reranker_ft.train.keep import check_keep, choose_mix, has_head, hold_out, require_head
 from reranker_ft.train.output_folder import (
     FINE_TUNED,
     OutputCallback,
     check_output,
     keep_one_model,
 )
+from reranker_ft.train.push import push
+from reranker_ft.train.result import TrainingResult
 from reranker_ft.train.resume import checkpoint_to_resume, require_fit
 from reranker_ft.train.start import load_for_training
+from reranker_ft.train.telling import next_command, tell
 from reranker_ft.train.trainer import BestCheckpointCallback, CollapseCallback, RerankerTrainer
 
 logger = logging.getLogger(__name__)
@@ -74,7 +80,9 @@ def run(
     check_keep(data_args.keep, data_args.keep_text)
     examples, held_out = _split(_read(data_args, training_args), data_args, training_args)
     model, tokenizer = load_for_training(model_args, data_args.sep_token)
-    if held_out is not None:
+    is_language = is_language_reranker(model_args)
+    mixable = is_language or has_head(model.config.architectures)
+    if held_out is not None and not is_language:
         require_head(model_args.model_name_or_path, model.config.architectures)
     given = data_args.instructions
     query, passage = settle_instructions(
@@ -86,6 +94,7 @@ def run(
     if checkpoint and not training_args.is_sharded:
         require_fit(checkpoint, model, adapters=bool(model_args.use_lora))
     trainer = _make_trainer(model, tokenizer, examples, model_args, data_args, training_args)
+    trainer.next_command = next_command(model_args, data_args, training_args, mixable=mixable)
     trainer.get_train_dataloader()  # refuses what it cannot make before anything is removed
     if training_args.device.type == "cpu":
         keep_freed_memory()
@@ -115,7 +124,28 @@ def run(
             max_length=trainer.data_collator.encoder.max_length,
             last_step=trainer.state.global_step, seed=training_args.seed,
         )  # fmt: skip
+    elif trainer.is_world_process_zero():
+        logger.info("saved: %s", output)
+    if trainer.is_world_process_zero():
+        if training_args.push_to_hub:
+            push(trainer, output)
+        logger.info("next: %s", trainer.next_command)
     return trainer
+
+
+def training_result(trainer: RerankerTrainer) -> TrainingResult:
+    """Return what a run did that has ended with this trainer."""
+    history = tuple(trainer.state.log_history)
+    return TrainingResult(
+        output=trainer.args.output_dir,
+        steps=trainer.state.global_step,
+        seconds=next((entry["train_runtime"] for entry in history if "train_runtime" in entry), 0),
+        evaluations=tuple(
+            entry for entry in history if any(name.startswith("eval_") for name in entry)
+        ),
+        history=history,
+        next_command=trainer.next_command,
+    )
 
 
 def _split(
@@ -170,12 +200,15 @@ def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
     """Write the trained model, which is then the only one in the folder."""
     if args.use_lora and not args.saves_adapters:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model(str(output))
+    trainer.save_model(str(output), _internal_call=True)  # pushed when all is there
     if not trainer.is_world_process_zero():
         return
     if args.use_lora:
         # Beside the adapters too, so that whoever adds them to the base knows the head.
         trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(trained, ModuleStack):
+        trained.save_pretrained(output)  # the trainer wrote its parameters, without their layout
     keep_one_model(output, adapters=args.saves_adapters)
     readout = readout_of(trainer.model)
     if readout is not None and readout.yes is not None:
@@ -190,7 +223,8 @@ def _read(data_args: DataArguments, training_args: RerankerTrainingArguments) ->
         seed=training_args.drawing_seed,
         scores_required=data_args.knowledge_distillation,
         negatives_required=data_args.train_group_size > 1,
-        progress=not training_args.disable_tqdm and training_args.process_index == 0,
+        progress=training_args.process_index == 0
+        and not (training_args.disable_tqdm and on_terminal()),
     )
 
 
@@ -209,6 +243,10 @@ def _make_trainer(
         or default_micro_batch_tokens(training_args.device, training=True),
         in_batch_negatives=data_args.in_batch_negatives,
         always_mask=needs_mask(model),
+        shared=training_args.device.type == "cpu"
+        and not training_args.gradient_checkpointing
+        and model_args.start_layer is None
+        and computes_beginnings_once(model),
     )
     dataset = GroupDataset(
         examples,
@@ -229,7 +267,7 @@ def _make_trainer(
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     ranking_sets = _ranking_sets(encoder, data_args, training_args)
     try:
-        return RerankerTrainer(
+        trainer = RerankerTrainer(
             model,
             training_args,
             train_dataset=dataset,
@@ -239,6 +277,8 @@ def _make_trainer(
             processing_class=tokenizer,
             callbacks=_callbacks(data_args, training_args),
         )
+        tell(trainer)
+        return trainer
     except (ValueError, ImportError, RuntimeError) as error:
         # The Trainer checks further combinations of flags: --fsdp with one process, --report_to.
         raise ArgumentError(one_line(error)) from error

@@ -27,8 +27,9 @@ from reranker_ft.evaluate.ranking import (
     score_spread,
 )
 from reranker_ft.model.forward import attention_without_plans, forward_logits
-from reranker_ft.model.loss import LOSSES, distillation
+from reranker_ft.model.loss import LOSSES, distillation, towards_last_layer
 from reranker_ft.model.scoring import score_encodings, to_device
+from reranker_ft.progress import on_terminal
 from reranker_ft.train.collate import GroupCollator, TrainingBatch, group_scores
 from reranker_ft.train.config import RerankerTrainingArguments
 from reranker_ft.train.groups import Group, GroupBatchSampler, GroupDataset
@@ -91,6 +92,8 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: Any
+    next_command = ""
+    """What to run after training, as it is typed."""
 
     def __init__(
         self,
@@ -214,16 +217,20 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """Return this process's part of the mean loss over all queries of the optimizer step."""
-        scores = group_scores(model, inputs)  # (Q, C)
+        layers = group_scores(model, inputs)  # (K, Q, C)
         present, weights = inputs["present"], inputs["weights"]
-        losses = LOSSES[self.args.loss](scores, present)  # (Q,)
+        scores = layers[-1]
+        losses = torch.stack([LOSSES[self.args.loss](each, present) for each in layers]).sum(0)
         if self.distil and inputs["teacher_scores"] is not None:
             teacher_scores = inputs["teacher_scores"]
-            losses = losses + self.args.distillation_weight * distillation(
-                scores[:, : teacher_scores.shape[1]],
-                teacher_scores,
-                self.args.distillation_temperature,
-            )
+            for each in layers:
+                losses = losses + self.args.distillation_weight * distillation(
+                    each[:, : teacher_scores.shape[1]],
+                    teacher_scores,
+                    self.args.distillation_temperature,
+                )
+        else:
+            losses = losses + towards_last_layer(layers, present)
         self._spread_sum += scores.detach().std(dim=1).mean()
         self._spread_count += 1
         queries = weights.sum() if num_items_in_batch is None else num_items_in_batch
@@ -247,7 +254,8 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     @cached_property
     def _weights(self) -> int:
         # Counting them takes milliseconds, and every step asks.
-        return int(self.model.num_parameters(exclude_embeddings=True))
+        body: Any = getattr(self.model, "body", self.model)  # of a stack of modules
+        return int(body.num_parameters(exclude_embeddings=True))
 
     def evaluate(
         self,
@@ -282,7 +290,9 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
     def _rank(
         self, model: nn.Module, ranking_set: RankingSet, name: str
     ) -> Iterator[tuple[str, float]]:
-        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        # Without a terminal lines appear instead, which the flag has nothing to do with.
+        hidden = self.args.disable_tqdm and on_terminal()
+        hidden = hidden or not self.is_world_process_zero()
         score = partial(
             score_encodings,
             model,

@@ -6,7 +6,7 @@ minimised.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,28 @@ from cocktail.measure.tasks.examples import RankedExample
 from cocktail.measure.tasks.task import Batch, softmax_slopes
 from reranker_ft.errors import RerankerError
 from reranker_ft.model.described import is_language_model
-from reranker_ft.model.forward import forward_logits
+from reranker_ft.model.forward import (
+    computes_beginnings_once,
+    drop_bf16_layers,
+    forward_logits,
+    keep_bf16_layers,
+)
 from reranker_ft.model.loss import softmax_cross_entropy
-from reranker_ft.model.readout import pair_encoder, readout_of
+from reranker_ft.model.precision import cpu_computes_in_bf16
+from reranker_ft.model.readout import Readout, pair_encoder, readout_of
 from reranker_ft.model.rerankers import (
     attach_recorded,
     find_readout,
     load_reranker,
     prepare_language_model,
 )
-from reranker_ft.model.scoring import needs_mask, score_encodings, to_device, token_batches
+from reranker_ft.model.scoring import micro_batches, needs_mask, score_encodings, to_device
 from reranker_ft.model.scoring import position_limit as position_limit
+from reranker_ft.model.stack import write_stack
 from reranker_ft.model.tokenizer import fit_tokenizer
+
+_LONGEST = 512
+"""Tokens of a pair whose scores are compared."""
 
 
 class RerankerTask:
@@ -79,12 +89,14 @@ class RerankerTask:
             self._present, columns + torch.from_numpy(self._starts[:-1])[:, None], 0
         )
         self._always_mask = needs_mask(model)
+        self._shared = computes_beginnings_once(model)
 
     def batches(self, max_tokens: int, examples: Sequence[int] | None = None) -> list[Batch]:
         chosen = range(len(self.places)) if examples is None else examples
         rows = np.concatenate([np.arange(*self._starts[i : i + 2]) for i in chosen])
         made = []
-        for batch in token_batches(self._encodings.lengths[rows], max_tokens):
+        encodings = self._encodings.take(rows.tolist())
+        for batch in micro_batches(encodings, max_tokens, shared=self._shared):
             picked = rows[batch]
             with _as_cocktail_errors():
                 inputs = self._encodings.pad(picked.tolist(), always_mask=self._always_mask)
@@ -99,6 +111,18 @@ class RerankerTask:
         return scores
 
     keep = forward
+
+    def prepare_bf16(self, model: Any) -> bool:
+        """Let forwards without gradients compute in bf16, with the weights of this moment.
+
+        Returns:
+            Whether they do: the model is of a class that can, and the processor is faster for it.
+        """
+        return cpu_computes_in_bf16() and keep_bf16_layers(model)
+
+    def drop_bf16(self, model: Any) -> None:
+        """Let forwards compute in the model's dtype again."""
+        drop_bf16_layers(model)
 
     def scores(
         self, rows: Tensor, examples: Sequence[int], among: Sequence[int] | None = None
@@ -151,6 +175,21 @@ def scoring_record(folder: Path) -> dict[str, Any]:
         return find_readout(str(folder), config, tokenizer).to_dict()
 
 
+def add_logit_score(folder: Path, record: Mapping[str, Any]) -> None:
+    """Make a stack of modules of the language model in a folder: LogitScore and a chat template.
+
+    Args:
+        record: see ``scoring_record``.
+
+    Raises:
+        CocktailError: its tokenizer does not load, or the record is damaged.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import
+
+    with _as_cocktail_errors():
+        write_stack(folder, Readout.from_dict(record), AutoTokenizer.from_pretrained(folder))
+
+
 def pair_scores(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """Raw scores of pairs by the reranker in a folder, in fp32 on the CPU.
 
@@ -159,9 +198,34 @@ def pair_scores(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """
     with _as_cocktail_errors():
         model, tokenizer = load_reranker(folder)
-        scores = score_encodings(model.float(), pair_encoder(model, tokenizer)(pairs))
+        length = min(_LONGEST, position_limit(model) or _LONGEST)
+        encoder = pair_encoder(model, tokenizer, max_length=length)
+        scores = score_encodings(model.float(), encoder(pairs))
     found: list[float] = scores.tolist()
     return found
+
+
+def calibrate_folder(folder: Path, data: str | Path, **options: Any) -> dict[str, Any]:
+    """Fit a scale and an offset to labelled pairs, and fold them into the head of the model.
+
+    Args:
+        folder: of a reranker; its head changes in place.
+        data: a JSONL file of ``{"query", "pos", "neg"}``.
+        options: of ``reranker_ft.Reranker``.
+
+    Returns:
+        What ``reranker_ft.evaluate.calibrate.Calibration`` says of it.
+
+    Raises:
+        CocktailError: the data cannot be fitted, or the head takes no offset.
+    """
+    # Of the ``train`` extra, which mixing and searching do without.
+    from reranker_ft.evaluate.calibrate import calibrate_reranker, fold_into  # noqa: PLC0415
+
+    with _as_cocktail_errors():
+        found = calibrate_reranker(folder, data, reranker_options=options)
+        fold_into(folder, found)
+    return found.to_dict()
 
 
 @contextmanager

@@ -111,6 +111,11 @@ def keep_bf16_layers(model: nn.Module) -> bool:
     return True
 
 
+def drop_bf16_layers(model: nn.Module) -> None:
+    """Forget the copies: the model computes in its own dtype again."""
+    _kept.pop(model, None)
+
+
 def has_bf16_layers(model: nn.Module) -> bool:
     """Whether forwards without gradients may run in ``bf16_layers``."""
     return model in _kept and not model.training and not torch.is_grad_enabled()

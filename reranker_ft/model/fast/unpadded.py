@@ -5,6 +5,10 @@ micro-batch go through it end to end, (1, T, h) for the T tokens that there are,
 them apart again, equally long neighbours together. No position is computed that holds padding, no
 mask is made, and what attention works on stays in the CPU's cache. Scores and gradients are the
 same. A GPU would wait for the many small calls: there micro-batches stay padded.
+
+Attention registered by name, as in ``packed.py``, gives the same row without a method replaced, but
+cannot leave out the positions of the last layer that nobody reads: six layers of MiniLM's size took
+a fifth more time with it on a CPU.
 """
 
 from __future__ import annotations

@@ -8,12 +8,15 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from cocktail.cli import main as command
 from cocktail.cli.main import main
+from cocktail.measure.tasks.reranker import pair_scores
 from cocktail.search import report as report_module
-from tests.cocktail.tiny import ranked, write_jsonl
+from tests.cocktail.tiny import ingredients, ranked, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +135,66 @@ def test_the_first_of_several_processes_says_why_it_ends(
     done = run(*given, "--report", __file__)
     assert (done.exit_code, slept) == (1, waits)
     assert "is a file - a report must be a folder" in done.stderr
+
+
+def test_a_search_that_calibrates_writes_a_mix_that_verifies(tmp_path: Path) -> None:
+    models = ingredients("bert-reranker", tmp_path, 2)
+    target = write_jsonl(tmp_path / "target.jsonl", ranked(8, seed=5))
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", _judged_by(models[1], 30))
+    common = [
+        "search", *models, "--data", target, "--device", "cpu", "--strategy", "lm-cocktail",
+        "--calibrate", pairs,
+    ]  # fmt: skip
+    shown = run(*common, "--output", tmp_path / "text")
+    assert shown.exit_code == 0, shown.output
+    assert f"calibrated on {pairs}: calibration error" in shown.stdout
+    done = run(*common, "--output", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["calibration"]
+    record = json.loads((tmp_path / "out" / "cocktail.json").read_text())
+    assert record["calibration"]["scale"] == found["scale"] > 0
+    assert run("verify", tmp_path / "out").exit_code == 0
+    plain = run(*common[:-2], "--output", tmp_path / "plain")
+    assert plain.exit_code == 0
+    heads = [
+        load_file(tmp_path / name / "model.safetensors")["classifier.weight"]
+        for name in ("plain", "out")
+    ]
+    torch.testing.assert_close(heads[0] * found["scale"], heads[1])
+
+
+def _judged_by(model: str, count: int) -> list[dict[str, Any]]:
+    """Rows of which each passage that scores above the middle is relevant, but for some."""
+    rows = ranked(count, seed=9)
+    for number, row in enumerate(rows):
+        texts = list(dict.fromkeys(row["pos"] + row["neg"]))
+        scores = pair_scores(Path(model), [(row["query"], text) for text in texts])
+        order = [text for _, text in sorted(zip(scores, texts, strict=True), reverse=True)]
+        if number % 5 == 0:
+            order.reverse()
+        row["pos"], row["neg"] = order[: len(order) // 2], order[len(order) // 2 :]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "message"),
+    [
+        ("llama", ["--output", "out"], "are made of the scores of rerankers"),
+        ("bert-reranker", ["--output", "out"], "which is no file"),
+        ("bert-reranker", [], "without --output"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, more: list[str], message: str
+) -> None:
+    def searched(*_: Any, **__: Any) -> None:
+        pytest.fail("the search has begun")
+
+    monkeypatch.setattr("cocktail.search.run.prepare", searched)
+    monkeypatch.chdir(tmp_path)
+    models = ingredients(family, tmp_path, 2)
+    data = write_jsonl(tmp_path / "data.jsonl", ranked(4))
+    pairs = data if family == "llama" else "absent.jsonl"
+    done = run("search", *models, "--data", data, "--calibrate", pairs, *more)
+    assert done.exit_code == 1
+    assert message in done.stderr

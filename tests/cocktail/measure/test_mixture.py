@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> None:
 
 
 def test_another_dtype_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="'float16' - it must be float32 or bfloat16"):
+    with pytest.raises(RecipeError, match="'float16' - it must be one of auto, float32, bfloat16"):
         search_weights(
             ingredients("llama", tmp_path), "decoder", examples("llama"), compute_dtype="float16"
         )

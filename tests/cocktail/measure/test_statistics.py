@@ -387,6 +387,7 @@ def test_gram_matrices_are_measured_as_many_at_a_time_as_are_held(
     monkeypatch.setitem(measuring._MEASURES, "gram", watched)
     monkeypatch.setattr(gram, "GRAMS_AT_ONCE", 4 * 32**2)  # one, even if it is larger
     recipe = make_recipe(models, None, merge_method="regmean", data=data)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     measuring.measure(checked_plan(recipe, None), tmp_path, progress=True)
     stored = {path.name for path in tmp_path.iterdir()}
     assert stored == {f"{i}-{number}.safetensors" for i in range(2) for number in range(14)}
@@ -419,8 +420,10 @@ def test_the_plan_counts_what_a_backward_needs(family: str, tokens: int, tmp_pat
 
 
 def test_a_bar_counts_the_examples_of_all_models(
-    models: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    models: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     recipe = make_recipe(models, None, merge_method="fisher", data=data)
     measuring.measure(checked_plan(recipe, None), tmp_path, progress=True)
     assert re.search(r"measuring: .*/10 ", capsys.readouterr().err)  # 2 models, 5 examples

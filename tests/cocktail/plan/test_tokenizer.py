@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from cocktail.errors import PlanError
@@ -69,6 +70,16 @@ def test_the_template_that_most_models_have(models: list[Path], tmp_path: Path, 
     assert (out / "chat_template.jinja").read_text() == "{{ tuned }}"
     out = mixed(models, tmp_path / "own", chat_template="{% for m in messages %}x{% endfor %}")
     assert chat_template(out) == "{% for m in messages %}x{% endfor %}"
+
+
+def test_a_template_by_name(models: list[Path], tmp_path: Path) -> None:
+    out = mixed(models, tmp_path / "out", chat_template="chatml")
+    template = jinja2.Template((out / "chat_template.jinja").read_text())
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    said = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|>\n"
+    assert template.render(messages=messages) == said
+    asked = template.render(messages=messages, add_generation_prompt=True)
+    assert asked == f"{said}<|im_start|>assistant\n"
 
 
 def test_a_tokenizer_of_other_ids_is_refused(models: list[Path], tmp_path: Path) -> None:

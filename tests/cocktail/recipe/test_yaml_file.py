@@ -160,7 +160,7 @@ def test_a_plain_recipe_stays_plain() -> None:
             "has tokenizer and tokenizer_source",
         ),
         ("tokenizer: {sorce: union}", "did you mean source?"),
-        ("models: [a, b]\nweights: [1, 0]\nchat_template: chatml", "chat_template is 'chatml'"),
+        ("models: [a, b]\nweights: [1, 0]\nchat_template: alpaca", "chat_template is 'alpaca'"),
         ("experts: []", "a mixture of experts"),
         ("models: [{modle: a}]", "did you mean model?"),
         ("models: [{model: 3}]", "an item must be a folder or Hub id"),

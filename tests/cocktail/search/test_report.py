@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from cocktail.cli.search import search
 from cocktail.errors import CocktailError, OutputError
 from cocktail.search.pictures import draw_curve
+from cocktail.search.report import summary
 from cocktail.write.modules import write_modules
 from tests.cocktail.search.results import made_up
 from tests.cocktail.tiny import ingredients, ranked, write_jsonl
@@ -212,3 +214,11 @@ def test_the_picture_draws_both_sides(tmp_path, monkeypatch) -> None:
     assert general.get_ylabel() == "general ndcg@10"
     draw_curve(made_up(general=False), tmp_path / "curve.png")
     assert len(drawn[1].axes) == 1
+
+
+def test_an_interrupted_search_says_how_to_go_on() -> None:
+    result = replace(made_up(), interrupted=True)
+    last = summary(result).splitlines()[-1]
+    assert "run the same command again" in last
+    assert last.endswith(f"cocktail mix {' '.join(result.models)} --weights 0.6 0.4 --output DIR")
+    assert "to go on" not in summary(made_up())

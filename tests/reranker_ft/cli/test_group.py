@@ -59,7 +59,10 @@ def test_ctrl_c_is_one_line(monkeypatch, write_jsonl):
 
     monkeypatch.setattr(reranker_ft.train.check, "check_data", interrupted)
     result = run("check", write_jsonl(toy_rows(1)), code=130)
-    assert (result.stdout, result.stderr) == ("", "reranker-ft: interrupted\n")
+    assert (result.stdout, result.stderr) == (
+        "",
+        "reranker-ft: interrupted - nothing was written - run the same command to start anew\n",
+    )
 
 
 def test_sigterm_is_one_line_and_leaves_no_half_written_file(

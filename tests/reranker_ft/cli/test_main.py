@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from reranker_ft.cli.main import main
 from tests.reranker_ft.conftest import toy_rows
+from tests.reranker_ft.evaluate.test_calibrate import judged_by
 
 COMMANDS = sorted(main.commands)
 
@@ -25,7 +26,7 @@ def run(*arguments, input=None, code=0):
 
 
 def test_commands():
-    assert COMMANDS == ["check", "distil", "evaluate", "mine", "score", "train"]
+    assert COMMANDS == ["calibrate", "check", "distil", "evaluate", "mine", "score", "train"]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -189,3 +190,16 @@ def test_the_package_runs_as_the_command():
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("reranker-ft: /no/such does not exist")
+
+
+def test_calibrate(model_folders, write_jsonl, tmp_path):
+    data = write_jsonl(judged_by(model_folders("bert")))
+    common = ["calibrate", model_folders("bert"), "--data", data, "--devices", "cpu"]
+    shown = run(*common, "--max_length", 48).stdout
+    assert "probability = sigmoid(" in shown
+    assert "F1 at .5" in shown
+    assert "--output DIR" in shown
+    found = json.loads(run(*common, "--output", tmp_path / "out", "--json").stdout)
+    assert found["output"] == str(tmp_path / "out")
+    assert found["before"]["ece"]["low"] <= found["before"]["ece"]["mean"]
+    assert "exists" in run(*common, "--output", tmp_path / "out", code=1).stderr

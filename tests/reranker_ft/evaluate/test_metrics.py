@@ -141,3 +141,11 @@ def test_paired_difference_is_narrower_than_the_means():
     assert bootstrap_mean(hardness).high - bootstrap_mean(hardness).low > 0.05
     with pytest.raises(RerankerError, match="same queries"):
         bootstrap_difference(hardness, hardness[1:])
+
+
+def test_what_was_not_retrieved_has_no_rank_and_counts_as_lost():
+    got = metrics_of([1.0, -np.inf, 0.5], [1, 2, 0])
+    assert got["ndcg@10"] == pytest.approx(1 / (2 + 1 / math.log2(3)))
+    assert (got["map"], got["recall@10"], got["mrr@10"]) == (0.5, 0.5, 1.0)
+    nothing = metrics_of([-np.inf], [1])
+    assert set(nothing.values()) == {0.0}

@@ -77,6 +77,7 @@ def test_the_range_of_ranks_is_respected_and_no_positive_comes(tmp_path, write_j
         "filled": 0,
         "guarded": 0,
         "short": 0,
+        "output": str(tmp_path / "mined.jsonl"),
     }
 
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from reranker_ft.model.loss import LOSSES, binary_cross_entropy, distillation, softmax_cross_entropy
+from reranker_ft.model.loss import (
+    LOSSES,
+    binary_cross_entropy,
+    distillation,
+    softmax_cross_entropy,
+    towards_last_layer,
+)
 
 
 def test_softmax_cross_entropy_by_hand():
@@ -53,3 +59,23 @@ def test_distillation_by_hand():
 def test_distillation_vanishes_at_the_teacher_and_ignores_a_shift():
     teacher = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(distillation(teacher + 3, teacher), torch.zeros(4))
+
+
+def test_layers_learn_from_the_last_and_it_from_none_of_them():
+    scores = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    losses = towards_last_layer(scores)
+    teacher = scores[-1].detach()
+    expected = distillation(scores[0], teacher) + distillation(scores[1], teacher)
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+    assert scores.grad[:2].abs().sum() > 0
+    assert torch.equal(scores.grad[-1], torch.zeros(2, 4))
+    assert torch.equal(towards_last_layer(scores[:1]), torch.zeros(2))
+
+
+def test_an_empty_place_teaches_no_layer_anything():
+    scores = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(0))
+    present = torch.tensor([[True, True, False]])
+    torch.testing.assert_close(
+        towards_last_layer(scores, present), towards_last_layer(scores[:, :, :2])
+    )

@@ -1,6 +1,8 @@
 """Stacks of a transformer, pooling and dense layers against sentence-transformers itself."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +12,14 @@ import cocktail
 from cocktail.checkpoint.inspect import inspect
 from cocktail.checkpoint.resolve import resolve
 from reranker_ft import Reranker
-from tests.reranker_ft.conftest import make_tokenizer
+from reranker_ft.run import main
+from tests.reranker_ft.conftest import make_tokenizer, refusals, small, toy_rows
 
 PAIRS = [("who is the bird", "the red bird"), ("river", "a river in the north of the garden")]
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "lasttoken"])
-def test_stacks_score_as_sentence_transformers(tmp_path: Path, pooling: str) -> None:
+def make_stack(folder: Path, pooling: str) -> Any:
+    """Write a cross-encoder of modules, and return it as sentence-transformers has it."""
     pytest.importorskip("sentence_transformers.cross_encoder.modules")
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Dense, Transformer
@@ -34,16 +37,22 @@ def test_stacks_score_as_sentence_transformers(tmp_path: Path, pooling: str) -> 
             initializer_range=0.3,
         )
     )
-    body.save_pretrained(tmp_path / "body")
-    tokenizer.save_pretrained(tmp_path / "body")
+    body.save_pretrained(folder / "body")
+    tokenizer.save_pretrained(folder / "body")
     modules = [
-        Transformer(str(tmp_path / "body")),
+        Transformer(str(folder / "body")),
         Pooling(32, pooling_mode=pooling),
         Dense(32, 16),
         Dense(16, 1, activation_function=None, module_output_name="scores"),
     ]
     theirs = CrossEncoder(modules=modules, device="cpu", activation_fn=torch.nn.Identity())
-    theirs.save_pretrained(str(tmp_path / "stack"))
+    theirs.save_pretrained(str(folder / "stack"))
+    return theirs
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "lasttoken"])
+def test_stacks_score_as_sentence_transformers(tmp_path: Path, pooling: str) -> None:
+    theirs = make_stack(tmp_path, pooling)
     expected = theirs.predict(PAIRS).tolist()
     ours = Reranker(tmp_path / "stack", devices="cpu").compute_score(PAIRS)
     assert ours == pytest.approx(expected, abs=1e-5)
@@ -54,3 +63,32 @@ def test_stacks_score_as_sentence_transformers(tmp_path: Path, pooling: str) -> 
     assert "pipeline_tag: text-ranking" in (tmp_path / "mixed" / "README.md").read_text()
     mixed = Reranker(tmp_path / "mixed", devices="cpu").compute_score(PAIRS)
     assert mixed == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_stack_is_trained_in_its_own_layout(
+    tmp_path: Path, write_jsonl: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_stack(tmp_path, "mean")
+    stack, out, data = tmp_path / "stack", tmp_path / "out", write_jsonl(toy_rows(8))
+    flags = ("--max_steps", "2", "--learning_rate", "1e-2", "--use_cpu", "True")
+    assert main(small(stack, data, out, *flags)) == 0
+    from sentence_transformers import CrossEncoder
+
+    before = Reranker(stack, devices="cpu").compute_score(PAIRS)
+    after = Reranker(out, devices="cpu").compute_score(PAIRS)
+    assert after != pytest.approx(before, abs=1e-3)
+    theirs = CrossEncoder(str(out), device="cpu", activation_fn=torch.nn.Identity())
+    assert after == pytest.approx(theirs.predict(PAIRS).tolist(), abs=1e-5)
+    for file in ("modules.json", "1_Pooling/config.json", "3_Dense/config.json"):
+        assert json.loads((out / file).read_text()) == json.loads((stack / file).read_text())
+
+    assert main(small(stack, data, tmp_path / "lora", *flags, "--use_lora", "True")) == 2
+    assert "is a stack of modules" in refusals(capsys)[0]
+
+
+def test_a_scored_stack_is_saved_as_it_was(tmp_path: Path) -> None:
+    make_stack(tmp_path, "cls")
+    reranker = Reranker(tmp_path / "stack", devices="cpu")
+    reranker.save(tmp_path / "saved")
+    again = Reranker(tmp_path / "saved", devices="cpu").compute_score(PAIRS)
+    assert again == pytest.approx(reranker.compute_score(PAIRS), abs=1e-6)

@@ -34,6 +34,42 @@ def test_the_flags_of_flag_embedding_are_read():
     assert training_args.get_warmup_steps(200) == 20
 
 
+# What its decoder_only trainers add: base, and with the last line layerwise.
+DECODER_FLAGS = """
+    --use_lora True --lora_rank 8 --lora_alpha 32 --lora_dropout 0.05 --use_flash_attn False
+    --target_modules q_proj v_proj --modules_to_save embed_tokens --from_peft f --raw_peft a b
+    --save_merged_lora_model True
+"""
+LAYERWISE_FLAGS = """
+    --model_type from_raw_model --start_layer 4 --head_multi True --head_type complex
+"""
+
+
+def test_the_flags_of_flag_embedding_s_decoder_trainers_are_read():
+    base = [*NEEDED, *shlex.split(DECODER_FLAGS), "--model_type", "decoder"]
+    model_args, _, _ = parse(base)
+    assert (model_args.lora_rank, model_args.lora_alpha) == (8, 32)
+    assert (model_args.target_modules, model_args.raw_peft) == (["q_proj", "v_proj"], ["a", "b"])
+    assert model_args.start_layer is None
+    model_args, _, _ = parse([*base[:-2], *shlex.split(LAYERWISE_FLAGS)])
+    assert (model_args.start_layer, model_args.head_multi) == (4, True)
+    assert (model_args.head_type, model_args.decodes) == ("complex", True)
+    assert parse([*NEEDED, "--model_type", "from_finetuned_model"])[0].start_layer == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--start_layer", "4"], "start_layer is 4 with model_type encoder"),
+        (["--model_type", "decoder", "--head_type", "double"], "head_type is 'double'"),
+        (["--model_type", "decoder", "--qlora", "--use_lora", "False"], "qlora is set with"),
+    ],
+)
+def test_flags_of_decoders_that_cannot_be_meant_are_refused(flags, reason):
+    with pytest.raises(ArgumentError, match=reason):
+        parse([*NEEDED, *flags])
+
+
 def test_several_files_and_old_names():
     _, data_args, training_args = parse(
         [*NEEDED[:-1], "a.jsonl", "b", "--evaluation_strategy", "no", "--no_cuda"]
