@@ -141,13 +141,17 @@ def read_modules(name: str, **hub: Any) -> list[Any] | None:
     """Read the ``modules.json`` of a cross-encoder that sentence-transformers stores as modules.
 
     Returns:
-        ``None`` for a model without modules, and one of a transformer alone.
+        ``None`` for a model without modules, one of a transformer alone, and an embedding model,
+        whose modules make no score.
 
     Raises:
-        ModelError: The file is damaged.
+        ModelError: A file is damaged.
     """
     modules = _json(name, "modules.json", hub)
-    return modules if isinstance(modules, list) and len(modules) > 1 else None
+    if not isinstance(modules, list) or len(modules) < 2:
+        return None
+    said = _json(name, "config_sentence_transformers.json", hub) or {}
+    return modules if said.get("model_type") == "CrossEncoder" else None
 
 
 def read_file(name: str, file: str, **hub: Any) -> Any:

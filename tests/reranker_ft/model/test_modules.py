@@ -12,6 +12,7 @@ import cocktail
 from cocktail.checkpoint.inspect import inspect
 from cocktail.checkpoint.resolve import resolve
 from reranker_ft import Reranker
+from reranker_ft.errors import ModelError
 from reranker_ft.run import main
 from tests.reranker_ft.conftest import make_tokenizer, refusals, small, toy_rows
 
@@ -92,3 +93,35 @@ def test_a_scored_stack_is_saved_as_it_was(tmp_path: Path) -> None:
     reranker.save(tmp_path / "saved")
     again = Reranker(tmp_path / "saved", devices="cpu").compute_score(PAIRS)
     assert again == pytest.approx(reranker.compute_score(PAIRS), abs=1e-6)
+
+
+@pytest.mark.parametrize("said", [{}, {"model_type": "SentenceTransformer"}])
+def test_an_embedding_models_folder_gets_a_fresh_head(
+    tmp_path: Path, write_jsonl: Any, said: dict[str, str]
+) -> None:
+    folder = tmp_path / "embedder"
+    tokenizer = make_tokenizer("bert")
+    body = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+        )
+    )
+    body.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(
+            [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        )
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    with pytest.raises(ModelError, match="random weights"):
+        Reranker(folder, devices="cpu")
+    flags = ("--max_steps", "1", "--use_cpu", "True")
+    assert main(small(folder, write_jsonl(toy_rows(8)), tmp_path / "out", *flags)) == 0
+    assert len(Reranker(tmp_path / "out", devices="cpu").compute_score(PAIRS)) == 2
