@@ -24,7 +24,7 @@ settings=(--max_length 96 --save_strategy no --logging_steps 10 --seed "$seed" -
 echo "== 2. a base reranker: MiniLM with a fresh head, taught general questions"
 reranker-ft train --model_name_or_path "$minilm" --train_data "$out/data/base.jsonl" \
   --output_dir "$out/base" --train_group_size 6 --per_device_train_batch_size 4 \
-  --num_train_epochs 5 --learning_rate 1e-4 "${settings[@]}"
+  --num_train_epochs 4 --learning_rate 1e-4 "${settings[@]}"
 
 echo "== 3. the fine-tune, and the mix of both that keeps what the base says of general text"
 reranker-ft train --model_name_or_path "$out/base" --train_data "$out/data/train.jsonl" \
