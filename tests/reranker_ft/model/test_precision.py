@@ -15,21 +15,31 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd {}\n"
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 @pytest.mark.parametrize(
-    ("info", "expected"),
+    ("info", "if_faster", "if_slower"),
     [
-        (INTEL.format("amx_bf16 amx_tile"), True),
-        (INTEL.format("avx512_bf16"), True),
-        (INTEL.format("avx512_vnni not_avx512_bf16"), False),
-        (ARM.format("i8mm bf16"), True),
-        (ARM.format("i8mm"), False),
-        ("", False),
+        (INTEL.format("amx_bf16 amx_tile avx512_bf16"), True, True),
+        (INTEL.format("avx512_bf16"), True, False),
+        (INTEL.format("avx512_vnni not_avx512_bf16"), False, False),
+        (ARM.format("i8mm bf16"), True, False),
+        (ARM.format("i8mm"), False, False),
+        ("", False, False),
     ],
 )
-def test_the_processors_flags_say_whether_it_has_bf16(info, expected, tmp_path, monkeypatch):
+def test_flags_say_whether_it_has_bf16_and_a_product_whether_it_pays(
+    info, if_faster, if_slower, tmp_path, monkeypatch
+):
     file = tmp_path / "cpuinfo"
     file.write_text(info)
     monkeypatch.setattr(precision, "_CPU_INFO", file)
-    assert precision.cpu_computes_in_bf16.__wrapped__() is expected
+    for measured, expected in ((True, if_faster), (False, if_slower)):
+        monkeypatch.setattr(precision, "_is_faster_in_bf16", lambda measured=measured: measured)
+        assert precision.cpu_computes_in_bf16.__wrapped__() is expected
+
+
+def test_the_product_is_measured_in_both(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    assert precision._is_faster_in_bf16() is False  # equally fast is not worth it
 
 
 def test_a_system_that_does_not_say_has_none(tmp_path, monkeypatch):
