@@ -32,8 +32,8 @@ class ModelInMemory:
     """The tensors of one mixed model, filled block by block and passed on without a copy.
 
     Its :meth:`write_block` is a sink of :func:`cocktail.mix.stream.stream`. The first block starts
-    a thread that imports torch and transformers and makes the model without weights, so that this
-    takes no time of its own.
+    a thread that imports torch and transformers and makes the model without weights, while the
+    weights are mixed.
 
     Args:
         trust_remote_code: run the custom code of the model that provides the config.
