@@ -19,13 +19,8 @@ from tests.reranker_ft.conftest import make_tokenizer, refusals, small, toy_rows
 PAIRS = [("who is the bird", "the red bird"), ("river", "a river in the north of the garden")]
 
 
-def make_stack(folder: Path, pooling: str) -> Any:
-    """Write a cross-encoder of modules, and return it as sentence-transformers has it."""
-    pytest.importorskip("sentence_transformers.cross_encoder.modules")
-    from sentence_transformers import CrossEncoder
-    from sentence_transformers.base.modules import Dense, Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
+def save_encoder(folder: Path) -> None:
+    """Write a small transformer without a head, and its tokenizer."""
     tokenizer = make_tokenizer("bert")
     torch.manual_seed(0)
     body = BertModel(
@@ -38,8 +33,18 @@ def make_stack(folder: Path, pooling: str) -> Any:
             initializer_range=0.3,
         )
     )
-    body.save_pretrained(folder / "body")
-    tokenizer.save_pretrained(folder / "body")
+    body.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_stack(folder: Path, pooling: str) -> Any:
+    """Write a cross-encoder of modules, and return it as sentence-transformers has it."""
+    pytest.importorskip("sentence_transformers.cross_encoder.modules")
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    save_encoder(folder / "body")
     modules = [
         Transformer(str(folder / "body")),
         Pooling(32, pooling_mode=pooling),
@@ -100,18 +105,7 @@ def test_an_embedding_models_folder_gets_a_fresh_head(
     tmp_path: Path, write_jsonl: Any, said: dict[str, str]
 ) -> None:
     folder = tmp_path / "embedder"
-    tokenizer = make_tokenizer("bert")
-    body = BertModel(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-        )
-    )
-    body.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_encoder(folder)
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(
