@@ -41,6 +41,8 @@ from transformers import (
     AutoTokenizer,
 )
 
+from reranker_ft.model.precision import cpu_computes_in_bf16
+
 HERE = Path(__file__).resolve().parent
 LENGTH = {"reranker": 64, "encoder": 48, "decoder": 56}  # tokens
 GROUP = {"reranker": 4, "encoder": 2}  # passages a query in training
@@ -325,7 +327,7 @@ def train(
     rows: list[dict],
     tuning: Tuning,
 ) -> None:
-    """AdamW with a linear schedule, matrix products in bf16."""
+    """AdamW with a linear schedule, matrix products in bf16 where that is faster."""
     model.train()
     if tuning.kind != "decoder":  # half of the weights, which few steps hardly move
         model.get_input_embeddings().requires_grad_(False)
@@ -336,9 +338,10 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / warm, 1 - step / len(batches))
     )
+    in_bf16 = cpu_computes_in_bf16()
     started = time.time()
     for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             value = loss(batch)
         value.backward()
         torch.nn.utils.clip_grad_norm_(free, 1.0)

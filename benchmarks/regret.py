@@ -49,12 +49,12 @@ LENGTH = {"reranker": 96, "encoder": 80, "decoder": 72}
 
 @dataclass(frozen=True)
 class Curve:
-    """What the eleven mixes of a pair do; less is better in all tables.
+    """What S mixes of a pair do, eleven as a rule; less is better in all tables.
 
     Attributes:
-        target, general: (N, 11) metric, or loss without one; the pool first, then the test.
-        text: (M, 11) of general text without labels.
-        losses: (N, 11) of the target.
+        target, general: (N, S) metric, or loss without one; the pool first, then the test.
+        text: (M, S) of general text without labels.
+        losses: (N, S) of the target.
         pools: examples of the target's and of the general pool.
     """
 
@@ -115,18 +115,27 @@ def parse() -> argparse.Namespace:
 def curve_of(folder: Path) -> Curve:
     """From ``curve.npz``, or measured now."""
     pair = json.loads((folder / "pair.json").read_text(encoding="utf-8"))
-    kept = folder / "curve.npz"
+    way = Way(*vertices(2))
+    mixes = [way.at(share) for share in SHARES]
+    return kept_or_measured(folder / "curve.npz", pair, [pair["tuned"]], mixes)
+
+
+def kept_or_measured(kept: Path, pair: dict, tuned: list[str], mixes: list[np.ndarray]) -> Curve:
+    """The tables of S mixes of the pair's base and the tuned ones; ``kept`` beside pair.json."""
+    folder = kept.parent
     if not kept.exists():
-        np.savez(kept, **measured(folder, pair))
+        np.savez(kept, **measured(folder, pair, [pair["base"], *tuned], mixes))
     with np.load(kept) as tables:
         pools = tuple(int(count) for count in tables["pools"])
         names = ("target", "general", "text", "losses")
         return Curve(folder.name, pair["kind"], *(tables[name] for name in names), pools)
 
 
-def measured(folder: Path, pair: dict) -> dict[str, np.ndarray]:
-    models = [str(folder / pair[name]) for name in ("base", "tuned")]
-    plan = search_plan(models, pair["kind"])
+def measured(
+    folder: Path, pair: dict, models: list[str], mixes: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Tables of (examples, S); the first of the mixes is the base."""
+    plan = search_plan([str(folder / model) for model in models], pair["kind"])
     options = SearchOptions(max_input_length=LENGTH[pair["kind"]])
     rows = {
         name: lines(folder / pair[name])
@@ -135,9 +144,8 @@ def measured(folder: Path, pair: dict) -> dict[str, np.ndarray]:
     target = rows["target_pool"] + rows["target_test"]
     general = rows["general_pool"] + rows["general_test"]
     bench = prepare(plan, target, general, options)
-    way = Way(*vertices(2))
     sides = [MixObjective(bench.mixture, task) for task in (bench.task, bench.retain)]
-    points = [[side.measure(way.at(share)) for side in sides] for share in SHARES]
+    points = [[side.measure(mix) for side in sides] for mix in mixes]
     tables = [
         np.stack([-p.losses if p.metrics is None else p.metrics for p in side], axis=1)
         for side in zip(*points, strict=True)
@@ -147,12 +155,12 @@ def measured(folder: Path, pair: dict) -> dict[str, np.ndarray]:
     place = {text: i for i, text in enumerate(bench.retain.places)}
     back = [place[f"example {i + 1}"] for i in range(len(general))]
     text_bench = prepare(plan, target[:2], None, options, retain_text=folder / pair["general_text"])
-    agreement = Agreement(text_bench.mixture, text_bench.retain, way.base)
+    agreement = Agreement(text_bench.mixture, text_bench.retain, mixes[0])
     sign = -1 if agreement.more_is_better else 1
     return {
         "target": -tables[0][order],
         "general": -tables[1][back],
-        "text": sign * np.stack([agreement.values(way.at(share)) for share in SHARES], axis=1),
+        "text": sign * np.stack([agreement.values(mix) for mix in mixes], axis=1),
         "losses": np.stack([point[0].losses[order] for point in points], axis=1),
         "pools": np.array([len(rows["target_pool"]), len(rows["general_pool"])]),
     }
@@ -184,20 +192,32 @@ def chosen_by(side: str | None) -> Rule:
     return share
 
 
-def judged(curve: Curve, rule: Rule, draws: int) -> dict[str, float]:
-    """Means over draws of what the rule does on the examples that it did not see."""
+def between_shares(values: np.ndarray, share: float) -> np.ndarray:
+    """(N,) at any share, between the columns."""
+    place = min(int(share * 10), 9)
+    beyond = share * 10 - place
+    return (1 - beyond) * values[:, place] + beyond * values[:, place + 1]
+
+
+def judged(
+    curve: Curve, rule: Rule, draws: int, at: Callable[..., np.ndarray] = between_shares
+) -> dict[str, float]:
+    """Means over draws of what the rule does on the examples that it did not see.
+
+    ``at`` gives the values (N,) of (N, S) at what the rule chose.
+    """
     generator = np.random.default_rng(0)
     found = []
     for _ in range(draws):
         target = generator.permutation(curve.pools[0])[:TARGET]
         general = generator.permutation(curve.pools[1])[:GENERAL]
-        share = rule(curve, target, general)
+        chosen = rule(curve, target, general)
         gains = rest(curve.target, target)
         gains = gains[:, :1] - gains
         drops = rest(curve.general, general)
         drops = drops - drops[:, :1]
         best = gains.mean(axis=0)[drops.mean(axis=0) <= LIMIT].max()
-        gain, drop = at(gains, share), at(drops, share)
+        gain, drop = at(gains, chosen), at(drops, chosen)
         worth = best if best > WORTH[curve.kind] else np.nan
         found.append(
             {
@@ -206,7 +226,7 @@ def judged(curve: Curve, rule: Rule, draws: int) -> dict[str, float]:
                 "drop": drop.mean(),
                 "exceeds": drop.mean() - 1.96 * error(drop) > LIMIT,
                 "worse": gain.mean() + 1.96 * error(gain) < 0,
-                "share": share,
+                "share": chosen if np.ndim(chosen) == 0 else 1 - chosen[0],
             }
         )
     return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
@@ -214,13 +234,6 @@ def judged(curve: Curve, rule: Rule, draws: int) -> dict[str, float]:
 
 def rest(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return np.delete(values, drawn, axis=0)
-
-
-def at(values: np.ndarray, share: float) -> np.ndarray:
-    """(N,) at any share, between the columns."""
-    place = min(int(share * 10), 9)
-    beyond = share * 10 - place
-    return (1 - beyond) * values[:, place] + beyond * values[:, place + 1]
 
 
 def error(values: np.ndarray) -> float:

@@ -95,6 +95,12 @@ def allowed_points(general: Values | None, max_drop: float, count: int) -> npt.N
     return np.logical_and.accumulate(found)
 
 
+def keeps(base: Values, values: Values, max_drop: float) -> bool:
+    """Whether a mix that lies on no curve keeps the general values (M,), by the first rule."""
+    rise = values - base
+    return bool(rise.mean() - standard_error(rise) <= max_drop + ROUNDING)
+
+
 def smoothed(values: Values) -> Values:
     """Each value averaged with its neighbours at half weight; the base stays as it is."""
     padded = np.concatenate([values[:1], values, values[-1:]])

@@ -22,7 +22,13 @@ from cocktail.search.lm_cocktail import softmax_weights
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions
 from cocktail.search.result import SearchResult
-from cocktail.search.rule import FEWEST, allowed_points, choose_point, held_out_values
+from cocktail.search.rule import (
+    FEWEST,
+    allowed_points,
+    choose_point,
+    held_out_values,
+    keeps,
+)
 from cocktail.search.verdict import PLAIN, Verdict, asked_for, describe, off_the_curve, stopped
 
 BLIND = (
@@ -161,10 +167,10 @@ class Search:
         others = [point for point in self.points if point.share is None]
         if not others or len(best.loss.values) < FEWEST:
             return None
-        general = self._general([self.points[0], *others])
-        allowed = allowed_points(general, self.options.max_drop, len(others) + 1)[1:]
         found = []
-        for point, within in zip(others, allowed, strict=True):
+        for point in others:
+            general = self._general([self.points[0], point])
+            within = general is None or keeps(general[:, 0], general[:, 1], self.options.max_drop)
             values = self._target([point, best])
             gain = bootstrap_interval(values[:, 1] - values[:, 0], seed=self.options.seed)
             if within and gain.above_zero:

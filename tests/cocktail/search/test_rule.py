@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cocktail.search.rule import allowed_points, choose_point, held_out_values
+from cocktail.search.rule import allowed_points, choose_point, held_out_values, keeps
 
 SHARES = np.linspace(0, 1, 11)
 
@@ -67,3 +67,11 @@ def test_held_out_values_are_those_of_what_the_others_choose() -> None:
     found = held_out_values(SHARES, target, None, max_drop=0.01, seed=0)
     for example, value in enumerate(found):
         assert value in target[example, 8:]
+
+
+def test_a_mix_beside_the_curve_is_judged_by_itself() -> None:
+    base = np.zeros(40)
+    worse = np.linspace(0.0, 0.1, 40)  # 0.05 worse, give or take 0.005
+    assert keeps(base, base, 0.01)
+    assert not keeps(base, worse, 0.04)
+    assert keeps(base, worse, 0.05)
