@@ -13,10 +13,11 @@ examples and 40 general ones of the pools, and is judged on the rest. Rules:
     search, labels           with labelled ones; search, text: with text alone
 
 Printed for each: the target's gain over the base as a share of what the best of the eleven points
-gains that loses at most .01 in general; how often the general loss exceeds .01, and how often the
-target is worse than the base, beyond the interval of 95 %. Means over pairs, with bootstrap
-intervals over pairs. Where there is less to gain than .01 (NDCG@10) or .02 (nats), a pair counts in
-the two frequencies alone. Shares between the eleven are interpolated.
+gains that loses at most .01 in general, and the same where a draw that exceeds this limit counts as
+nothing; how often the general loss exceeds .01, and how often the target is worse than the base,
+beyond the interval of 95 %. Means over pairs, with bootstrap intervals over pairs. Where there is
+less to gain than .01 (NDCG@10) or .02 (nats), a pair counts in the two frequencies alone. Shares
+between the eleven are interpolated.
 """
 
 from __future__ import annotations
@@ -219,12 +220,15 @@ def judged(
         best = gains.mean(axis=0)[drops.mean(axis=0) <= LIMIT].max()
         gain, drop = at(gains, chosen), at(drops, chosen)
         worth = best if best > WORTH[curve.kind] else np.nan
+        captured = np.clip(gain.mean() / worth, -1, 1.5)
+        exceeds = drop.mean() - 1.96 * error(drop) > LIMIT
         found.append(
             {
-                "captured": np.clip(gain.mean() / worth, -1, 1.5),
+                "captured": captured,
+                "kept": 0 * captured if exceeds else captured,  # nan where nothing can be gained
                 "gain": gain.mean(),
                 "drop": drop.mean(),
-                "exceeds": drop.mean() - 1.96 * error(drop) > LIMIT,
+                "exceeds": exceeds,
                 "worse": gain.mean() + 1.96 * error(gain) < 0,
                 "share": chosen if np.ndim(chosen) == 0 else 1 - chosen[0],
             }
@@ -244,21 +248,25 @@ def error(values: np.ndarray) -> float:
 
 
 def report(found: dict[str, list[dict]], curves: list[Curve], best: str) -> None:
-    rows = [["rule", "captured", "exceeds .01", "worse than the base", "general loss", "share"]]
+    rows = [
+        ["rule", "captured", "captured within the limit", "exceeds .01", "worse than the base",
+         "general loss", "share"]
+    ]  # fmt: skip
     for name, each in found.items():
-        captured = np.array([pair["captured"] for pair in each])
+        captured, kept = (interval(column(each, key)) for key in ("captured", "kept"))
         shown = f"{name} (in hindsight)" if name == best else name
         means = [
             np.mean([pair[key] for pair in each]) for key in ("exceeds", "worse", "drop", "share")
         ]
-        rows.append([shown, interval(captured), *(f"{mean:.3f}" for mean in means)])
+        rows.append([shown, captured, kept, *(f"{mean:.3f}" for mean in means)])
     print(f"\n{len(curves)} pairs\n\n{table(rows)}\n\nsearch with text alone, less\n")
-    mine = np.array([pair["captured"] for pair in found["search, text"]])
+    mine = found["search, text"]
     for name, each in found.items():
         if name != "search, text":
-            print(
-                f"- {name}: {interval(mine - np.array([pair['captured'] for pair in each]), '+')}"
+            captured, kept = (
+                interval(column(mine, key) - column(each, key), "+") for key in ("captured", "kept")
             )
+            print(f"- {name}: {captured}; within the limit {kept}")
     print()
     rows = [["pair", *found]]
     for i, curve in enumerate(curves):
@@ -268,6 +276,10 @@ def report(found: dict[str, list[dict]], curves: list[Curve], best: str) -> None
         ]
         rows.append([curve.name, *cells])
     print("captured (share, general loss)\n\n" + table(rows))
+
+
+def column(each: list[dict], key: str) -> np.ndarray:
+    return np.array([pair[key] for pair in each])
 
 
 def interval(values: np.ndarray, sign: str = "") -> str:

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from measure import table
 from pairs import CLASS
-from regret import LIMIT, Curve, interval, judged, kept_or_measured
+from regret import LIMIT, Curve, column, interval, judged, kept_or_measured
 from scipy.interpolate import LinearNDInterpolator
 from tqdm import tqdm
 
@@ -256,11 +256,14 @@ def general_values(curve: Curve, side: str | None, general: np.ndarray) -> np.nd
 
 
 def report(found: dict[str, list[dict]]) -> None:
-    rows = [["rule", "captured", "exceeds .01", "worse than the base", "general loss"]]
+    rows = [
+        ["rule", "captured", "captured within the limit", "exceeds .01", "worse than the base",
+         "general loss"]
+    ]  # fmt: skip
     for name, each in found.items():
-        captured = interval(np.array([one["captured"] for one in each]))
+        captured, kept = (interval(column(each, key)) for key in ("captured", "kept"))
         means = [np.mean([one[key] for one in each]) for key in ("exceeds", "worse", "drop")]
-        rows.append([name, captured, *(f"{mean:.3f}" for mean in means)])
+        rows.append([name, captured, kept, *(f"{mean:.3f}" for mean in means)])
     print(f"\n{len(next(iter(found.values())))} sets\n\n{table(rows)}\n")
     rows = [["set", *found]]
     for each in zip(*found.values(), strict=True):
