@@ -49,6 +49,7 @@ GROUP = {"reranker": 4, "encoder": 2}  # passages a query in training
 BATCH = {"reranker": 8, "encoder": 16, "decoder": 4}  # queries a step
 CANDIDATES = 6  # passages a query in pools and tests
 WORDS = 32  # of a passage, from the sentence on that shares most words with the query
+ASKED_WORDS = 20  # of these, before the question that a decoder writes
 TEST, POOL = 150, 60  # lines
 TEMPERATURE = 0.05  # of an encoder's cosines
 CLASS = {
@@ -208,7 +209,7 @@ def write_down(row: dict, style: str) -> dict:
     words = words_of(row["pos"][0])
     if style == "continued":
         return {"input": joined(words[:25]), "output": joined(words[25:50])}
-    best = extract(row["query"], row["pos"][0])
+    best = joined(words_of(extract(row["query"], row["pos"][0]))[:ASKED_WORDS])
     return {"input": f"{best}\nWhat does this answer?\n", "output": row["query"]}
 
 

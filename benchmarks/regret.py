@@ -45,7 +45,7 @@ LIMIT = 0.01
 TARGET, GENERAL = 20, 40
 TEMPERATURES = (0.05, 0.2, 0.5, 1.0, 5.0)
 WORTH = {"reranker": 0.01, "encoder": 0.01, "decoder": 0.02}
-LENGTH = {"reranker": 96, "encoder": 80, "decoder": 72}
+LENGTH = {"reranker": 96, "encoder": 80, "decoder": 96}
 
 
 @dataclass(frozen=True)
