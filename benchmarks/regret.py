@@ -121,11 +121,20 @@ def curve_of(folder: Path) -> Curve:
     return kept_or_measured(folder / "curve.npz", pair, [pair["tuned"]], mixes)
 
 
-def kept_or_measured(kept: Path, pair: dict, tuned: list[str], mixes: list[np.ndarray]) -> Curve:
-    """The tables of S mixes of the pair's base and the tuned ones; ``kept`` beside pair.json."""
+def kept_or_measured(
+    kept: Path,
+    pair: dict,
+    tuned: list[str],
+    mixes: list[np.ndarray],
+    tests: int | None = None,
+) -> Curve:
+    """The tables of S mixes of the pair's base and the tuned ones; ``kept`` beside pair.json.
+
+    ``tests`` takes only the first test examples of either side.
+    """
     folder = kept.parent
     if not kept.exists():
-        np.savez(kept, **measured(folder, pair, [pair["base"], *tuned], mixes))
+        np.savez(kept, **measured(folder, pair, [pair["base"], *tuned], mixes, tests))
     with np.load(kept) as tables:
         pools = tuple(int(count) for count in tables["pools"])
         names = ("target", "general", "text", "losses")
@@ -133,7 +142,7 @@ def kept_or_measured(kept: Path, pair: dict, tuned: list[str], mixes: list[np.nd
 
 
 def measured(
-    folder: Path, pair: dict, models: list[str], mixes: list[np.ndarray]
+    folder: Path, pair: dict, models: list[str], mixes: list[np.ndarray], tests: int | None
 ) -> dict[str, np.ndarray]:
     """Tables of (examples, S); the first of the mixes is the base."""
     plan = search_plan([str(folder / model) for model in models], pair["kind"])
@@ -142,8 +151,8 @@ def measured(
         name: lines(folder / pair[name])
         for name in ("target_pool", "target_test", "general_pool", "general_test")
     }
-    target = rows["target_pool"] + rows["target_test"]
-    general = rows["general_pool"] + rows["general_test"]
+    target = rows["target_pool"] + rows["target_test"][:tests]
+    general = rows["general_pool"] + rows["general_test"][:tests]
     bench = prepare(plan, target, general, options)
     sides = [MixObjective(bench.mixture, task) for task in (bench.task, bench.retain)]
     points = [[side.measure(mix) for side in sides] for mix in mixes]

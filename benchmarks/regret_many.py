@@ -43,7 +43,8 @@ from cocktail.search.intervals import bootstrap_interval
 from cocktail.search.lm_cocktail import softmax_of_losses
 from cocktail.search.rule import choose_point, keeps
 
-STEPS_OF_GRID = {2: 10, 3: 4, 4: 3}  # by the number of models: 11, 15 and 20 mixes
+STEPS_OF_GRID = {3: 4, 4: 3}  # by the number of models: 15 and 20 mixes
+TESTS = 75  # of each side's test examples
 PARTS = {
     "depth": lambda key, layers: in_lower_half(key, layers),
     "attention": lambda key, _: re.search("attention|attn", key) is not None,
@@ -90,7 +91,7 @@ def together(args: argparse.Namespace) -> Iterator[tuple[str, Curve, Weights]]:
         ]
         grid = simplex(len(names) + 1)
         kept = first / f"with-{'-'.join(names[1:])}.npz"
-        yield "+".join(names), kept_or_measured(kept, records[0], tuned, list(grid)), grid
+        yield "+".join(names), kept_or_measured(kept, records[0], tuned, list(grid), TESTS), grid
 
 
 def halves(args: argparse.Namespace) -> Iterator[tuple[str, Curve, Weights]]:
@@ -102,7 +103,7 @@ def halves(args: argparse.Namespace) -> Iterator[tuple[str, Curve, Weights]]:
         grid = simplex(3)
         yield (
             f"{name}, {way}",
-            kept_or_measured(folder / f"{way}.npz", pair, parts, list(grid)),
+            kept_or_measured(folder / f"{way}.npz", pair, parts, list(grid), TESTS),
             grid,
         )
 

@@ -3,8 +3,8 @@
     python benchmarks/training_path.py DATA OUT [--seeds 3]
 
 The reranker of pairs.py is trained further on covidqa with six checkpoints kept: on 600 queries
-once, and on 40 queries for 12 epochs, which is too much. Each run's models are compared on 150 test
-queries of covidqa and on 150 of xquad_en:
+once, and on 40 queries for 12 epochs, which is too much. Each run's models are compared on 75 test
+queries of covidqa and on 75 of xquad_en:
 
     last                 the end of the training
     best checkpoint      of the six, by NDCG@10 of 60 held-out queries
@@ -33,6 +33,7 @@ from reranker_ft import Reranker, train_reranker
 from reranker_ft.evaluate.metrics import bootstrap_mean
 
 CHECKPOINTS = 6
+TESTS = 75
 LIMIT = {"max_length": LENGTH["reranker"]}
 RUNS = {  # queries, epochs, learning rate
     "600 queries once": (600, 1, 6e-5),
@@ -45,8 +46,8 @@ def main() -> None:
     args = parse()
     base = base_model(R, args.data, args.out)
     tests = {
-        "target": lines(slice_of(args.data, args.out, "covidqa", "test")),
-        "general": lines(slice_of(args.data, args.out, "xquad_en", "test")),
+        "target": lines(slice_of(args.data, args.out, "covidqa", "test"))[:TESTS],
+        "general": lines(slice_of(args.data, args.out, "xquad_en", "test"))[:TESTS],
     }
     of_base = {side: ndcg(base, rows) for side, rows in tests.items()}
     runs = [(name, seed) for name in RUNS for seed in range(args.seeds)]
