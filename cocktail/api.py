@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocktail.errors import RecipeError
 from cocktail.measure.in_memory import ModelInMemory
-from cocktail.measure.tasks.examples import ExampleData
+from cocktail.measure.tasks.examples import ExampleData, RetainedData
 from cocktail.measure.unlabelled import TextData
 from cocktail.mix.stream import stream
 from cocktail.pipeline import check_threads, checked_plan, measured_plan, mix_to_folder
@@ -152,7 +152,7 @@ def mix_models_with_data(
     *,
     strategy: Strategy = "lm-cocktail",
     pooling: PoolingMode | None = None,
-    retain_data: ExampleData | None = None,
+    retain_data: RetainedData | None = None,
     retain_text: TextData | None = None,
     base: str | Path | int | None = None,
     head: str = "error",
@@ -221,7 +221,7 @@ def mix_models_with_data(
 def _found_weights(
     plan: Plan,
     data: ExampleData,
-    retain_data: ExampleData | None,
+    retain_data: RetainedData | None,
     options: SearchOptions,
     *,
     progress: bool,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reranker_ft.data.files import refuse_existing
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
-from reranker_ft.evaluate.compare import Comparison, compare, compare_on
+from reranker_ft.evaluate.compare import Comparison, average_over_tasks, compare, compare_on
 from reranker_ft.notebook import html_table
 from reranker_ft.score.distil import add_teacher_scores
 from reranker_ft.score.reranker import Reranker
@@ -105,7 +105,7 @@ def evaluate_rerankers(
         data: Files or folders of {"query", "pos", "neg"}; each is a data set.
         benchmark: Of mteb: the name of a benchmark or of a reranking or retrieval task, a task
             object, or a list of these. Retrieval tasks are ranked after BM25, which has a row of
-            its own.
+            its own. Of several tasks the last results are the average over them.
         max_queries: Only the first queries of each data set.
         reranker_options: Arguments of ``Reranker``.
         progress: Show how far it is.
@@ -139,7 +139,8 @@ def evaluate_rerankers(
             if (values := task.measure_first_stage()) is not None
         }
         sets = {task.name: task.measure for task in tasks}
-        results += compare_on(names, sets, beside=beside, **shared)
+        ranked = compare_on(names, sets, beside=beside, **shared)
+        results += ranked + average_over_tasks(ranked, {task.name: task.task for task in tasks})
     return Comparison(tuple(results))
 
 

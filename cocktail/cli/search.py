@@ -46,7 +46,8 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--data", metavar="FILE", help="Examples of the target, JSONL.  [required]")
-@click.option("--retain", metavar="FILE", help="Examples of what must not be lost; see --max-drop.")
+@click.option("--retain", metavar="FILE",
+              help="Examples of what not to lose, or a task of mteb; see --max-drop.")  # fmt: skip
 @click.option("--retain-text", metavar="FILE",
               help="The same without labels: passages, one per line, or JSONL.")  # fmt: skip
 @click.option("--base", metavar="MODEL", help="The MODEL that is the base.  [the first]")

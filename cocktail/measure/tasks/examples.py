@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar, runtime_checkable
 
 import xxhash
 
@@ -18,6 +18,33 @@ from cocktail.errors import CocktailError, counted, listed
 
 ExampleData: TypeAlias = str | Path | Sequence[Mapping[str, Any]]
 """A JSONL file, or a list of its lines as dictionaries."""
+
+
+@runtime_checkable
+class BenchmarkTask(Protocol):
+    """A task of mteb's classes."""
+
+    metadata: Any
+
+    def load_data(self) -> None: ...
+
+
+RetainedData: TypeAlias = ExampleData | BenchmarkTask
+"""Examples, or a task of mteb that ranks texts, or its name, or that of a benchmark."""
+_FILES = {".json", ".jsonl", ".txt", ".tsv", ".csv"}
+
+
+def is_benchmark(data: RetainedData) -> TypeGuard[str | BenchmarkTask]:
+    """Whether this is a task of mteb, or a name that can only be one: no file has it, and it has
+    neither a folder nor the suffix of a file of examples."""
+    if isinstance(data, str):
+        is_name = bool(data) and "/" not in data and Path(data).suffix not in _FILES
+        return is_name and not Path(data).exists()
+    return isinstance(data, BenchmarkTask)
+
+
+def benchmark_name(benchmark: str | BenchmarkTask) -> str:
+    return benchmark if isinstance(benchmark, str) else str(benchmark.metadata.name)
 
 
 class ExampleError(CocktailError):
