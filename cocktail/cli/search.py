@@ -108,6 +108,7 @@ def search(
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
     from cocktail.measure.processes import Processes
+    from cocktail.measure.tasks.examples import source_name
     from cocktail.search.calibrate import Calibrator, check_calibration
     from cocktail.search.report import check_report_folder, summary
     from cocktail.search.run import search_weights
@@ -166,7 +167,7 @@ def search(
             if processes.is_first and place is not None:
                 given = {**settings, "model_type": result.model_type}
                 planned = partial(_plan, names, result.weights, given, written_as, place, overwrite)
-                figures = result.figures(*map(_file_name, (data, retain or retain_text)))
+                figures = result.figures(*map(source_name, (data, retain or retain_text)))
                 afterwards.callback(
                     _write_mix, result, planned, figures, pictures, place, quiet=quiet,
                     silent=quiet or as_json, calibrator=calibrator, repository=push_to_hub,
@@ -231,10 +232,6 @@ def _what_is_written(result: SearchResult) -> str:
         return "mixed model"
     copied = result.models[result.weights.index(1.0)]
     return f"a copy of {copied}" + ("" if result.gained else ", since nothing was gained")
-
-
-def _file_name(path: str | None) -> str | None:
-    return None if path is None else Path(path).name
 
 
 def _write_report(result: SearchResult, report: str, pictures: list[Path], quiet: bool) -> None:

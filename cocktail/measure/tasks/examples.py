@@ -47,6 +47,14 @@ def benchmark_name(benchmark: str | BenchmarkTask) -> str:
     return benchmark if isinstance(benchmark, str) else str(benchmark.metadata.name)
 
 
+def source_name(data: object) -> str | None:
+    """What a model card calls the place where examples come from: a file's name without its folder,
+    or a task of mteb; ``None`` for a list."""
+    if isinstance(data, str | Path):
+        return Path(data).name
+    return benchmark_name(data) if isinstance(data, BenchmarkTask) else None
+
+
 class ExampleError(CocktailError):
     """The examples cannot be used as they stand."""
 
