@@ -12,7 +12,7 @@ from reranker_ft.cli.main import main
 from reranker_ft.errors import ArgumentError
 from reranker_ft.evaluate.metrics import bootstrap_average, bootstrap_mean
 from reranker_ft.score.reranker import Reranker
-from tests.mteb_tasks import local_task
+from tests.mteb_tasks import bitext_task, local_task
 from tests.reranker_ft.conftest import toy_rows
 
 mteb = pytest.importorskip("mteb")
@@ -155,9 +155,7 @@ def test_negatives_of_a_retrieval_task_are_the_first_stages_best(rows):
 
 
 def test_what_ranks_no_texts_is_refused():
-    from mteb.mocks.mock_tasks import MockBitextMiningTask
-
     with pytest.raises(ArgumentError, match="a reranker ranks the passages of queries"):
-        evaluate_rerankers("model", benchmark=MockBitextMiningTask())
+        evaluate_rerankers("model", benchmark=bitext_task())
     with pytest.raises(ArgumentError, match="neither data nor a benchmark"):
         evaluate_rerankers("model")

@@ -10,7 +10,7 @@ from cocktail.cli.main import main
 from cocktail.errors import CocktailError, RecipeError
 from cocktail.search.run import search_weights
 from tests.cocktail.tiny import examples, ingredients, ranked, write_jsonl
-from tests.mteb_tasks import local_task
+from tests.mteb_tasks import bitext_task, local_task
 
 QUIET = {"progress": False, "device": "cpu"}
 
@@ -47,8 +47,7 @@ def test_a_task_object_is_as_good_as_its_name(kitchen, rows, general):
 def test_refusals_are_one_line(kitchen, rows, monkeypatch, installed):
     if installed:
         mteb = pytest.importorskip("mteb")
-        from mteb.mocks.mock_tasks import MockBitextMiningTask
-
+        bitext = bitext_task()
         words = "no such file, and mteb has no benchmark or task 'Nothing'"
     else:
         monkeypatch.setitem(sys.modules, "mteb", None)
@@ -58,7 +57,7 @@ def test_refusals_are_one_line(kitchen, rows, monkeypatch, installed):
         search_weights(models, "reranker", rows, retain_data="Nothing", **QUIET)
     assert "\n" not in str(caught.value)
     if installed:
-        monkeypatch.setattr(mteb, "get_task", lambda _: MockBitextMiningTask())
+        monkeypatch.setattr(mteb, "get_task", lambda _: bitext)
         with pytest.raises(CocktailError, match="is a task of type BitextMining - a reranker"):
             search_weights(models, "reranker", rows, retain_data="Mock", **QUIET)
 
