@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocktail.errors import RecipeError
 from cocktail.measure.in_memory import ModelInMemory
-from cocktail.measure.tasks.examples import ExampleData
+from cocktail.measure.tasks.examples import ExampleData, RetainedData, source_name
 from cocktail.measure.unlabelled import TextData
 from cocktail.mix.stream import stream
 from cocktail.pipeline import check_threads, checked_plan, measured_plan, mix_to_folder
@@ -18,6 +18,7 @@ from cocktail.recipe.recipe import PoolingMode, make_recipe
 from cocktail.search.options import SearchOptions, Strategy, base_index
 from cocktail.system.heap import trim_heap
 from cocktail.system.progress import byte_progress
+from cocktail.write.card import Figure
 from cocktail.write.place import output_folder
 from cocktail.write.push import check_push, push
 
@@ -101,17 +102,44 @@ def mix_models(
     )  # fmt: skip
     output = None if output_path is None else output_folder(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
-    if push_to_hub is not None:
-        if output is None:
-            raise RecipeError(
-                "push_to_hub is given without output_path - what is written is pushed - add it"
-            )
-        check_push(push_to_hub)
+    _check_push(push_to_hub, output)
+    return _mixed(
+        plan, output, sync=sync, threads=threads, progress=progress,
+        trust_remote_code=trust_remote_code, push_to_hub=push_to_hub,
+    )  # fmt: skip
+
+
+def _check_push(repository: str | None, output: Path | None) -> None:
+    if repository is None:
+        return
+    if output is None:
+        raise RecipeError(
+            "push_to_hub is given without output_path - what is written is pushed - add it"
+        )
+    check_push(repository)
+
+
+def _mixed(
+    plan: Plan,
+    output: Path | None,
+    *,
+    sync: bool,
+    threads: int | None,
+    progress: bool,
+    trust_remote_code: bool,
+    push_to_hub: str | None,
+    figures: Sequence[Figure] = (),
+) -> PreTrainedModel:
+    """The mix of a plan, which is also written and pushed where there is an output.
+
+    Args:
+        figures: what was measured on it, for its card.
+    """
     memory = ModelInMemory(plan, trust_remote_code=trust_remote_code)
     if output is not None:
         report = mix_to_folder(
             plan, output, sync=sync, threads=threads, progress=progress, memory=memory,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trust_remote_code, figures=figures,
         )  # fmt: skip
         if push_to_hub is not None:
             push(output, push_to_hub)
@@ -152,7 +180,7 @@ def mix_models_with_data(
     *,
     strategy: Strategy = "lm-cocktail",
     pooling: PoolingMode | None = None,
-    retain_data: ExampleData | None = None,
+    retain_data: RetainedData | None = None,
     retain_text: TextData | None = None,
     base: str | Path | int | None = None,
     head: str = "error",
@@ -164,6 +192,7 @@ def mix_models_with_data(
     max_shard_size: int | str = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
     sync: bool = True,
+    push_to_hub: str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Mix models with weights found from a few examples; LM_Cocktail's call gives its weights.
@@ -171,14 +200,16 @@ def mix_models_with_data(
     LM-Cocktail, https://arxiv.org/abs/2311.13534, equation 2: softmax(-loss / T) of the individual
     models' losses. Rerankers and encoder-decoders, which LM_Cocktail does not cover, follow the
     same rule with the mean loss over the examples. The weights are logged at level INFO, and
-    written to ``cocktail.json`` with the model.
+    written to ``cocktail.json`` with the model. Its card has what the search measured, but for
+    LM-Cocktail's rule without retain examples, which measures no mix.
 
     Args:
         example_data, temperature, batch_size, max_input_length, strategy, retain_data, retain_text,
             base, device, options: as in :func:`search_weights`.
         neg_number: negatives to draw from each example; decoders and encoder-decoders have none.
         output_path: also write the mix there, adding ``pooling`` to an encoder that has none.
-        dtype, max_shard_size, overwrite, sync: for the mix, as in :func:`cocktail.mix_models`.
+        dtype, max_shard_size, overwrite, sync, push_to_hub: for the mix, as in
+            :func:`cocktail.mix_models`.
 
     Returns:
         The mixed model in eval mode, on the CPU.
@@ -190,6 +221,7 @@ def mix_models_with_data(
     """
     from cocktail.measure.bench import search_plan  # noqa: PLC0415 - imports torch
 
+    check_threads(threads)
     names = tuple(map(str, model_names_or_paths))
     written_pooling = None if output_path is None else pooling
     recipe = make_recipe(
@@ -198,45 +230,53 @@ def mix_models_with_data(
     )  # fmt: skip
     output = None if output_path is None else output_folder(output_path)
     plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
+    _check_push(push_to_hub, output)
     asked = SearchOptions(
         **options, strategy=strategy, temperature=temperature, batch_size=batch_size,
         max_input_length=max_input_length, neg_number=neg_number if plan.kind.ranks else None,
         pooling=pooling, base=base_index(base, names),
     )  # fmt: skip
     asked.check(labelled=retain_data is not None, unlabelled=retain_text is not None)
-    weights = _found_weights(
+    weights, figures = _found_weights(
         search_plan(names, model_type, head=head, dtype=asked.model_dtype), example_data,
         retain_data, asked, progress=progress, device=device, trust_remote_code=trust_remote_code,
         threads=threads, retain_text=retain_text,
     )  # fmt: skip
     logger.info("mixing weights: %s", dict(zip(names, weights, strict=True)))
     trim_heap()
-    return mix_models(
-        names, model_type, weights, output, dtype=dtype, max_shard_size=max_shard_size,
-        overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress, head=head,
-        pooling=written_pooling, sync=sync, threads=threads,
+    recipe = make_recipe(
+        names, weights, model_type=model_type, dtype=dtype, head=head, pooling=written_pooling
+    )
+    plan = checked_plan(recipe, output, max_shard_size=max_shard_size, overwrite=overwrite)
+    return _mixed(
+        plan, output, sync=sync, threads=threads, progress=progress,
+        trust_remote_code=trust_remote_code, push_to_hub=push_to_hub, figures=figures,
     )  # fmt: skip
 
 
 def _found_weights(
     plan: Plan,
     data: ExampleData,
-    retain_data: ExampleData | None,
+    retain_data: RetainedData | None,
     options: SearchOptions,
     *,
     progress: bool,
+    retain_text: TextData | None,
     **resources: Any,
-) -> list[float]:
-    """The strategy's weights; the model that was measured is released."""
+) -> tuple[list[float], list[Figure]]:
+    """The strategy's weights and what was measured on their mix; the model is released."""
     from cocktail.search.run import search_bench, searched  # noqa: PLC0415 - imports torch
 
-    bench = search_bench(plan, data, retain_data, options, **resources)
+    bench = search_bench(
+        plan, data, retain_data, options, retain_text=retain_text, progress=progress, **resources
+    )
     if options.strategy == "lm-cocktail" and bench.retain is None:
-        return list(map(float, _softmax_alone(bench, options)))
+        return list(map(float, _softmax_alone(bench, options))), []
     result = searched(bench, options, progress=progress)
     if result.interrupted:
         raise KeyboardInterrupt
-    return list(result.weights)
+    general = retain_text if retain_data is None else retain_data
+    return list(result.weights), result.figures(source_name(data), source_name(general))
 
 
 def _softmax_alone(bench: Bench, options: SearchOptions) -> Weights:

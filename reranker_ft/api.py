@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from reranker_ft.data.files import refuse_existing
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
-from reranker_ft.evaluate.compare import Comparison, compare, compare_on
+from reranker_ft.evaluate.card import add_to_cards, check_cards
+from reranker_ft.evaluate.compare import Comparison, average_over_tasks, compare, compare_on
 from reranker_ft.notebook import html_table
 from reranker_ft.score.distil import add_teacher_scores
 from reranker_ft.score.reranker import Reranker
@@ -90,6 +91,7 @@ def evaluate_rerankers(
     *,
     benchmark: Any = None,
     max_queries: int | None = None,
+    card: bool = False,
     reranker_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Comparison:
@@ -105,15 +107,17 @@ def evaluate_rerankers(
         data: Files or folders of {"query", "pos", "neg"}; each is a data set.
         benchmark: Of mteb: the name of a benchmark or of a reranking or retrieval task, a task
             object, or a list of these. Retrieval tasks are ranked after BM25, which has a row of
-            its own.
+            its own. Of several tasks the last results are the average over them.
         max_queries: Only the first queries of each data set.
+        card: Add NDCG@10 and MAP to the ``README.md`` of every model that is a folder, in the text
+            and as the Hub's ``model-index``.
         reranker_options: Arguments of ``Reranker``.
         progress: Show how far it is.
 
     Raises:
-        ArgumentError: A name comes twice, ``max_queries`` is below 1, or there is nothing to
-            evaluate on.
-        DataError, ModelError: Something does not load.
+        ArgumentError: A name comes twice, ``max_queries`` is below 1, there is nothing to
+            evaluate on, or no model is a folder with a card.
+        DataError, ModelError: Something does not load, or a card cannot be read.
     """
     names, paths = list(map(str, _listed(models))), _listed(data)
     asked = [] if benchmark is None else benchmark if isinstance(benchmark, list) else [benchmark]
@@ -121,6 +125,8 @@ def evaluate_rerankers(
         raise ArgumentError(
             "neither data nor a benchmark is given - models are compared on one - add it"
         )
+    if card:
+        check_cards(names)
     shared: dict[str, Any] = {"reranker_options": reranker_options, "progress": progress}
     tasks = []
     if asked:
@@ -139,7 +145,10 @@ def evaluate_rerankers(
             if (values := task.measure_first_stage()) is not None
         }
         sets = {task.name: task.measure for task in tasks}
-        results += compare_on(names, sets, beside=beside, **shared)
+        ranked = compare_on(names, sets, beside=beside, **shared)
+        results += ranked + average_over_tasks(ranked, {task.name: task.task for task in tasks})
+    if card:
+        add_to_cards(results)
     return Comparison(tuple(results))
 
 

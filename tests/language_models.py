@@ -75,9 +75,16 @@ def make_tokenizer(start: bool = False) -> PreTrainedTokenizerFast:
 
 
 def make_language_model(
-    folder: Path, kind: str, *, seed: int = 0, tied: bool = True, start: bool = False, **config: Any
+    folder: Path,
+    kind: str,
+    *,
+    layers: int = 2,
+    seed: int = 0,
+    tied: bool = True,
+    start: bool = False,
+    **config: Any,
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
-    """Write a two-layer language model and its tokenizer into a folder, and return them."""
+    """Write a small language model and its tokenizer into a folder, and return them."""
     tokenizer = make_tokenizer(start)
     config_class, model_class = CLASSES[kind]
     heads = {} if kind == "qwen2" else {"head_dim": 8}
@@ -87,7 +94,7 @@ def make_language_model(
             vocab_size=len(tokenizer),
             hidden_size=32,
             intermediate_size=64,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=1024,

@@ -170,7 +170,7 @@ def _unmatched(found: Difference) -> list[str]:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {number:,}" for key, number in value.items())
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else f"{value:,}" if type(value) is int else str(value)

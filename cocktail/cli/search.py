@@ -46,7 +46,8 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--data", metavar="FILE", help="Examples of the target, JSONL.  [required]")
-@click.option("--retain", metavar="FILE", help="Examples of what must not be lost; see --max-drop.")
+@click.option("--retain", metavar="FILE",
+              help="Examples of what not to lose, or a task of mteb; see --max-drop.")  # fmt: skip
 @click.option("--retain-text", metavar="FILE",
               help="The same without labels: passages, one per line, or JSONL.")  # fmt: skip
 @click.option("--base", metavar="MODEL", help="The MODEL that is the base.  [the first]")
@@ -107,6 +108,7 @@ def search(
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
     from cocktail.measure.processes import Processes
+    from cocktail.measure.tasks.examples import source_name
     from cocktail.search.calibrate import Calibrator, check_calibration
     from cocktail.search.report import check_report_folder, summary
     from cocktail.search.run import search_weights
@@ -165,7 +167,7 @@ def search(
             if processes.is_first and place is not None:
                 given = {**settings, "model_type": result.model_type}
                 planned = partial(_plan, names, result.weights, given, written_as, place, overwrite)
-                figures = result.figures(*map(_file_name, (data, retain or retain_text)))
+                figures = result.figures(*map(source_name, (data, retain or retain_text)))
                 afterwards.callback(
                     _write_mix, result, planned, figures, pictures, place, quiet=quiet,
                     silent=quiet or as_json, calibrator=calibrator, repository=push_to_hub,
@@ -230,10 +232,6 @@ def _what_is_written(result: SearchResult) -> str:
         return "mixed model"
     copied = result.models[result.weights.index(1.0)]
     return f"a copy of {copied}" + ("" if result.gained else ", since nothing was gained")
-
-
-def _file_name(path: str | None) -> str | None:
-    return None if path is None else Path(path).name
 
 
 def _write_report(result: SearchResult, report: str, pictures: list[Path], quiet: bool) -> None:

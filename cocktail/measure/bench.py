@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -23,12 +23,19 @@ from cocktail.measure.tasks.examples import (
     ExampleData,
     ExampleError,
     RankedExample,
+    RetainedData,
     WrittenExample,
+    benchmark_name,
     content_order,
+    is_benchmark,
     read_ranked,
     read_written,
 )
-from cocktail.measure.tasks.reranker import RerankerTask, position_limit
+from cocktail.measure.tasks.reranker import (
+    RerankerTask,
+    examples_of_benchmark,
+    position_limit,
+)
 from cocktail.measure.tasks.seq2seq import EncoderDecoderTask
 from cocktail.measure.tasks.task import Task
 from cocktail.measure.trimmed_vocabulary import trim_vocabulary
@@ -103,7 +110,7 @@ def not_refillable(plan: Plan) -> str | None:
 def prepare(
     plan: Plan,
     target: ExampleData,
-    retain: ExampleData | None,
+    retain: RetainedData | None,
     options: MeasureOptions,
     *,
     retain_text: TextData | None = None,
@@ -112,13 +119,16 @@ def prepare(
     threads: int | None = None,
     processes: Processes | None = None,
     for_search: bool = True,
+    progress: bool = False,
 ) -> Bench:
     """Read and tokenise the examples, and build the model that all mixes are measured in.
 
     Args:
+        retain: examples of what must not be lost, or a task of mteb.
         retain_text: unlabelled text in place of ``retain``.
         for_search: for a search, which compares losses and needs only the words of the examples;
             otherwise the vocabulary stays whole, and the caller checks the examples.
+        progress: show how far the reading of a task of mteb is.
 
     Raises:
         RecipeError: an option has no meaning for this kind of model.
@@ -136,7 +146,7 @@ def prepare(
             ]
         )
     target_examples = read_examples(plan, target, options)
-    retain_examples = _retained(plan, retain, retain_text, options)
+    retain_examples = _retained(plan, retain, retain_text, options, progress)
     if for_search:
         _check_rivals(plan.kind, target_examples, target)
         if retain is not None:
@@ -161,7 +171,11 @@ def prepare(
 
 
 def _retained(
-    plan: Plan, labelled: ExampleData | None, text: TextData | None, options: MeasureOptions
+    plan: Plan,
+    labelled: RetainedData | None,
+    text: TextData | None,
+    options: MeasureOptions,
+    progress: bool,
 ) -> Sequence[Example]:
     """The examples of what must not be lost, in the order given; empty if there are none."""
     if labelled is not None and text is not None:
@@ -170,7 +184,17 @@ def _retained(
             "the drop - give one (--retain or --retain-text)"
         )
     if labelled is not None:
-        return read_examples(plan, labelled, options)
+        if not is_benchmark(labelled):
+            return read_examples(plan, cast(ExampleData, labelled), options)
+        if not plan.kind.ranks:
+            raise RecipeError(
+                f"{benchmark_name(labelled)}: there is no such file, and tasks of mteb rank "
+                f"passages, while a {plan.kind.name} is measured on inputs with outputs - give a "
+                "JSONL file (--retain), or text without labels (--retain-text)"
+            )
+        return examples_of_benchmark(
+            labelled, negatives=options.neg_number, seed=options.seed, progress=progress
+        )
     if text is None:
         return []
     read = read_general(text)
@@ -213,7 +237,7 @@ def _check_options(kind: Kind, options: MeasureOptions) -> None:
 
 
 def _check_rivals(
-    kind: Kind, examples: Sequence[RankedExample | WrittenExample], data: ExampleData | None
+    kind: Kind, examples: Sequence[RankedExample | WrittenExample], data: RetainedData | None
 ) -> None:
     """Refuse examples in which no passage has a rival; an encoder's rivals include the passages of
     other examples."""

@@ -11,7 +11,7 @@ from cocktail.errors import RecipeError
 from cocktail.measure.bench import Bench, prepare, search_plan
 from cocktail.measure.mixture import Weights
 from cocktail.measure.processes import Processes
-from cocktail.measure.tasks.examples import ExampleData
+from cocktail.measure.tasks.examples import ExampleData, RetainedData
 from cocktail.measure.unlabelled import TextData
 from cocktail.plan.plan import Plan
 from cocktail.search.curve import STEPS
@@ -26,7 +26,7 @@ def search_weights(
     model_type: str | None,
     example_data: ExampleData,
     *,
-    retain_data: ExampleData | None = None,
+    retain_data: RetainedData | None = None,
     retain_text: TextData | None = None,
     base: str | Path | int | None = None,
     head: str = "error",
@@ -47,7 +47,8 @@ def search_weights(
             it from the config.
         example_data: a JSONL file or a list of dictionaries: ``{"query", "pos", "neg"}`` for
             rerankers and encoders, ``{"input", "output"}`` for the others.
-        retain_data: examples of what must not be lost.
+        retain_data: examples of what must not be lost; or, for rerankers and encoders, a reranking
+            or retrieval task of mteb, by name or as an object, of which 100 queries are drawn.
         retain_text: the same without labels: general passages and questions, in a file (one passage
             per line, or JSONL with ``text`` or ``query``) or a list; the base is the teacher.
         base: which ingredient is the base, by reference or index; the first by default.
@@ -74,6 +75,7 @@ def search_weights(
     bench = search_bench(
         plan, example_data, retain_data, asked, retain_text=retain_text,
         trust_remote_code=trust_remote_code, device=device, threads=threads, processes=processes,
+        progress=progress,
     )  # fmt: skip
     return searched(bench, asked, progress=progress)
 
@@ -81,7 +83,7 @@ def search_weights(
 def search_bench(
     plan: Plan,
     data: ExampleData,
-    retain_data: ExampleData | None,
+    retain_data: RetainedData | None,
     options: SearchOptions,
     **resources: Any,
 ) -> Bench:

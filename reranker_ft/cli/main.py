@@ -99,6 +99,9 @@ def train(context: click.Context, arguments: Sequence[str]) -> None:
     show_default=True,
     help="The metric that --plot draws.",
 )
+@click.option(
+    "--card", is_flag=True, help="Add NDCG@10 and MAP to the README.md of each MODEL's folder."
+)
 @overwrite_option
 @json_option
 @reranker_options
@@ -109,6 +112,7 @@ def evaluate(
     max_queries: int | None,
     plot: str | None,
     metric: str,
+    card: bool,
     overwrite: bool,
     as_json: bool,
     reranker_options: dict[str, Any],
@@ -141,6 +145,7 @@ def evaluate(
         data,
         benchmark=list(benchmark),
         max_queries=max_queries,
+        card=card,
         reranker_options=reranker_options,
         progress=True,
     )

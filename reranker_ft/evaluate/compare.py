@@ -17,6 +17,7 @@ from reranker_ft.evaluate.metrics import (
     METRIC_BOUNDS,
     Estimate,
     FloatArray,
+    bootstrap_average,
     bootstrap_difference,
     bootstrap_mean,
     per_query_metrics,
@@ -32,7 +33,8 @@ class Result:
 
     Attributes:
         model, data: As they were named.
-        per_query: Values of shape (N,) by metric, in the order of the file.
+        per_query: Values of shape (N,) by metric, in the order of the file; for an average over
+            tasks, those of one task after the other.
         means: Mean and 95 % interval by metric.
         differences: Mean and 95 % interval of the paired difference to the first model, by metric;
             ``None`` for the first model.
@@ -158,6 +160,59 @@ def compare_on(
             other, values = beside[name]
             results.append(_result(other, name, values, first, False))
     return results
+
+
+def average_over_tasks(results: Sequence[Result], tasks: Mapping[str, str]) -> list[Result]:
+    """Return each model's average over tasks, which all count alike, however many their queries.
+
+    Within a task its languages and splits count alike, as in mteb.
+
+    Args:
+        results: Of ``compare_on``.
+        tasks: The task of every data set.
+
+    Returns:
+        A result by model, of those that ranked all of them; none if there is only one task.
+    """
+    names = list(tasks.values())
+    if len(set(names)) < 2:
+        return []
+    shares = [1 / (len(set(names)) * names.count(name)) for name in names]
+    averages: list[Result] = []
+    for model in dict.fromkeys(result.model for result in results):
+        rows = {result.data: result for result in results if result.model == model}
+        if set(rows) != set(tasks):
+            continue
+        values = {
+            metric: [rows[data].per_query[metric] for data in tasks]
+            for metric in rows[next(iter(tasks))].per_query
+        }
+        average = partial(bootstrap_average, shares=shares)
+        first = averages[0].per_query if averages else None
+        ends = np.cumsum([len(group) for group in next(iter(values.values()))])[:-1]
+        differences = {
+            metric: average(
+                [
+                    own - other
+                    for own, other in zip(groups, np.split(first[metric], ends), strict=True)
+                ]
+            )
+            for metric, groups in values.items()
+            if first is not None
+        }
+        averages.append(
+            Result(
+                model,
+                f"average over {len(set(names))} tasks",
+                {metric: np.concatenate(groups) for metric, groups in values.items()},
+                {
+                    metric: average(groups, bounds=METRIC_BOUNDS)
+                    for metric, groups in values.items()
+                },
+                differences or None,
+            )
+        )
+    return averages
 
 
 def _refuse_repeated(names: Sequence[str]) -> None:

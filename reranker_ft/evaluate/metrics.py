@@ -197,6 +197,56 @@ def bootstrap_statistic(
     return Estimate(found, float(low), float(high))
 
 
+def bootstrap_average(
+    groups: Sequence[FloatArray],
+    shares: Sequence[float],
+    *,
+    seed: int = 0,
+    samples: int = BOOTSTRAP_SAMPLES,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Estimate:
+    """As ``bootstrap_mean``, of the weighted average of several groups' means.
+
+    Every group is resampled by itself (Davison & Hinkley, "Bootstrap Methods and Their
+    Application" (1997), section 3.2); the degrees of freedom of Student's t are Welch's and
+    Satterthwaite's.
+
+    Args:
+        groups: One value per query of each group, shape (N_g,).
+        shares: Of each group's mean in the average.
+    """
+    counts = np.array([len(group) for group in groups])
+    weights = np.array(shares, dtype=np.float64)
+    means = np.array([group.mean() for group in groups])
+    found = float(weights @ means)
+    if counts.min() < 2:
+        return Estimate(found, *bounds)
+    # A resample of N varies less than N new queries do, by (N - 1) / N.
+    spread = [
+        mean + (group - mean) * np.sqrt(len(group) / (len(group) - 1))
+        for group, mean in zip(groups, means, strict=True)
+    ]
+    variances = weights**2 * [group.var() for group in spread] / counts
+    ends = bootstrap(
+        spread,
+        lambda *drawn, axis: sum(
+            weight * group.mean(axis=axis) for weight, group in zip(weights, drawn, strict=True)
+        ),
+        n_resamples=samples,
+        batch=max(1, _BOOTSTRAP_BLOCK // int(counts.sum())),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+        vectorized=True,
+    ).confidence_interval
+    tail = (1 - CONFIDENCE) / 2
+    total = variances.sum()
+    freedom = total**2 / (variances**2 / (counts - 1)).sum() if total else counts.sum() - 1
+    wider = stdtrit(freedom, tail) / ndtri(tail)
+    low, high = (np.clip(found + (end - found) * wider, *bounds) for end in (ends.low, ends.high))
+    return Estimate(found, float(low), float(high))
+
+
 def _first(means: FloatArray) -> FloatArray:
     return means[..., 0]
 

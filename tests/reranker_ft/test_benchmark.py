@@ -7,53 +7,17 @@ import pytest
 from click.testing import CliRunner
 
 from reranker_ft.api import evaluate_rerankers
+from reranker_ft.benchmark import benchmark_examples, load_benchmark
 from reranker_ft.cli.main import main
 from reranker_ft.errors import ArgumentError
+from reranker_ft.evaluate.metrics import bootstrap_average, bootstrap_mean
 from reranker_ft.score.reranker import Reranker
+from tests.mteb_tasks import bitext_task, local_task
 from tests.reranker_ft.conftest import toy_rows
 
 mteb = pytest.importorskip("mteb")
 
 CPU = {"devices": "cpu", "max_length": 48}
-
-
-def local_task(path, *, name="LocalTask", candidates=True, identical=False):
-    """A task of the queries of a JSONL file: their passages are the corpus, one is graded 2."""
-    from datasets import Dataset
-    from mteb.abstasks import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    class Local(AbsTaskRetrieval):
-        ignore_identical_ids = identical
-        metadata = TaskMetadata(
-            name=name, type="Reranking" if candidates else "Retrieval", main_score="ndcg_at_10",
-            description="Made for a test.", dataset={"path": "NA", "revision": "NA"},
-            category="t2t", eval_splits=["test"], eval_langs=["eng-Latn"], modalities=["text"],
-        )  # fmt: skip
-
-        def load_data(self, num_proc=None, **_):
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            corpus, judged, ranked = [], {}, {}
-            for number, row in enumerate(rows):
-                keys = [f"{number}-{i}" for i in range(len(row["pos"] + row["neg"]))]
-                texts = zip(keys, row["pos"] + row["neg"], strict=True)
-                corpus += [{"id": key, "title": "red", "text": text} for key, text in texts]
-                judged[f"q{number}"] = {keys[0]: 2, keys[1]: 1, keys[2]: 0}
-                ranked[f"q{number}"] = keys[1:] if number % 2 else keys
-            queries = [{"id": f"q{i}", "text": row["query"]} for i, row in enumerate(rows)]
-            self.dataset = {
-                "default": {
-                    "test": {
-                        "corpus": Dataset.from_list(corpus),
-                        "queries": Dataset.from_list(queries),
-                        "relevant_docs": judged,
-                        "top_ranked": ranked if candidates else None,
-                    }
-                }
-            }
-            self.data_loaded = True
-
-    return Local()
 
 
 class AsMteb:
@@ -122,10 +86,76 @@ def test_the_command_takes_names_and_files(model_folders, rows, monkeypatch, tmp
     assert "mteb has no benchmark or task 'Nothing'" in unknown.stderr
 
 
-def test_what_ranks_no_texts_is_refused():
-    from mteb.mocks.mock_tasks import MockBitextMiningTask
+def test_of_several_tasks_there_is_an_average(model_folders, write_jsonl, monkeypatch):
+    long, short = write_jsonl(toy_rows(12), "long.jsonl"), write_jsonl(toy_rows(5), "short.jsonl")
+    tasks = {
+        "Long": local_task(long, name="Long", candidates=False),
+        "Short": local_task(short, name="Short", candidates=False),
+    }
+    monkeypatch.setattr(mteb, "get_task", lambda name: tasks[name])
+    models = [str(model_folders(kind)) for kind in ("bert", "roberta")]
+    words = ["evaluate", *models, "--benchmark", "Long", "--benchmark", "Short"]
+    words += ["--devices", "cpu", "--max-length", "48", "--json"]
+    printed = CliRunner().invoke(main, words)
+    assert printed.exit_code == 0, printed.output
+    results = json.loads(printed.stdout)["results"]
+    data = ["Long", "Short", "average over 2 tasks"]
+    assert [result["data"] for result in results] == [name for name in data for _ in range(3)]
+    rows = [*models, "BM25 (first stage)"]
+    assert [result["model"] for result in results] == rows * 3
+    for place in range(3):
+        one, other, both = (results[3 * group + place] for group in range(3))
+        for side in ("metrics", "difference_to_first") if place else ("metrics",):
+            halves = [each[side]["map"]["mean"] for each in (one, other)]
+            assert both[side]["map"]["mean"] == pytest.approx(sum(halves) / 2)
+        assert both["queries"] == 17
+    assert CliRunner().invoke(main, words[:-1]).stdout.count("average over 2 tasks") == 1
 
+
+def test_an_average_of_one_group_is_its_mean():
+    values = np.random.default_rng(0).random(9)
+    ours, theirs = bootstrap_average([values], [1.0]), bootstrap_mean(values)
+    assert ours.to_dict() == pytest.approx(theirs.to_dict(), abs=0.02)
+
+
+def test_an_interval_of_an_average_holds_the_truth_as_often_as_it_says():
+    draw = np.random.default_rng(1)
+    truths = (0.2, 0.6, 0.5)
+    hits = 0
+    for seed in range(200):
+        groups = [
+            draw.normal(truth, 0.3, size) for truth, size in zip(truths, (5, 8, 60), strict=True)
+        ]
+        found = bootstrap_average(groups, [1 / 3] * 3, seed=seed, samples=500)
+        hits += found.low <= np.mean(truths) <= found.high
+    assert 180 <= hits <= 198
+
+
+def test_examples_are_what_the_task_says(rows):
+    found = benchmark_examples(local_task(rows), max_queries=7, negatives=2, seed=3)
+    told = {row["query"]: row for row in map(json.loads, rows.read_text().splitlines())}
+    assert len(found) == 7
+    assert found == benchmark_examples(local_task(rows), max_queries=7, negatives=2, seed=3)
+    assert found != benchmark_examples(local_task(rows), max_queries=7, negatives=2, seed=4)
+    for example in found:
+        texts = told[example.query]["pos"] + told[example.query]["neg"]
+        titled = [f"red {text}".strip() for text in texts]
+        assert list(example.positives) == titled[:2]  # graded 2 and 1
+        assert len(example.negatives) == 2 and set(example.negatives) <= set(titled[2:])
+        assert example.place.startswith("LocalTask query q")
+
+
+def test_negatives_of_a_retrieval_task_are_the_first_stages_best(rows):
+    task = local_task(rows, candidates=False)
+    [ranked] = load_benchmark(task)
+    for example in ranked.examples(3, seed=0):
+        candidates = [text for query, text in ranked.pairs if query == example.query]
+        irrelevant = [text for text in candidates if text not in example.positives]
+        assert list(example.negatives) == list(dict.fromkeys(irrelevant))[:3]
+
+
+def test_what_ranks_no_texts_is_refused():
     with pytest.raises(ArgumentError, match="a reranker ranks the passages of queries"):
-        evaluate_rerankers("model", benchmark=MockBitextMiningTask())
+        evaluate_rerankers("model", benchmark=bitext_task())
     with pytest.raises(ArgumentError, match="neither data nor a benchmark"):
         evaluate_rerankers("model")

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar, runtime_checkable
 
 import xxhash
 
@@ -18,6 +18,41 @@ from cocktail.errors import CocktailError, counted, listed
 
 ExampleData: TypeAlias = str | Path | Sequence[Mapping[str, Any]]
 """A JSONL file, or a list of its lines as dictionaries."""
+
+
+@runtime_checkable
+class BenchmarkTask(Protocol):
+    """A task of mteb's classes."""
+
+    metadata: Any
+
+    def load_data(self) -> None: ...
+
+
+RetainedData: TypeAlias = ExampleData | BenchmarkTask
+"""Examples, or a task of mteb that ranks texts, or its name, or that of a benchmark."""
+_FILES = {".json", ".jsonl", ".txt", ".tsv", ".csv"}
+
+
+def is_benchmark(data: RetainedData) -> TypeGuard[str | BenchmarkTask]:
+    """Whether this is a task of mteb, or a name that can only be one: no file has it, and it has
+    neither a folder nor the suffix of a file of examples."""
+    if isinstance(data, str):
+        is_name = bool(data) and "/" not in data and Path(data).suffix not in _FILES
+        return is_name and not Path(data).exists()
+    return isinstance(data, BenchmarkTask)
+
+
+def benchmark_name(benchmark: str | BenchmarkTask) -> str:
+    return benchmark if isinstance(benchmark, str) else str(benchmark.metadata.name)
+
+
+def source_name(data: object) -> str | None:
+    """What a model card calls the place where examples come from: a file's name without its folder,
+    or a task of mteb; ``None`` for a list."""
+    if isinstance(data, str | Path):
+        return Path(data).name
+    return benchmark_name(data) if isinstance(data, BenchmarkTask) else None
 
 
 class ExampleError(CocktailError):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cocktail.errors import CocktailError
-from cocktail.measure.tasks.examples import RankedExample
+from cocktail.measure.tasks.examples import BenchmarkTask, RankedExample, benchmark_name
 from cocktail.measure.tasks.task import Batch, softmax_slopes
 from reranker_ft.errors import RerankerError
 from reranker_ft.model.described import is_language_model
@@ -40,6 +40,8 @@ from reranker_ft.model.scoring import position_limit as position_limit
 from reranker_ft.model.stack import write_stack
 from reranker_ft.model.tokenizer import fit_tokenizer
 
+BENCHMARK_QUERIES = 100
+BENCHMARK_NEGATIVES = 7
 _LONGEST = 512
 """Tokens of a pair whose scores are compared."""
 
@@ -226,6 +228,46 @@ def calibrate_folder(folder: Path, data: str | Path, **options: Any) -> dict[str
         found = calibrate_reranker(folder, data, reranker_options=options)
         fold_into(folder, found)
     return found.to_dict()
+
+
+def examples_of_benchmark(
+    benchmark: str | BenchmarkTask, *, negatives: int | None, seed: int, progress: bool = False
+) -> list[RankedExample]:
+    """Draw examples from a reranking or retrieval task of mteb.
+
+    Args:
+        benchmark: name of a task or of a benchmark, or a task of mteb's classes.
+        negatives: at most so many of each query; ``None`` takes ``BENCHMARK_NEGATIVES``.
+        seed: for the draw of ``BENCHMARK_QUERIES``, and of candidates that have no order.
+        progress: show how far the first stage is.
+
+    Raises:
+        CocktailError: mteb is not installed, does not know or cannot load the task, or the task
+            ranks no texts.
+    """
+    name = benchmark_name(benchmark)
+    try:
+        # Of the extras ``train`` and ``mteb``, which mixing and searching do without.
+        from reranker_ft.benchmark import NoSuchBenchmarkError, benchmark_examples  # noqa: PLC0415
+
+        with _as_cocktail_errors():
+            try:
+                found = benchmark_examples(
+                    benchmark,
+                    max_queries=BENCHMARK_QUERIES,
+                    negatives=BENCHMARK_NEGATIVES if negatives is None else negatives,
+                    seed=seed,
+                    progress=progress,
+                )
+            except NoSuchBenchmarkError as error:
+                raise CocktailError(f"{name}: there is no such file, and {error}") from None
+    except ModuleNotFoundError as error:
+        raise CocktailError(
+            f"{name}: there is no such file, and {error.name}, which reads tasks of mteb, is not "
+            "installed - retain examples are a file or such a task - correct the path, or pip "
+            "install '.[mteb]' in a clone of this repository"
+        ) from None
+    return [RankedExample(each.query, each.positives, each.negatives, each.place) for each in found]
 
 
 @contextmanager

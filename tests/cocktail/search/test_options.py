@@ -61,6 +61,8 @@ def test_the_base_is_found_by_index_reference_or_folder(tmp_path: Path, monkeypa
         ({"dtype": "float13"}, "float13"),
         ({"max_shard_size": "huge"}, "huge"),
         ({"output_path": __file__}, "is a file"),
+        ({"push_to_hub": "org/mixed"}, "push_to_hub is given without output_path"),
+        ({"threads": -1}, "threads are -1"),
     ],
 )
 def test_a_mix_with_data_is_refused_before_the_search(

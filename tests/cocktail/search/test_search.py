@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cocktail import api
 from cocktail.api import mix_models_with_data
 from cocktail.errors import CocktailError, NonFiniteError, PlanError, RecipeError
 from cocktail.measure.mixture import Mixture
@@ -26,6 +27,7 @@ from tests.cocktail.tiny import (
     examples,
     ingredients,
     ranked,
+    write_jsonl,
 )
 
 QUIET = {"progress": False, "device": "cpu"}
@@ -322,6 +324,24 @@ def test_one_example_gives_valid_json_and_the_base(kitchen, rows) -> None:
     assert result.weights == (1, 0)
     assert any("1 example" in note for note in result.notes)
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_mix_with_data_says_what_was_measured_and_is_pushed(
+    kitchen, rows, tmp_path, monkeypatch
+) -> None:
+    pushed = []
+    monkeypatch.setattr(api, "check_push", lambda repository: pushed.append(repository))
+    monkeypatch.setattr(api, "push", lambda *given: pushed.append(given))
+    names, output = [kitchen["base"], kitchen["tuned"]], tmp_path / "mixed"
+    general = write_jsonl(tmp_path / "general.jsonl", ranked(12, negatives=7, seed=77))
+    asked = {"strategy": "auto", "retain_data": general, "push_to_hub": "org/mixed"}
+    mix_models_with_data(names, "reranker", rows, output_path=output, **asked, **QUIET)
+    found = search_weights(names, "reranker", rows, retain_data=general, neg_number=7, **QUIET)
+    card = (output / "README.md").read_text()
+    for figure in found.figures(None, "general.jsonl"):
+        assert f"| {figure.dataset} | {figure.measure} | {figure.value:.4f} |" in card
+    assert "model-index" in card and "general (general.jsonl)" in card
+    assert pushed == ["org/mixed", (output, "org/mixed")]
 
 
 def test_the_bar_moves_with_every_mix_that_runs(kitchen, rows, capsys, monkeypatch) -> None:
