@@ -11,7 +11,7 @@ without queries or labels. ``task_arithmetic`` then adds a share of what the sec
 Printed: what the language models' loss is on unseen passages, in nats a token; for each lambda
 NDCG@10 of the first 60 test queries of covidqa and of xquad_en with 8 passages each, and the
 difference from lambda 0, with 95 % bootstrap intervals over queries. Passages are cut to 32 words
-(pairs.py). OUT keeps everything, and a model that is there is not made again.
+(pairs.py). OUT keeps everything, and what is there is not made again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from llm_fine_tune import TEST, difference, ndcg, reranker_of, run, slices
 from measure import table
@@ -45,8 +46,8 @@ def main() -> None:
         print(f"loss of the {name} on unseen passages: {mean_loss(folder, unseen):.3f}", flush=True)
     mixes = {each: graft(untrained, reranker, domain, each, out) for each in LAMBDAS}
     found = [
-        {each: ndcg(folder, rows) for each, folder in mixes.items()}
-        for rows in (test(data / corpus / "test.jsonl") for corpus in ("covidqa", "xquad_en"))
+        {each: measured(folder, corpus, data) for each, folder in mixes.items()}
+        for corpus in ("covidqa", "xquad_en")
     ]
     rows = [["lambda", "covidqa", "- lambda 0", "xquad_en", "- lambda 0"]]
     for each in LAMBDAS:
@@ -64,9 +65,14 @@ def passages(file: Path, count: int) -> list[dict]:
     return [{"text": text} for text in random.Random(0).sample(list(found), count)]
 
 
-def test(file: Path) -> list[dict]:
-    rows = (write_down(row, "") for row in lines(file)[:TEST])
-    return [{**row, "neg": row["neg"][: PASSAGES - len(row["pos"])]} for row in rows]
+def measured(folder: Path, corpus: str, data: Path) -> np.ndarray:
+    """(Q,) NDCG@10 of the first queries of a test file."""
+    kept = folder.with_name(f"{folder.name}-{corpus}.npy")
+    if not kept.exists():
+        rows = [write_down(row, "") for row in lines(data / corpus / "test.jsonl")[:TEST]]
+        rows = [{**row, "neg": row["neg"][: PASSAGES - len(row["pos"])]} for row in rows]
+        np.save(kept, ndcg(folder, rows))
+    return np.load(kept)
 
 
 def domain_model(start: Path, data: Path, folder: Path) -> Path:

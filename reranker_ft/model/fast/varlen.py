@@ -41,11 +41,11 @@ class Bounds(NamedTuple):
     @classmethod
     def of(cls, asking: Sequence[int], asked: Sequence[int], device: torch.device) -> Bounds:
         """Return those of sequences of these lengths."""
-        ends = (
+        asking_ends, asked_ends = (
             torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
             for lengths in (asking, asked)
         )
-        return cls(*ends, max(asking), max(asked))
+        return cls(asking_ends, asked_ends, max(asking), max(asked))
 
 
 Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Bounds, float | None], Tensor]
