@@ -128,9 +128,10 @@ def _packed(
     Args:
         skipped: A token that a head passes over at the end of a text, as if it were padding.
     """
-    if not computes_beginnings_once(model):
-        return None
     inner, device = unwrapped(model), inputs["input_ids"].device
+    kernel = gpu_kernel(inner)
+    if (kernel is None and device.type != "cpu") or not computes_beginnings_once(model):
+        return None
     ids = inputs["input_ids"].cpu()
     mask = inputs.get("attention_mask", torch.ones_like(ids)).bool().cpu()
     longest = window(inner.config)
@@ -140,7 +141,7 @@ def _packed(
     if skipped is not None:
         ends = [np.flatnonzero(text != skipped)[-1:] for text in texts]
         texts = [text[: int(end.sum()) + 1] for text, end in zip(texts, ends, strict=True)]
-    return PackedRow.of(texts, device=device, kernel=gpu_kernel(inner))
+    return PackedRow.of(texts, device=device, kernel=kernel)
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -62,7 +62,7 @@ def gpu_kernel(model: Any) -> Kernel | None:
         model: That of transformers itself, without wrappers.
     """
     config: Any = model.config
-    device, heads = model.device, config.num_attention_heads
+    device = model.device
     if (
         device.type != "cuda"
         or model.training
@@ -73,10 +73,14 @@ def gpu_kernel(model: Any) -> Kernel | None:
     if any(parameter.device != device for parameter in model.parameters()):
         return None
     widths = {getattr(module, "head_dim", None) for module in model.modules()} - {None}
-    if len(widths) != 1 or getattr(config, "v_head_dim", None) is not None:
-        return None
+    heads = getattr(config, "num_attention_heads", None)
     asked_heads = getattr(config, "num_key_value_heads", None) or heads
-    return _kernel_of(device, model.dtype, heads, asked_heads, widths.pop())
+    counts = (heads, asked_heads, *widths)
+    if not all(isinstance(count, int) for count in counts) or len(widths) != 1:
+        return None
+    if getattr(config, "v_head_dim", None) is not None:
+        return None
+    return _kernel_of(device, model.dtype, *counts)
 
 
 @cache

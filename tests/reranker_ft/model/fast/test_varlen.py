@@ -116,6 +116,39 @@ def test_a_model_on_a_cpu_has_no_kernel() -> None:
     assert gpu_kernel(model) is None and packs(model)
 
 
+def on_a_gpu(*widths: int, **settings: Any) -> Any:
+    """What a language model on a GPU says of itself."""
+    config = types.SimpleNamespace(num_attention_heads=4, num_key_value_heads=2)
+    config.v_head_dim = settings.pop("v_head_dim", None)
+    said = {"dtype": torch.bfloat16, "training": False, "device": torch.device("cuda", 0)}
+    parameter = types.SimpleNamespace(device=settings.pop("other_device", said["device"]))
+    modules = [types.SimpleNamespace(head_dim=width) for width in widths]
+    return types.SimpleNamespace(
+        config=config,
+        parameters=lambda: [parameter],
+        modules=lambda: [*modules, types.SimpleNamespace()],
+        **said | settings,
+    )
+
+
+def test_what_is_unusual_on_a_gpu_stays_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(varlen, "_kernel_of", lambda *given: asked.append(given) or from_top_left)
+    assert gpu_kernel(on_a_gpu(64, 64)) is from_top_left
+    assert asked == [(torch.device("cuda", 0), torch.bfloat16, 4, 2, 64)]
+    for unusual in (
+        on_a_gpu(64, 128),
+        on_a_gpu(),
+        on_a_gpu(64, v_head_dim=32),
+        on_a_gpu(64, training=True),
+        on_a_gpu(64, dtype=torch.float32),
+        on_a_gpu(64, other_device=torch.device("cuda", 1)),
+    ):
+        assert gpu_kernel(unusual) is None
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: True)
+    assert gpu_kernel(on_a_gpu(64)) is None
+
+
 def test_kernels_are_called_by_their_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key = torch.randn(12, 4, 8), torch.randn(22, 2, 8)
     bounds = Bounds.of([5, 3, 4], [5, 8, 9], query.device)
