@@ -70,15 +70,8 @@ def slices(data: Path, out: Path) -> dict[str, Path]:
 
 
 def make_models(out: Path, files: dict[str, Path]) -> dict[str, Path]:
-    untrained, reranker, over, half, chosen = (
-        out / name for name in ("untrained", "reranker", "over-tuned", "half", "chosen")
-    )
-    if not untrained.exists():
-        script = HERE.parent / "examples/smollm2.py"
-        subprocess.run([sys.executable, script, untrained], check=True)
-    if not reranker.exists():
-        lora_flags = ["--use_lora", "True", "--lora_rank", "16", "--learning_rate", "5e-4"]
-        train(untrained, files["train"], reranker, *lora_flags, "--save_merged_lora_model", "True")
+    untrained, reranker = reranker_of(out, files)
+    over, half, chosen = (out / name for name in ("over-tuned", "half", "chosen"))
     if not over.exists():
         train(
             reranker, files["over"], over, "--use_lora", "False",
@@ -95,6 +88,18 @@ def make_models(out: Path, files: dict[str, Path]) -> dict[str, Path]:
         )  # fmt: skip
     names = "untrained", "reranker", "over-tuned", "half and half", "choice"
     return dict(zip(names, (untrained, reranker, over, half, chosen), strict=True))
+
+
+def reranker_of(out: Path, files: dict[str, Path]) -> tuple[Path, Path]:
+    """The language model as it comes, and the reranker that LoRA makes of it."""
+    untrained, reranker = out / "untrained", out / "reranker"
+    if not untrained.exists():
+        script = HERE.parent / "examples/smollm2.py"
+        subprocess.run([sys.executable, script, untrained], check=True)
+    if not reranker.exists():
+        lora_flags = ["--use_lora", "True", "--lora_rank", "16", "--learning_rate", "5e-4"]
+        train(untrained, files["train"], reranker, *lora_flags, "--save_merged_lora_model", "True")
+    return untrained, reranker
 
 
 def train(start: Path, data: Path, out: Path, *flags: str) -> None:

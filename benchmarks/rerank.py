@@ -88,11 +88,11 @@ def make_model(size: str) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(MODEL)
 
 
-def make_data(source: Path, scored: int) -> float:
-    """Write the training file and the pairs to score; return the mean real tokens of a pair."""
+def groups_of_one_size(source: Path) -> list[dict]:
+    """The queries of a file that have enough negatives, with one positive and 7 of those."""
     lines = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     chooser = random.Random(0)
-    groups = [
+    return [
         {
             "query": line["query"],
             "pos": line["pos"][:1],
@@ -101,6 +101,11 @@ def make_data(source: Path, scored: int) -> float:
         for line in lines
         if len(line["neg"]) >= GROUP - 1
     ]
+
+
+def make_data(source: Path, scored: int) -> float:
+    """Write the training file and the pairs to score; return the mean real tokens of a pair."""
+    groups = groups_of_one_size(source)
     text = "".join(json.dumps(group) + "\n" for group in groups)
     TRAIN_FILE.write_text(text, encoding="utf-8")
     pairs = [[g["query"], passage] for g in groups for passage in g["pos"] + g["neg"]]

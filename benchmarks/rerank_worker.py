@@ -1,4 +1,4 @@
-"""One side of rerank.py, run by that side's own interpreter: train or score, and report as JSON.
+"""One side of rerank.py or llm_train.py, run by its own interpreter; reports as JSON.
 
 Needs nothing but the package of the side that it plays. The report is the last line printed.
 """
@@ -21,6 +21,10 @@ MAX_LENGTH = 256
 QUERY_LENGTH = 32  # FlagEmbedding's trainer splits the length in two; both halves add up to 256
 LEARNING_RATE = 6e-5
 REQUEST = 32
+LLM_QUERIES_PER_STEP = 2
+LLM_LEARNING_RATE = 2e-4
+# The rest is every side's default: dropout 0.1, all linear layers but the output embedding.
+LORA = {"use_lora": True, "lora_rank": 32, "lora_alpha": 64}
 
 ON_GPU = torch.cuda.is_available()
 
@@ -28,12 +32,20 @@ ON_GPU = torch.cuda.is_available()
 class StepClock(transformers.TrainerCallback):
     """Seconds from the end of one step to the end of the next: data loading counts."""
 
-    ends: list[float] = []  # noqa: RUF012 - one training run in a process
+    # One training run in a process.
+    ends: list[float] = []  # noqa: RUF012
+    processor_ends: list[float] = []  # noqa: RUF012
+    losses: list[float] = []  # noqa: RUF012 - of each step, where a side is told to log them
 
     def on_step_end(self, args, state, control, **kwargs):
         if ON_GPU:
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self.processor_ends.append(time.process_time())
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.losses.append(float(logs["loss"]))
 
 
 def training_arguments(output: Path, steps: int) -> dict[str, object]:
@@ -85,6 +97,54 @@ def train_flagembedding(model: Path, data: Path, output: Path, steps: int) -> No
         "query_max_len": QUERY_LENGTH,
         "passage_max_len": MAX_LENGTH - QUERY_LENGTH,
         **training_arguments(output, steps),
+    }
+    sys.argv = ["finetune", *as_flags(flags)]
+    main()
+
+
+def llm_arguments(output: Path, steps: int) -> dict[str, object]:
+    return {
+        **training_arguments(output, steps),
+        **LORA,
+        "learning_rate": LLM_LEARNING_RATE,
+        "per_device_train_batch_size": LLM_QUERIES_PER_STEP,
+        "train_group_size": GROUP,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+    }
+
+
+def train_llm_ours(model: Path, data: Path, output: Path, steps: int) -> None:
+    from reranker_ft.train.flags import parse
+    from reranker_ft.train.train import run
+
+    flags = {
+        "model_type": "decoder",
+        "model_name_or_path": model,
+        "prompt_template": "bge-llm",
+        "train_data": data,
+        "max_len": MAX_LENGTH,
+        "overwrite_output_dir": True,
+        **llm_arguments(output, steps),
+    }
+    run(*parse(as_flags(flags)))
+
+
+def train_llm_flagembedding(model: Path, data: Path, output: Path, steps: int) -> None:
+    """As `python -m FlagEmbedding.finetune.reranker.decoder_only.base` does with these flags."""
+    from FlagEmbedding.finetune.reranker.decoder_only.base.__main__ import main
+
+    flags = {
+        "model_type": "decoder",
+        "model_name_or_path": model,
+        "train_data": data,
+        "cache_path": output / "cache",
+        "query_max_len": QUERY_LENGTH,
+        "passage_max_len": MAX_LENGTH - QUERY_LENGTH,
+        # What its scorer puts before the texts.
+        "query_instruction_for_rerank": "A: ",
+        "passage_instruction_for_rerank": "B: ",
+        **llm_arguments(output, steps),
     }
     sys.argv = ["finetune", *as_flags(flags)]
     main()
@@ -170,6 +230,7 @@ TRAIN = {
     "FlagEmbedding": train_flagembedding,
     "sentence-transformers": train_sentence_transformers,
 }
+TRAIN_LLM = {"ours": train_llm_ours, "FlagEmbedding": train_llm_flagembedding}
 SCORERS = {
     "ours": scorer_ours,
     "FlagEmbedding": scorer_flagembedding,
@@ -177,24 +238,32 @@ SCORERS = {
 }
 
 
+def differences(ends: list[float]) -> list[float]:
+    return [b - a for a, b in itertools.pairwise(ends)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=["train", "score"])
+    parser.add_argument("job", choices=["train", "train-llm", "score"])
     parser.add_argument("side", choices=TRAIN)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--steps", type=int)
     options = parser.parse_args()
-    if options.job == "train":
-        # Every Trainer of the process gets the clock, whoever builds it.
-        transformers.trainer.DEFAULT_CALLBACKS.append(StepClock)
-        TRAIN[options.side](options.model, options.data, options.output, options.steps)
-        ends = StepClock.ends
-        report = {"step_seconds": [b - a for a, b in itertools.pairwise(ends)]}
-    else:
+    if options.job == "score":
         pairs = json.loads(options.data.read_text(encoding="utf-8"))
         report = score(SCORERS[options.side](options.model), pairs)
+    else:
+        # Every Trainer of the process gets the clock, whoever builds it.
+        transformers.trainer.DEFAULT_CALLBACKS.append(StepClock)
+        trains = TRAIN if options.job == "train" else TRAIN_LLM
+        trains[options.side](options.model, options.data, options.output, options.steps)
+        report = {
+            "step_seconds": differences(StepClock.ends),
+            "step_processor_seconds": differences(StepClock.processor_ends),
+            "losses": StepClock.losses,
+        }
     if ON_GPU:
         report["gpu_bytes"] = torch.cuda.max_memory_allocated()
     print("\n" + json.dumps(report))

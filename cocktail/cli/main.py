@@ -170,7 +170,13 @@ def _unmatched(found: Difference) -> list[str]:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+        items = {
+            key: str(each) if key.endswith("_id") and each is not None else each  # not an amount
+            for key, each in value.items()
+        }
+        return ", ".join(f"{key} {_plain(each)}" for key, each in items.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
-    return "-" if value is None else f"{value:,}" if type(value) is int else str(value)
+    if value is None:
+        return "-"
+    return f"{value:,}" if type(value) is int else str(value).replace("\n", "\\n")

@@ -151,9 +151,10 @@ def mix(
     """Mix the weights of MODEL... and write a complete model.
 
     A MODEL is a local folder, a Hub id org/name[@revision], or a LoRA adapter. Config and tokenizer
-    come from the base, or else from the first MODEL. Instead of models, give one YAML file (a
-    recipe for cocktail or mergekit), or the cocktail.json of a mix to run it again. If no MODEL is
-    named, cocktail.yaml in the current folder supplies whatever the command line leaves out.
+    come from the base, or else from the first MODEL; from a first MODEL that is a reranker, if the
+    base is a plain language model. Instead of models, give one YAML file (a recipe for cocktail or
+    mergekit), or the cocktail.json of a mix to run it again. If no MODEL is named, cocktail.yaml in
+    the current folder supplies whatever the command line leaves out.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from cocktail.checkpoint.weight_files import SIDE_TENSORS
 from cocktail.errors import counted, listed
 from cocktail.numbers import shares
 from cocktail.plan.alignment import Alignment, Source
-from cocktail.plan.donor import name_for_donor, require_one_donor
+from cocktail.plan.donor import first_donor, name_for_donor, require_one_donor
 from cocktail.plan.names import Names, common_names
 from cocktail.plan.vocabularies import Run, Vocabularies
 from cocktail.recipe.recipe import Recipe
@@ -38,7 +38,7 @@ def align_parts(
         The sources of every output tensor; ``problems`` says what has no match, differs in shape,
         or is an integer tensor with different values.
     """
-    result = Alignment(donor=recipe.base_index or 0)
+    result = Alignment(donor=first_donor(ingredients, recipe.base_index))
     if vocabularies.grew:
         result.donor = vocabularies.largest
     for path in dict.fromkeys(path for checkpoint in ingredients for path in checkpoint.parts):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from cocktail.checkpoint.architecture import Architecture
+from cocktail.checkpoint.detect import scoring
 from cocktail.checkpoint.kinds import detect_kind
 from cocktail.checkpoint.model import MAIN, Checkpoint
 from cocktail.errors import listed
@@ -13,6 +14,24 @@ from cocktail.plan.alignment import Alignment
 from cocktail.plan.names import Names
 
 T = TypeVar("T")
+
+
+def first_donor(ingredients: Sequence[Checkpoint], base: int | None) -> int:
+    """Return whose config the mix takes as far as heads and tokenizers have no say.
+
+    That is the base, or else the first ingredient. A plain language model as the base of a first
+    model that says how it reranks leaves it to that model: the mix would not be a reranker.
+
+    Args:
+        base: index of the base, if there is one.
+
+    Raises:
+        CheckpointError: a file that would show a reranker is damaged.
+    """
+    if base is None:
+        return 0
+    first = 1 if base == 0 else 0
+    return first if scoring(ingredients[first]) and not scoring(ingredients[base]) else base
 
 
 def require_one_donor(result: Alignment, largest: int, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from reranker_ft.model.fast.kept_memory import keep_freed_memory as keep_freed_m
 from reranker_ft.model.fast.packed import PackedRow, packed_attention, packs, window
 from reranker_ft.model.fast.packed import shared_batches as shared_batches
 from reranker_ft.model.fast.unpadded import Row, unpadded
+from reranker_ft.model.fast.varlen import gpu_kernel
 from reranker_ft.model.readout import Readout, first_layers, readout_of, unwrapped
 from reranker_ft.model.turns import turn
 
@@ -80,9 +81,8 @@ def _reads_last_token(model: nn.Module) -> bool:
 def _logits_at_last_token(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Return the (B, labels) logits of a decoder with a head."""
     inner = unwrapped(model)
-    with turn(inner), fast_dropout(model):
-        on_cpu = inputs["input_ids"].device.type == "cpu"
-        row = _packed(model, inputs, skipped=inner.config.pad_token_id) if on_cpu else None
+    with turn(inner), _dropout_of(model, inputs):
+        row = _packed(model, inputs, skipped=inner.config.pad_token_id)
         if row is None:
             padded: Tensor = model(**inputs).logits
             return padded
@@ -111,12 +111,9 @@ def _answers(model: nn.Module, readout: Readout, inputs: dict[str, Tensor]) -> T
     inner = unwrapped(model)
     own_layers = "cutoff_layers" in inspect.signature(inner.forward).parameters
     count = None if own_layers else readout.layer
-    on_cpu = inputs["input_ids"].device.type == "cpu"
-    if not on_cpu and count is None:
-        return readout.scores(model, inputs)
     # The model holds its layers and the name of its attention for all threads that share it.
-    with turn(inner), first_layers(inner, count), fast_dropout(model):
-        row = _packed(model, inputs) if on_cpu else None
+    with turn(inner), first_layers(inner, count), _dropout_of(model, inputs):
+        row = _packed(model, inputs)
         if row is None:
             return readout.scores(model, inputs)
         with packed_attention(inner):
@@ -131,17 +128,20 @@ def _packed(
     Args:
         skipped: A token that a head passes over at the end of a text, as if it were padding.
     """
-    ids = inputs["input_ids"]
-    mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-    longest = window(unwrapped(model).config)
-    in_window = longest is None or int(mask.sum(1).max()) <= longest
-    if not (in_window and computes_beginnings_once(model)):
+    inner, device = unwrapped(model), inputs["input_ids"].device
+    kernel = gpu_kernel(inner)
+    if (kernel is None and device.type != "cpu") or not computes_beginnings_once(model):
+        return None
+    ids = inputs["input_ids"].cpu()
+    mask = inputs.get("attention_mask", torch.ones_like(ids)).bool().cpu()
+    longest = window(inner.config)
+    if longest is not None and int(mask.sum(1).max()) > longest:
         return None
     texts = [text[kept].numpy() for text, kept in zip(ids, mask, strict=True)]
     if skipped is not None:
         ends = [np.flatnonzero(text != skipped)[-1:] for text in texts]
         texts = [text[: int(end.sum()) + 1] for text, end in zip(texts, ends, strict=True)]
-    return PackedRow.of(texts)
+    return PackedRow.of(texts, device=device, kernel=kernel)
 
 
 def _is_compiled(model: nn.Module) -> bool:
@@ -153,12 +153,18 @@ def _shortcuts(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
     if _is_compiled(model):
         yield  # torch.compile made code of its own, and would make it anew every time
         return
-    on_cpu = inputs["input_ids"].device.type == "cpu"
     with (
-        fast_dropout(model) if on_cpu else nullcontext() as dropout,
+        _dropout_of(model, inputs) as dropout,
         _positions_that_count(model, inputs, dropout),
     ):
         yield
+
+
+def _dropout_of(
+    model: nn.Module, inputs: dict[str, Tensor]
+) -> AbstractContextManager[FastDropout | None]:
+    on_cpu = inputs["input_ids"].device.type == "cpu"
+    return fast_dropout(model) if on_cpu else nullcontext()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ attention lets a node ask itself and its ancestors. Nodes of one length with the
 share a kernel call. Scores and gradients are the same but for the order of sums.
 
 No layer is touched: transformers finds attention by a name that is registered here, and hands the
-row on to it. A GPU would wait for the many small calls: there micro-batches stay padded.
+row on to it. A GPU would wait for the many small calls: there one kernel takes all nodes, or
+micro-batches stay padded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -25,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from reranker_ft.model.fast.varlen import Bounds, Kernel, gpu_kernel
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -61,27 +65,42 @@ class PackedRow:
         positions: (T,) place of each token in its texts.
         runs: The nodes, in the order of the row.
         ends: (B,) where the last token of each text stands in the row.
+        device: Where the model is.
+        kernel: What attends to all nodes in one call; ``None`` for one call a run.
     """
 
     tokens: list[int]
     positions: list[int]
     runs: list[Run]
     ends: list[int]
+    device: torch.device
+    kernel: Kernel | None
     _masks: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, texts: Sequence[Tokens]) -> PackedRow:
-        """Find what the texts share; none of them is empty."""
-        row = cls([], [], [], [0] * len(texts))
+    def of(
+        cls,
+        texts: Sequence[Tokens],
+        *,
+        device: torch.device | None = None,
+        kernel: Kernel | None = None,
+    ) -> PackedRow:
+        """Find what the texts share; none of them is empty.
+
+        Args:
+            device: Where the model is; ``None`` is the CPU.
+            kernel: See the attribute.
+        """
+        row = cls([], [], [], [0] * len(texts), device or torch.device("cpu"), kernel)
         row._add(texts, _in_order(texts), 0, (), _LEVELS)
         return row
 
     def inputs(self) -> dict[str, Any]:
         """Return what a model takes to give (1, B, V) logits, inside ``packed_attention``."""
         return {
-            "input_ids": torch.tensor([self.tokens]),
-            "position_ids": torch.tensor([self.positions]),
-            "logits_to_keep": torch.tensor(self.ends),
+            "input_ids": torch.tensor([self.tokens], device=self.device),
+            "position_ids": torch.tensor([self.positions], device=self.device),
+            "logits_to_keep": torch.tensor(self.ends, device=self.device),
             "use_cache": False,
             "packed_row": self,
         }
@@ -128,6 +147,25 @@ class PackedRow:
         self.runs.append(Run(place, len(nodes), path))
         return place
 
+    @cached_property
+    def nodes(self) -> tuple[Tensor, Bounds]:
+        """What a kernel is asked: (S,) places of each node's ancestors and of the node; bounds.
+
+        A node's own tokens stand side by side in the row, in the order of the nodes.
+        """
+        places: list[int] = []
+        asking: list[int] = []
+        asked: list[int] = []
+        for run in self.runs:
+            before = [place for part in run.path for place in range(part.start, part.stop)]
+            length = (run.place.stop - run.place.start) // run.count
+            for start in range(run.place.start, run.place.stop, length):
+                places += [*before, *range(start, start + length)]
+                asking.append(length)
+                asked.append(len(before) + length)
+        bounds = Bounds.of(asking, asked, self.device)
+        return torch.tensor(places, device=self.device), bounds
+
     def mask(self, length: int, before: int, dtype: torch.dtype) -> Tensor:
         """Return (length, before + length), added to logits: a node asks what is not behind it."""
         key = (length, before, dtype)
@@ -172,9 +210,9 @@ def shared_batches(texts: Sequence[Tokens], max_tokens: int) -> list[list[int]]:
 def packs(model: Any) -> bool:
     """Whether forwards of a causal language model may run over a packed row.
 
-    It must be on a CPU, find its attention by name, and look at other positions by attention alone.
-    Attention with caps, sinks or biases has no sdpa there. Gradient checkpointing would compute
-    layers again when the row is gone.
+    It must be on a CPU, or have a kernel on a GPU, find its attention by name, and look at other
+    positions by attention alone. Attention with caps, sinks or biases has no sdpa there. Gradient
+    checkpointing would compute layers again when the row is gone.
 
     Args:
         model: That of transformers itself, without wrappers.
@@ -190,7 +228,7 @@ def packs(model: Any) -> bool:
         and getattr(config, "is_causal", True)
         and not config.is_encoder_decoder
         and not (model.training and _is_checkpointed(model))
-        and model.device.type == "cpu"
+        and (model.device.type == "cpu" or gpu_kernel(model) is not None)
     )
 
 
@@ -233,6 +271,12 @@ def _attend(
     Args:
         query: (1, heads, T, d); ``key`` is (1, fewer heads or as many, T, d), ``value`` with dv.
     """
+    if packed_row.kernel is not None:
+        places, bounds = packed_row.nodes
+        rows = (states[0].transpose(0, 1) for states in (query, key, value))
+        asking, asked, gathered = rows
+        found = packed_row.kernel(asking, asked[places], gathered[places], bounds, scaling)
+        return found[None], None
     mixed = []
     for run in packed_row.runs:
         asking = _nodes(query[0], run)

@@ -196,6 +196,18 @@ def test_inspect(pair: tuple[Path, Path]) -> None:
     assert "BertModel" in text and "encoder.layer.0.output.dense.weight" in text
 
 
+def test_inspect_says_how_a_language_model_reranks(save: Save) -> None:
+    prompt = {"query": "A: ", "between": ["\n"], "passage": "B: ", "after": ["?"]}
+    record = {"prompt": prompt, "yes_token_id": 10539, "no_token_id": None}
+    model = save("lm", weights(0), architectures=["LlamaForCausalLM"], reranker=record)
+    text = run("inspect", model).output
+    assert "kind          reranker" in text
+    expected = (
+        r"scoring       by answer, yes_token_id 10539, no_token_id -, prompt A: {query}\nB: {p"
+    )
+    assert expected in text
+
+
 def test_diff_by_hand(pair: tuple[Path, Path]) -> None:
     value = json.loads(run("diff", *pair, "--json").stdout)
     a, b = weights(0), weights(1)
