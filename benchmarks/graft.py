@@ -9,7 +9,7 @@ without queries or labels. ``task_arithmetic`` then adds a share of what the sec
     reranker + lambda (domain model - base)
 
 Printed: what the language models' loss is on unseen passages, in nats a token; for each lambda
-NDCG@10 of the first 60 test queries of covidqa and of xquad_en with 6 passages each, and the
+NDCG@10 of the first 40 test queries of covidqa and of xquad_en with 6 passages each, and the
 difference from lambda 0, with 95 % bootstrap intervals over queries. Passages are cut to 32 words
 (pairs.py). OUT keeps everything, and what is there is not made again.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from llm_fine_tune import TEST, difference, ndcg, reranker_of, run, slices
+from llm_fine_tune import difference, ndcg, reranker_of, run, slices
 from measure import table
 from pairs import D, Tuning, lines, train, write_down
 from torch.nn import functional
@@ -30,7 +30,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LAMBDAS = (0, 0.3, 1)
 PASSAGES = 6
-TEXTS = 480  # passages that the language model reads, 4 a step
+TEST = 40  # queries
+TEXTS = 320  # passages that the language model reads, 4 a step
 UNSEEN = 40
 TOKENS = 96  # of each
 

@@ -25,11 +25,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from measure import table
+from scipy.interpolate import CubicSpline
 from tqdm import tqdm
 
 from cocktail.measure.agreement import Agreement
@@ -117,8 +118,19 @@ def curve_of(folder: Path) -> Curve:
     """From ``curve.npz``, or measured now."""
     pair = json.loads((folder / "pair.json").read_text(encoding="utf-8"))
     way = Way(*vertices(2))
-    mixes = [way.at(share) for share in SHARES]
-    return kept_or_measured(folder / "curve.npz", pair, [pair["tuned"]], mixes)
+    # A decoder's loss is so smooth that a cubic through every other point gives those in between.
+    smooth = pair["kind"] == "decoder"
+    shares = SHARES[::2] if smooth else SHARES
+    found = kept_or_measured(
+        folder / "curve.npz", pair, [pair["tuned"]], [way.at(share) for share in shares]
+    )
+    if found.target.shape[1] == len(SHARES):
+        return found
+    tables = {
+        name: CubicSpline(shares, getattr(found, name), axis=1)(SHARES)
+        for name in ("target", "general", "text", "losses")
+    }
+    return replace(found, **tables)
 
 
 def kept_or_measured(
@@ -126,7 +138,9 @@ def kept_or_measured(
     pair: dict,
     tuned: list[str],
     mixes: list[np.ndarray],
+    *,
     tests: int | None = None,
+    with_text: bool = True,
 ) -> Curve:
     """The tables of S mixes of the pair's base and the tuned ones; ``kept`` beside pair.json.
 
@@ -134,7 +148,8 @@ def kept_or_measured(
     """
     folder = kept.parent
     if not kept.exists():
-        np.savez(kept, **measured(folder, pair, [pair["base"], *tuned], mixes, tests))
+        models = [pair["base"], *tuned]
+        np.savez(kept, **measured(folder, pair, models, mixes, tests=tests, with_text=with_text))
     with np.load(kept) as tables:
         pools = tuple(int(count) for count in tables["pools"])
         names = ("target", "general", "text", "losses")
@@ -142,7 +157,13 @@ def kept_or_measured(
 
 
 def measured(
-    folder: Path, pair: dict, models: list[str], mixes: list[np.ndarray], tests: int | None
+    folder: Path,
+    pair: dict,
+    models: list[str],
+    mixes: list[np.ndarray],
+    *,
+    tests: int | None,
+    with_text: bool,
 ) -> dict[str, np.ndarray]:
     """Tables of (examples, S); the first of the mixes is the base."""
     plan = search_plan([str(folder / model) for model in models], pair["kind"])
@@ -164,13 +185,17 @@ def measured(
     # The retain examples' order is that of their contents: back to the files'.
     place = {text: i for i, text in enumerate(bench.retain.places)}
     back = [place[f"example {i + 1}"] for i in range(len(general))]
-    text_bench = prepare(plan, target[:2], None, options, retain_text=folder / pair["general_text"])
-    agreement = Agreement(text_bench.mixture, text_bench.retain, mixes[0])
-    sign = -1 if agreement.more_is_better else 1
+    text = np.empty((0, len(mixes)))
+    if with_text:
+        text_file = folder / pair["general_text"]
+        text_bench = prepare(plan, target[:2], None, options, retain_text=text_file)
+        agreement = Agreement(text_bench.mixture, text_bench.retain, mixes[0])
+        sign = -1 if agreement.more_is_better else 1
+        text = sign * np.stack([agreement.values(mix) for mix in mixes], axis=1)
     return {
         "target": -tables[0][order],
         "general": -tables[1][back],
-        "text": sign * np.stack([agreement.values(mix) for mix in mixes], axis=1),
+        "text": text,
         "losses": np.stack([point[0].losses[order] for point in points], axis=1),
         "pools": np.array([len(rows["target_pool"]), len(rows["general_pool"])]),
     }

@@ -12,7 +12,7 @@ regret.py. Values between the mixes of the grid are interpolated. Rules:
     average                  equal weights of all; of the fine-tunes alone
     lm-cocktail T=5          its rule
     least loss               the mix of the grid with the least loss
-    search                   what ``cocktail search`` chooses; with labels, with text alone
+    search                   what ``cocktail search`` chooses; with labelled general examples
 
 ``--split`` asks what freedom by layer is worth: the fine-tune is taken apart, by depth and by
 attention against the rest, into two that lie twice as far from the base, so that a half of each is
@@ -91,7 +91,7 @@ def together(args: argparse.Namespace) -> Iterator[tuple[str, Curve, Weights]]:
         ]
         grid = simplex(len(names) + 1)
         kept = first / f"with-{'-'.join(names[1:])}.npz"
-        yield "+".join(names), kept_or_measured(kept, records[0], tuned, list(grid), TESTS), grid
+        yield "+".join(names), measured(kept, records[0], tuned, grid), grid
 
 
 def halves(args: argparse.Namespace) -> Iterator[tuple[str, Curve, Weights]]:
@@ -101,11 +101,11 @@ def halves(args: argparse.Namespace) -> Iterator[tuple[str, Curve, Weights]]:
         pair = read(folder)
         parts = taken_apart(folder, pair, way)
         grid = simplex(3)
-        yield (
-            f"{name}, {way}",
-            kept_or_measured(folder / f"{way}.npz", pair, parts, list(grid), TESTS),
-            grid,
-        )
+        yield f"{name}, {way}", measured(folder / f"{way}.npz", pair, parts, grid), grid
+
+
+def measured(kept: Path, pair: dict, tuned: list[str], grid: Weights) -> Curve:
+    return kept_or_measured(kept, pair, tuned, list(grid), tests=TESTS, with_text=False)
 
 
 def read(folder: Path) -> dict:
@@ -189,7 +189,7 @@ def rules(grid: Weights, *, straight: bool) -> dict[str, Rule]:
     )
     chosen = {
         f"{name}{side}": rule(grid, kind, straight)
-        for side, kind in ((", text", "text"), (", labels", "general"), ("", None))
+        for side, kind in ((", labels", "general"), ("", None))
         for name, rule in (("search", searched), ("least loss", least_loss))
     }
     return {**single, **chosen}

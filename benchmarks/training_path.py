@@ -10,7 +10,7 @@ queries of covidqa and on 75 of xquad_en:
     best checkpoint      of the six, by NDCG@10 of 60 held-out queries
     average              of the six, equally
     average with base    of the six and the base
-    search, last         `cocktail search base last`, on 20 of the held-out queries and general text
+    search, last         `cocktail search base last`, on 20 of the held-out queries and 40 general
     search, path         `cocktail search base checkpoint-*`, the same
 
 OUT keeps everything, and a model that is there is not made again.
@@ -81,9 +81,9 @@ def models(name: str, seed: int, base: Path, args: argparse.Namespace) -> dict[s
     weights = {model: np.full(len(each), 1 / len(each)) for model, each in averaged.items()}
     for model, each in searched.items():
         if not (run / model).exists():
-            text = slice_of(args.data, args.out, "xquad_en", "text")
+            general = slice_of(args.data, args.out, "xquad_en", "pool")
             result = search_weights(
-                each, "reranker", lines(held_out)[:20], retain_text=text,
+                each, "reranker", lines(held_out)[:20], retain_data=lines(general)[:40],
                 max_input_length=LIMIT["max_length"], progress=False,
             )  # fmt: skip
             weights[model] = np.array(result.weights)
