@@ -15,7 +15,7 @@ import click
 
 from cocktail.cli.printing import json_option, private_option, push_option, quiet_option
 from cocktail.cli.printing import report as show
-from cocktail.errors import RecipeError
+from cocktail.errors import RecipeError, counted
 from cocktail.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -106,10 +106,7 @@ def search(
       cocktail search ./base ./tuned --data target.jsonl -o ./mixed --calibrate held-out.jsonl
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
-    from cocktail.measure.processes import Processes
     from cocktail.search.calibrate import Calibrator, check_calibration
-    from cocktail.search.report import check_report_folder, summary
-    from cocktail.search.run import search_weights
     from cocktail.write.place import output_folder
     from cocktail.write.push import check_push
 
@@ -120,8 +117,6 @@ def search(
         raise RecipeError("no examples given - a search needs some - pass --data FILE")
     names = settings["models"]
     place = None if output is None else output_folder(output)
-    if report is not None:
-        check_report_folder(Path(report), names, place)
     calibrator = None
     if place is not None:  # refuse before the search what would be refused after it
         plan = _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
@@ -143,6 +138,13 @@ def search(
             "--push-to-hub is given without --output - what is written there is pushed - add "
             "--output DIR"
         )
+    _tell_start(settings, data, quiet=quiet)
+    from cocktail.measure.processes import Processes
+    from cocktail.search.report import check_report_folder, summary
+    from cocktail.search.run import search_weights
+
+    if report is not None:
+        check_report_folder(Path(report), names, place)
     processes = Processes()
     pictures: list[Path] = []
     try:
@@ -179,6 +181,21 @@ def search(
         processes.leave()
     if result.interrupted:
         sys.exit(130)
+
+
+def _tell_start(settings: dict[str, Any], data: str, *, quiet: bool) -> None:
+    """Say what is searched, after the headers alone have shown that it can be.
+
+    Raises:
+        CocktailError: it cannot.
+    """
+    from cocktail.measure.refillable import search_plan
+    from cocktail.system.progress import tell_start
+
+    plan = search_plan(settings["models"], settings["model_type"], head=settings["head"])
+    if not quiet:
+        models = counted(len(plan.ingredients), plan.kind.name)
+        tell_start(f"searching: {models} of {plan.parameters:,} parameters, {data}")
 
 
 def _show_calibrated(result: SearchResult, calibrator: Calibrator) -> None:
