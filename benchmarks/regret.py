@@ -34,7 +34,8 @@ from scipy.interpolate import CubicSpline
 from tqdm import tqdm
 
 from cocktail.measure.agreement import Agreement
-from cocktail.measure.bench import prepare, search_plan
+from cocktail.measure.bench import prepare
+from cocktail.measure.refillable import search_plan
 from cocktail.search.curve import Way, vertices
 from cocktail.search.lm_cocktail import softmax_of_losses
 from cocktail.search.objective import MixObjective

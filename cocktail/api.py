@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocktail.errors import RecipeError
 from cocktail.measure.in_memory import ModelInMemory
+from cocktail.measure.refillable import search_plan
 from cocktail.measure.tasks.examples import ExampleData, RetainedData, source_name
 from cocktail.measure.unlabelled import TextData
 from cocktail.mix.stream import stream
@@ -219,8 +220,6 @@ def mix_models_with_data(
             where possible.
         KeyboardInterrupt: no model is made from an unfinished search.
     """
-    from cocktail.measure.bench import search_plan  # noqa: PLC0415 - imports torch
-
     check_threads(threads)
     names = tuple(map(str, model_names_or_paths))
     written_pooling = None if output_path is None else pooling

@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from reranker_ft.data.files import refuse_existing
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError
-from reranker_ft.evaluate.card import add_to_cards, check_cards
-from reranker_ft.evaluate.compare import Comparison, average_over_tasks, compare, compare_on
 from reranker_ft.notebook import html_table
-from reranker_ft.score.distil import add_teacher_scores
-from reranker_ft.score.reranker import Reranker
 
 if TYPE_CHECKING:
+    from reranker_ft.evaluate.compare import Comparison
     from reranker_ft.mine.mine import MiningReport
     from reranker_ft.mine.retrieve import RetrieverFactory
     from reranker_ft.train.result import TrainingResult
@@ -119,6 +116,15 @@ def evaluate_rerankers(
             evaluate on, or no model is a folder with a card.
         DataError, ModelError: Something does not load, or a card cannot be read.
     """
+    # Import torch, which mining by BM25 alone does without.
+    from reranker_ft.evaluate.card import add_to_cards, check_cards  # noqa: PLC0415
+    from reranker_ft.evaluate.compare import (  # noqa: PLC0415
+        Comparison,
+        average_over_tasks,
+        compare,
+        compare_on,
+    )
+
     names, paths = list(map(str, _listed(models))), _listed(data)
     asked = [] if benchmark is None else benchmark if isinstance(benchmark, list) else [benchmark]
     if not (paths or asked):
@@ -206,7 +212,7 @@ def mine_negatives(
         DataError, ModelError: Something does not load.
     """
     from reranker_ft.mine.mine import MiningOptions, mine_file, parse_ranks  # noqa: PLC0415
-    from reranker_ft.mine.retrieve import BM25, EncoderSearch  # noqa: PLC0415
+    from reranker_ft.mine.retrieve import BM25  # noqa: PLC0415
 
     if margin is not None and reranker is None:
         raise ArgumentError(
@@ -224,6 +230,7 @@ def mine_negatives(
     retriever: RetrieverFactory = functools.partial(BM25, progress=progress)
     if embedder_name_or_path is not None:
         from reranker_ft.mine.bi_encoder import EncoderOptions, load_encoder  # noqa: PLC0415
+        from reranker_ft.mine.encoder_search import EncoderSearch  # noqa: PLC0415
 
         devices = shared.get("devices")
         first = devices[0] if isinstance(devices, list | tuple) else devices
@@ -247,13 +254,18 @@ def mine_negatives(
             ),
         )
         retriever = functools.partial(EncoderSearch, encoder, progress=progress)
+    guard = None
+    if reranker is not None:
+        from reranker_ft.score.reranker import Reranker  # noqa: PLC0415
+
+        guard = Reranker(reranker, **shared)
     return mine_file(
         input_file,
         output_file,
         options,
         retriever,
         candidate_pool=candidate_pool,
-        reranker=None if reranker is None else Reranker(reranker, **shared),
+        reranker=guard,
         overwrite=overwrite,
         progress=progress,
     )
@@ -307,6 +319,9 @@ def distil_scores(
         ArgumentError: The input is missing, or the output exists and ``overwrite`` is false.
         DataError, ModelError: Something does not load.
     """
+    from reranker_ft.score.distil import add_teacher_scores  # noqa: PLC0415
+    from reranker_ft.score.reranker import Reranker  # noqa: PLC0415
+
     refuse_existing(output_file, overwrite=overwrite)
     counted = add_teacher_scores(
         Reranker(teacher, **(reranker_options or {})),

@@ -1,8 +1,10 @@
-"""Progress: a bar on a terminal and in a notebook, a line every half minute elsewhere."""
+"""Progress: a line at the start, then a bar on a terminal and in a notebook, a line every half
+minute elsewhere."""
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,16 @@ from tqdm import tqdm
 
 SECONDS_A_LINE = 30.0
 """Between two lines where nothing can be redrawn, such as in a log."""
+
+
+def tell_start(line: str) -> None:
+    """Say what begins, where seconds of importing torch come before anything else can be seen.
+
+    Of several processes, the first does.
+    """
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{line}; torch and transformers start first\n")
+        sys.stderr.flush()
 
 
 def on_terminal() -> bool:

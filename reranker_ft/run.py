@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from reranker_ft.errors import ArgumentError, RerankerError, say, system_refusal
+from reranker_ft.progress import tell_start
 
 
 def _process_index() -> int:
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     _log_to_stderr()
     output: str | None = None
     try:
+        _tell_start(sys.argv[1:] if argv is None else argv)
         # Seconds to import, in which Ctrl-C ends as it does later on.
         from reranker_ft.train.flags import parse  # noqa: PLC0415
         from reranker_ft.train.train import run  # noqa: PLC0415
@@ -58,6 +61,25 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse(f"interrupted{_way_on(output)}", 130)
     return 0
+
+
+def _tell_start(argv: Sequence[str]) -> None:
+    """Say what is trained on what, as the flags have it, which only transformers can parse in full.
+
+    Nothing is said where the command will end at once: for its help, or without these flags.
+    """
+    asked = {flag: _value(argv, flag) for flag in ("model_name_or_path", "train_data")}
+    if None not in asked.values() and not {"-h", "--help"} & set(argv):
+        tell_start("training: {model_name_or_path} on {train_data}".format(**asked))
+
+
+def _value(argv: Sequence[str], flag: str) -> str | None:
+    """Return the first value of a flag, given as the next word or after an equals sign."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") == flag:
+            return (value if equals else following) or None
+    return None
 
 
 def _refuse(line: str, code: int) -> int:

@@ -15,7 +15,7 @@ import click
 
 from cocktail.cli.printing import json_option, private_option, push_option, quiet_option
 from cocktail.cli.printing import report as show
-from cocktail.errors import RecipeError
+from cocktail.errors import RecipeError, counted
 from cocktail.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -107,13 +107,8 @@ def search(
       cocktail search ./base ./tuned --data target.jsonl -o ./mixed --calibrate held-out.jsonl
       torchrun --nproc-per-node 2 -m cocktail search ./base ./tuned --data examples.jsonl
     """
-    from cocktail.measure.processes import Processes
     from cocktail.measure.tasks.examples import source_name
-    from cocktail.search.calibrate import Calibrator, check_calibration
-    from cocktail.search.report import check_report_folder, summary
-    from cocktail.search.run import search_weights
     from cocktail.write.place import output_folder
-    from cocktail.write.push import check_push
 
     if budget is not None and not quiet:
         click.echo("cocktail: --budget is not needed: a search runs each mix once", err=True)
@@ -122,29 +117,17 @@ def search(
         raise RecipeError("no examples given - a search needs some - pass --data FILE")
     names = settings["models"]
     place = None if output is None else output_folder(output)
+    calibrator = _checked_output(
+        settings, written_as, place, overwrite=overwrite, calibrate=calibrate,
+        repository=push_to_hub,
+    )  # fmt: skip
+    _tell_start(settings, data, quiet=quiet)
+    from cocktail.measure.processes import Processes
+    from cocktail.search.report import check_report_folder, summary
+    from cocktail.search.run import search_weights
+
     if report is not None:
         check_report_folder(Path(report), names, place)
-    calibrator = None
-    if place is not None:  # refuse before the search what would be refused after it
-        plan = _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
-        if calibrate is not None:
-            check_calibration(plan, calibrate)
-            calibrator = Calibrator(
-                calibrate, place, devices=settings["device"],
-                max_length=settings["max_input_length"],
-            )  # fmt: skip
-        if push_to_hub is not None:
-            check_push(push_to_hub)
-    elif calibrate is not None:
-        raise RecipeError(
-            "--calibrate is given without --output - scale and offset go into the head of the mix "
-            "that is written - add --output DIR"
-        )
-    elif push_to_hub is not None:
-        raise RecipeError(
-            "--push-to-hub is given without --output - what is written there is pushed - add "
-            "--output DIR"
-        )
     processes = Processes()
     pictures: list[Path] = []
     try:
@@ -181,6 +164,64 @@ def search(
         processes.leave()
     if result.interrupted:
         sys.exit(130)
+
+
+def _checked_output(
+    settings: dict[str, Any],
+    written_as: dict[str, Any],
+    place: Path | None,
+    *,
+    overwrite: bool,
+    calibrate: str | None,
+    repository: str | None,
+) -> Calibrator | None:
+    """Refuse before the search what would be refused after it.
+
+    Returns:
+        What calibrates the written mix, where that is asked for.
+
+    Raises:
+        CocktailError: the mix cannot be written, calibrated or pushed.
+    """
+    from cocktail.search.calibrate import Calibrator, check_calibration
+    from cocktail.write.push import check_push
+
+    if place is None:
+        if calibrate is not None:
+            raise RecipeError(
+                "--calibrate is given without --output - scale and offset go into the head of the "
+                "mix that is written - add --output DIR"
+            )
+        if repository is not None:
+            raise RecipeError(
+                "--push-to-hub is given without --output - what is written there is pushed - add "
+                "--output DIR"
+            )
+        return None
+    names = settings["models"]
+    plan = _plan(names, [1 / len(names)] * len(names), settings, written_as, place, overwrite)
+    if repository is not None:
+        check_push(repository)
+    if calibrate is None:
+        return None
+    check_calibration(plan, calibrate)
+    devices, max_length = settings["device"], settings["max_input_length"]
+    return Calibrator(calibrate, place, devices=devices, max_length=max_length)
+
+
+def _tell_start(settings: dict[str, Any], data: str, *, quiet: bool) -> None:
+    """Say what is searched, after the headers alone have shown that it can be.
+
+    Raises:
+        CocktailError: it cannot.
+    """
+    from cocktail.measure.refillable import search_plan
+    from cocktail.system.progress import tell_start
+
+    plan = search_plan(settings["models"], settings["model_type"], head=settings["head"])
+    if not quiet:
+        models = counted(len(plan.ingredients), plan.kind.name)
+        tell_start(f"searching: {models} of {plan.parameters:,} parameters, {data}")
 
 
 def _show_calibrated(result: SearchResult, calibrator: Calibrator) -> None:

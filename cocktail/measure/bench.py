@@ -40,8 +40,7 @@ from cocktail.measure.tasks.seq2seq import EncoderDecoderTask
 from cocktail.measure.tasks.task import Task
 from cocktail.measure.trimmed_vocabulary import trim_vocabulary
 from cocktail.measure.unlabelled import TextData, ranked_from, read_general, written_from
-from cocktail.plan.plan import Plan, build_plan
-from cocktail.recipe.recipe import make_recipe
+from cocktail.plan.plan import Plan
 from cocktail.system.threads import default_threads
 
 
@@ -71,40 +70,6 @@ class Bench:
     def given_order(self) -> list[int]:
         """The task's examples in the order of the data."""
         return sorted(range(len(self.order)), key=self.order.__getitem__)
-
-
-def search_plan(
-    models: Sequence[str | Path],
-    model_type: str | None,
-    *,
-    head: str = "error",
-    dtype: str = "float32",
-) -> Plan:
-    """The plan of the model in memory, which starts as the first ingredient.
-
-    Raises:
-        PlanError: the ingredients cannot be mixed; it gives every reason.
-    """
-    weights = [1.0, *[0.0] * (len(models) - 1)]
-    recipe = make_recipe(models, weights, model_type=model_type, head=head, dtype=dtype)
-    plan = build_plan(recipe)
-    found = not_refillable(plan)
-    if found is not None:
-        raise PlanError(
-            [
-                f"{found} - a search refills one model with whole tensors of every ingredient - "
-                "mix with fixed weights (cocktail mix)"
-            ]
-        )
-    return plan
-
-
-def not_refillable(plan: Plan) -> str | None:
-    """The reason why the ingredients cannot take turns in one model, or ``None``."""
-    pieced = [tensor.key for tensor in plan.tensors if tensor.pieces]
-    if pieced:
-        return f"the tokenizers differ ({pieced[0]} is aligned by token)"
-    return "head is mix" if plan.recipe.head == "mix" else None
 
 
 def prepare(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import mmap
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,39 +24,32 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+_LARGE = 4 << 20
+
 
 class ModelInMemory:
     """The tensors of one mixed model, filled block by block and passed on without a copy.
 
-    Its :meth:`write_block` is a sink of :func:`cocktail.mix.stream.stream`. The first block starts
-    a thread that imports torch and transformers and makes the model without weights, while the
-    weights are mixed.
+    Its :meth:`write_block` is a sink of :func:`cocktail.mix.stream.stream`. The model is first made
+    without weights, so that one that cannot be made is refused before anything is mixed.
 
     Args:
         trust_remote_code: run the custom code of the model that provides the config.
+
+    Raises:
+        PlanError: the model's config cannot be loaded, or transformers has no class for it.
     """
 
     def __init__(self, plan: Plan, *, trust_remote_code: bool = False) -> None:
         self.plan = plan
         self._trusted = trust_remote_code
-        # NumPy asks for huge pages, which are filled in half the time.
+        self._skeleton = self._make_skeleton()
         self._bytes = {
-            tensor.name: np.empty(tensor.nbytes, np.uint8)
-            for tensor in plan.tensors
-            if tensor.part == MAIN
+            tensor.name: _memory(tensor.nbytes) for tensor in plan.tensors if tensor.part == MAIN
         }
-        self._skeleton: Future[PreTrainedModel] | None = None
-        self._starting = Lock()
 
     def write_block(self, tensor: MixedTensor, start: int, block: Bytes) -> None:
-        """Put a block in its place.
-
-        Raises:
-            PlanError: in the meantime the model was found to be one that cannot be made.
-        """
-        skeleton = self._prepare()
-        if skeleton.done():
-            skeleton.result()
+        """Put a block in its place."""
         if tensor.part == MAIN:
             first = start * ITEM_SIZE[tensor.dtype]
             self._bytes[tensor.name][first : first + len(block)] = block
@@ -80,40 +70,28 @@ class ModelInMemory:
             The model in eval mode; its parameters are ``self.tensors``.
 
         Raises:
-            PlanError: the class has weights that the mix does not fill and that would stay random,
-                or its config cannot be loaded.
+            PlanError: the class has weights that the mix does not fill and that would stay random.
         """
-        skeleton = self._prepare().result()
-        # Only now: of two threads that import it at a time, one gets half of it.
-        import transformers  # noqa: PLC0415
-
-        with collection_paused(), _quiet(transformers):
-            model, info = type(skeleton).from_pretrained(
+        model_class = type(self._skeleton)
+        with collection_paused(), _quiet():
+            model, info = model_class.from_pretrained(
                 None,
-                config=skeleton.config,
+                config=self._skeleton.config,
                 state_dict=self.tensors,
                 dtype=torch_dtype(self.plan.dtype),
                 output_loading_info=True,
-                **self._without_absent_pooler(type(skeleton)),
+                **self._without_absent_pooler(model_class),
             )
         unfilled = sorted(info["missing_keys"])
         if unfilled:
             raise PlanError(
                 [
-                    f"{type(skeleton).__name__} has weights that no ingredient has "
+                    f"{model_class.__name__} has weights that no ingredient has "
                     f"({listed(unfilled)}) - they would be random - name the right model_type"
                 ]
             )
         built: PreTrainedModel = model.eval()
         return built
-
-    def _prepare(self) -> Future[PreTrainedModel]:
-        with self._starting:
-            if self._skeleton is None:
-                executor = ThreadPoolExecutor(1, "skeleton")
-                self._skeleton = executor.submit(self._make_skeleton)
-                executor.shutdown(wait=False)
-            return self._skeleton
 
     @collection_paused()
     def _make_skeleton(self) -> PreTrainedModel:
@@ -123,9 +101,8 @@ class ModelInMemory:
             PlanError: its config cannot be loaded.
         """
         import torch  # noqa: PLC0415 - seconds to import
+        import transformers  # noqa: PLC0415
 
-        import_module("transformers")
-        transformers = sys.modules["transformers"]  # it puts another module in its own place
         folder = self.plan.donor.main_folder
         auto = self._loader(transformers)
         options = {"trust_remote_code": self._trusted}
@@ -182,6 +159,19 @@ class ModelInMemory:
         return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
 
 
+def _memory(size: int) -> Bytes:
+    """Memory of its own for a tensor, which is not filled yet.
+
+    NumPy asks for huge pages from 4 MiB on. Where the page cache holds most of the memory, as after
+    reading the ingredients, the system takes twice as long to make room for them as to fill small
+    ones.
+    """
+    if size < _LARGE:
+        return np.empty(size, np.uint8)
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(mapped, np.uint8)
+
+
 def put_block(home: torch.Tensor, start: int, block: Bytes, code: str) -> None:
     """Copy a block's bytes, elements of type ``code``, into a tensor from ``start`` on."""
     values = as_tensor(block, code)
@@ -189,9 +179,10 @@ def put_block(home: torch.Tensor, start: int, block: Bytes, code: str) -> None:
 
 
 @contextmanager
-def _quiet(transformers: object) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Silence the loader's own progress bar and report, whose findings become errors here."""
-    logging = transformers.utils.logging  # type: ignore[attr-defined]
+    from transformers.utils import logging  # noqa: PLC0415
+
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

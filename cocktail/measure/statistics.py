@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from cocktail.checkpoint.model import MAIN
 from cocktail.errors import CocktailError, NonFiniteError, OutputError, PlanError
-from cocktail.measure.bench import Bench, not_refillable, prepare, read_examples
+from cocktail.measure.bench import Bench, prepare, read_examples
 from cocktail.measure.fisher import fisher_information
 from cocktail.measure.gram import gram_groups, input_grams
 from cocktail.measure.mixture import Mixture, out_of_memory, simplex_vertex
 from cocktail.measure.options import MeasureOptions
+from cocktail.measure.refillable import not_refillable
 from cocktail.measure.tasks.encoder import choose_pooling
 from cocktail.measure.tasks.examples import RankedExample
 from cocktail.plan.mixed_tensor import MixedTensor

@@ -32,6 +32,9 @@ Job = tuple[MixedTensor, int, int]
 
 _ELEMENTS_A_JOB = 1 << 16
 """With fewer, threads wait for the interpreter rather than for memory, and one alone is faster."""
+_SUM_BLOCK = 1 << 17
+"""Elements of a block that NumPy sums: in fp32, the sum stays in an L2 cache of two megabytes from
+the first ingredient to the rounding."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def stream(
     sink: Sink,
     *,
     threads: int | None = None,
-    block: int = BLOCK,
+    block: int | None = None,
     progress: Progress | None = None,
 ) -> Digests:
     """Mix every tensor of ``plan`` and pass the result to ``sink`` in blocks.
@@ -61,12 +64,14 @@ def stream(
     Args:
         threads: how many threads read, mix and write; the result does not depend on it. By default,
             one per processor, or a single one if the tensors are small.
-        block: elements to process at a time; the result does not depend on it.
+        block: elements to process at a time; the result does not depend on it. By default, fewer
+            for sums by NumPy than for methods, whose many calls take a time of their own.
 
     Raises:
         CheckpointError: an ingredient can no longer be read.
         NonFiniteError: a mixed tensor holds NaN or infinity.
     """
+    block = block or (_SUM_BLOCK if plan.is_plain_sum else BLOCK)
     jobs, space = _jobs(plan), plan.block_bytes(block)
     make_worker = _worker_for(plan)
     # The sink may use torch even where the mix does not.

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cocktail.errors import RecipeError
-from cocktail.measure.bench import Bench, prepare, search_plan
+from cocktail.measure.bench import Bench, prepare
 from cocktail.measure.mixture import Weights
 from cocktail.measure.processes import Processes
+from cocktail.measure.refillable import search_plan
 from cocktail.measure.tasks.examples import ExampleData, RetainedData
 from cocktail.measure.unlabelled import TextData
 from cocktail.plan.plan import Plan

@@ -1,9 +1,10 @@
-"""Progress on the error stream: a bar on a terminal and in a notebook, elsewhere a line every half
-minute with the time left."""
+"""Progress on the error stream: a line at the start, then a bar on a terminal and in a notebook,
+elsewhere a line every half minute with the time left."""
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,16 @@ def draws_bars() -> bool:
     """Whether there is something to draw a bar on: a terminal, or a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def tell_start(line: str) -> None:
+    """Say what begins, where seconds of importing torch come before anything else can be seen.
+
+    Of several processes, the first does.
+    """
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{line}; torch and transformers start first\n")
+        sys.stderr.flush()
 
 
 class LineBar(tqdm):  # type: ignore[type-arg]

@@ -39,6 +39,9 @@ def calibrate(
     Example:
       reranker-ft calibrate out --data dev.jsonl --output out-calibrated
     """
+    from reranker_ft.progress import tell_start
+
+    tell_start(f"calibrating: {model} on {data}")
     from reranker_ft.cli.describe import describe_calibration
     from reranker_ft.evaluate.calibrate import calibrate_reranker
 

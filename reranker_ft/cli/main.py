@@ -137,6 +137,9 @@ def evaluate(
 
         refuse_existing(plot, overwrite=overwrite)
         check_picture_format(plot)
+    from reranker_ft.progress import tell_start
+
+    tell_start(f"evaluating: {', '.join(models)} on {', '.join([*data, *benchmark])}")
     from reranker_ft.api import evaluate_rerankers
     from reranker_ft.cli.describe import describe_comparison
 
@@ -203,6 +206,9 @@ def score(
         from reranker_ft.data.files import refuse_existing
 
         refuse_existing(output, overwrite=overwrite)
+    from reranker_ft.progress import tell_start
+
+    tell_start(f"scoring: {'standard input' if data == '-' else data} with {model}")
     from reranker_ft.score.records import score_file
     from reranker_ft.score.reranker import Reranker
 
@@ -242,6 +248,9 @@ def distil(
         --output-file train_scored.jsonl
       reranker-ft train ... --train_data train_scored.jsonl --knowledge_distillation True
     """
+    from reranker_ft.progress import tell_start
+
+    tell_start(f"scoring: {input_file} with {teacher}")
     from reranker_ft.api import distil_scores
 
     found = distil_scores(
@@ -286,6 +295,10 @@ def check(
     Example:
       reranker-ft check train.jsonl --model-name-or-path BAAI/bge-reranker-base --max-length 256
     """
+    if model_name_or_path is not None:
+        from reranker_ft.progress import tell_start
+
+        tell_start(f"checking: {', '.join(data)} with the tokenizer of {model_name_or_path}")
     from reranker_ft.cli.describe import describe_check
     from reranker_ft.train.check import check_data
 

@@ -99,6 +99,11 @@ def mine(
         raise click.UsageError(
             "--margin is given without --reranker - it compares the scores of one - add --reranker"
         )
+    models = [options[name] for name in ("embedder_name_or_path", "reranker") if options[name]]
+    if models:
+        from reranker_ft.progress import tell_start
+
+        tell_start(f"mining: {input_file} with {' and '.join(models)}")
     from reranker_ft.api import mine_negatives
     from reranker_ft.cli.describe import describe_mining
 

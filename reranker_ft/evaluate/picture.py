@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reranker_ft.data.files import new_file
 from reranker_ft.errors import ArgumentError
-from reranker_ft.evaluate.compare import Result
+
+if TYPE_CHECKING:
+    from reranker_ft.evaluate.compare import Result
 
 METRIC_TITLES = {"mrr@10": "MRR@10", "ndcg@10": "NDCG@10", "map": "MAP"}
 

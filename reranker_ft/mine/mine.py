@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from reranker_ft.errors import ArgumentError, Problems
 from reranker_ft.mine.retrieve import BM25, Ranking, RetrieverFactory
 from reranker_ft.notebook import html_table
 from reranker_ft.score.records import write_line
-from reranker_ft.score.reranker import Reranker
+
+if TYPE_CHECKING:
+    from reranker_ft.score.reranker import Reranker
 
 # Queries whose candidates the guard scores together.
 CHUNK_QUERIES = 512

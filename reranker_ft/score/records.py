@@ -9,15 +9,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from reranker_ft.data.examples import parse_example, passage_prompt, query_prompt
 from reranker_ft.data.files import existing_file, new_text_file, refuse_existing
 from reranker_ft.data.lines import decode_line, parse_json, parsed_lines, refuse_unwritable
 from reranker_ft.errors import DataError, Problems
-from reranker_ft.model.pairs import Pair
 from reranker_ft.progress import progress_bar
-from reranker_ft.score.reranker import Reranker
+
+if TYPE_CHECKING:
+    from reranker_ft.model.pairs import Pair
+    from reranker_ft.score.reranker import Reranker
 
 # Pairs scored together: enough for batches of even length, few enough that the output grows and
 # the progress bar moves every minute or so on a CPU.

@@ -7,23 +7,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from reranker_ft.data.examples import Example, data_files, parse_example
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.data.lines import parsed_lines
 from reranker_ft.errors import ArgumentError, Problems
-from reranker_ft.model.load import load_tokenizer, model_errors
-from reranker_ft.model.pairs import PairEncoder
-from reranker_ft.model.scoring import position_limit
 from reranker_ft.notebook import html_table
 from reranker_ft.progress import byte_bar
+
+if TYPE_CHECKING:
+    from reranker_ft.model.pairs import PairEncoder
 
 # Lines tokenized together.
 CHUNK_LINES = 256
@@ -141,6 +139,12 @@ def model_positions(name_or_path: str) -> int | None:
     """
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         return None
+    import torch  # noqa: PLC0415 - seconds to import, and counting lines does without it
+    from transformers import AutoConfig, AutoModelForSequenceClassification  # noqa: PLC0415
+
+    from reranker_ft.model.load import model_errors  # noqa: PLC0415
+    from reranker_ft.model.scoring import position_limit  # noqa: PLC0415
+
     with model_errors(name_or_path), torch.device("meta"):
         config = AutoConfig.from_pretrained(name_or_path)
         model = AutoModelForSequenceClassification.from_config(config)
@@ -188,12 +192,16 @@ def check_data(
         if value is not None and value < 1:
             raise ArgumentError(f"{name} is {value} - it counts tokens - use 1 or more")
     if model_name_or_path is not None:
+        from reranker_ft.model.load import load_tokenizer  # noqa: PLC0415 - imports torch
+
         tokenizer = load_tokenizer(model_name_or_path)
         positions = model_positions(model_name_or_path)
     files = data_files(paths)
     counts = _Counts(train_group_size)
     lengths = None
     if tokenizer is not None:
+        from reranker_ft.model.pairs import PairEncoder  # noqa: PLC0415 - imports torch
+
         encoder = PairEncoder(
             tokenizer,
             max_length=min(max_length, positions or max_length),

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,6 @@ from transformers import (
 )
 
 from cocktail import CocktailError, mix_models, mix_models_by_layers
-from cocktail.errors import PlanError
-from cocktail.measure.in_memory import ModelInMemory
-from cocktail.mix.stream import stream
-from cocktail.pipeline import checked_plan
-from cocktail.plan.mixed_tensor import MixedTensor
-from cocktail.recipe.recipe import make_recipe
-from cocktail.tensors.dtypes import Bytes
 from cocktail.write.verify import verify
 
 SMALL = {
@@ -210,9 +202,11 @@ def test_custom_code_is_copied_and_run_only_when_trusted(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("output", [None, "out"])
-def test_what_cannot_be_built_is_refused_and_not_written(
-    tmp_path: Path, output: str | None
+def test_what_cannot_be_built_is_refused_before_anything_is_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str | None
 ) -> None:
+    for module in ("api", "pipeline"):
+        monkeypatch.setattr(f"cocktail.{module}.stream", lambda *_, **__: pytest.fail("mixed"))
     for seed in range(2):
         folder = tmp_path / f"m{seed}"
         make(BertModel, BertConfig(**SMALL), seed, folder)
@@ -222,30 +216,6 @@ def test_what_cannot_be_built_is_refused_and_not_written(
     with pytest.raises(CocktailError, match="transformers cannot build it as encoder"):
         mix_models([tmp_path / "m0", tmp_path / "m1"], "encoder", [0.5, 0.5], place, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m0", "m1"]
-
-
-def test_a_long_mix_stops_when_the_model_cannot_be_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for seed in range(2):
-        make(BertModel, BertConfig(**SMALL), seed, tmp_path / f"m{seed}")
-    plan = checked_plan(make_recipe([tmp_path / "m0", tmp_path / "m1"], [0.5, 0.5]), None)
-
-    def refuse(_: ModelInMemory) -> None:
-        raise PlanError(["no such class"])
-
-    monkeypatch.setattr(ModelInMemory, "_make_skeleton", refuse)
-    memory = ModelInMemory(plan)
-    written = []
-
-    def sink(tensor: MixedTensor, start: int, block: Bytes) -> None:
-        memory.write_block(tensor, start, block)
-        written.append(start)
-        wait([memory._prepare()])
-
-    with pytest.raises(PlanError, match="no such class"):
-        stream(plan, sink, threads=1)
-    assert len(written) <= 1
 
 
 LM_COCKTAIL = """

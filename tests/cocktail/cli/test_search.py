@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +201,29 @@ def test_what_cannot_be_calibrated_is_refused_before_the_search(
     done = run("search", *models, "--data", data, "--calibrate", pairs, *more)
     assert done.exit_code == 1
     assert message in done.stderr
+
+
+def test_what_begins_is_told_before_torch_is_imported(
+    kitchen: dict[str, str], given: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit(77)\n")
+    paths = [str(tmp_path), str(Path(__file__).parents[3]), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def begin(*more: str) -> subprocess.CompletedProcess[str]:
+        call = [sys.executable, "-m", "cocktail", *given, *more]
+        return subprocess.run(call, capture_output=True, text=True, env=environment)
+
+    done = begin("--json")
+    parameters = sum(
+        tensor.numel() for tensor in load_file(f"{kitchen['base']}/model.safetensors").values()
+    )
+    told = f"searching: 2 rerankers of {parameters:,} parameters, {given[4]}"
+    assert (done.returncode, done.stdout) == (77, "")
+    assert done.stderr == f"{told}; torch and transformers start first\n"
+    assert begin("--quiet").stderr == ""
+    # What the headers forbid is said without torch.
+    refused = begin("--model-type", "decoder")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("cocktail: ")

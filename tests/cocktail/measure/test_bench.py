@@ -12,8 +12,9 @@ import torch
 
 from cocktail.errors import CheckpointError, CocktailError, RecipeError
 from cocktail.measure import bench as prepare_module
-from cocktail.measure.bench import prepare, search_plan
+from cocktail.measure.bench import prepare
 from cocktail.measure.processes import Processes
+from cocktail.measure.refillable import search_plan
 from cocktail.measure.tasks.examples import ExampleError
 from cocktail.search.options import SearchOptions
 from tests.cocktail.tiny import examples, ingredients, ranked

@@ -11,7 +11,8 @@ import torch
 
 from cocktail.cli.main import main
 from cocktail.errors import RecipeError
-from cocktail.measure.bench import prepare, search_plan
+from cocktail.measure.bench import prepare
+from cocktail.measure.refillable import search_plan
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions
 from cocktail.search.run import search_weights

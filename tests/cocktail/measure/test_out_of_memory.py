@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cocktail.errors import CocktailError
-from cocktail.measure.bench import Bench, prepare, search_plan
+from cocktail.measure.bench import Bench, prepare
+from cocktail.measure.refillable import search_plan
 from cocktail.search.options import SearchOptions
 from tests.cocktail.tiny import FAMILIES, examples, ingredients
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from cocktail import search_weights
 from cocktail.measure import bench as prepare_module
-from cocktail.measure.bench import prepare, search_plan
+from cocktail.measure.bench import prepare
+from cocktail.measure.refillable import search_plan
 from cocktail.measure.trimmed_vocabulary import TrimmedEmbedding
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions

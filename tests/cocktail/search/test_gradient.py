@@ -11,7 +11,8 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from cocktail.measure.bench import prepare, search_plan
+from cocktail.measure.bench import prepare
+from cocktail.measure.refillable import search_plan
 from cocktail.search.gradient import descend, on_simplex
 from cocktail.search.objective import MixObjective
 from cocktail.search.options import SearchOptions

@@ -261,7 +261,8 @@ def test_one_model_is_in_memory(kitchen, rows, monkeypatch) -> None:
 
 
 def test_refilling_equals_mixing(kitchen, rows) -> None:
-    from cocktail.measure.bench import prepare, search_plan
+    from cocktail.measure.bench import prepare
+    from cocktail.measure.refillable import search_plan
     from cocktail.search.options import SearchOptions
 
     bench = prepare(search_plan(list(kitchen.values()), None), rows, None, SearchOptions())

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -153,6 +154,64 @@ def test_no_bars_where_stderr_is_no_terminal(command, model_folders, write_jsonl
         "check": [data, "--model_name_or_path", model],
     }
     assert run(command, *arguments[command]).stderr == ""
+
+
+def run_without_torch(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own that ends where it imports torch."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text("raise SystemExit(77)\n")
+    paths = [str(folder), str(Path(__file__).parents[3]), *sys.path]
+    return subprocess.run(
+        [sys.executable, "-m", "reranker_ft", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["score", "m"], "scoring: standard input with m"),
+        (["evaluate", "m", "n", "--data", "d"], "evaluating: m, n on d"),
+        (["distil", "m", "--input-file", "d", "--output-file", "o"], "scoring: d with m"),
+        (["calibrate", "m", "--data", "d"], "calibrating: m on d"),
+        (["check", "d", "--model-name-or-path", "m"], "checking: d with the tokenizer of m"),
+        (
+            ["mine", "--input-file", "d", "--output-file", "o", "--reranker", "m"],
+            "mining: d with m",
+        ),
+        (
+            ["train", "--train-data=d", "--model_name_or_path", "m", "--output_dir", "o"],
+            "training: m on d",
+        ),
+    ],
+)
+def test_what_begins_is_told_before_torch_is_imported(arguments, told, tmp_path):
+    done = run_without_torch(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (77, "")
+    assert done.stderr == f"{told}; torch and transformers start first\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["score"], ["train", "--output_dir", "o"], ["evaluate", "m", "--plot", "p.txt"]]
+)
+def test_a_wrong_call_is_told_nothing_but_what_is_wrong(arguments, tmp_path):
+    assert "start first" not in run_without_torch(tmp_path, *arguments).stderr
+
+
+def test_counting_lines_needs_no_torch(write_jsonl, tmp_path):
+    data = write_jsonl(toy_rows(6))
+    checked = run_without_torch(tmp_path, "check", data)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_mining_by_words_needs_no_torch(write_jsonl, tmp_path):
+    data, mined = write_jsonl(toy_rows(6)), tmp_path / "mined.jsonl"
+    done = run_without_torch(tmp_path, "mine", "--input-file", data, "--output-file", mined)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(mined.read_text().splitlines()) == 6
 
 
 @pytest.mark.parametrize("command", ["score", "distil", "mine", "evaluate"])

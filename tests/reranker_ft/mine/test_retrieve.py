@@ -1,4 +1,4 @@
-"""Words, BM25 and embeddings: what ranks how high."""
+"""Words and BM25: what ranks how high."""
 
 import math
 import os
@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from reranker_ft.errors import ArgumentError
-from reranker_ft.mine import retrieve
-from reranker_ft.mine.retrieve import BM25, EncoderSearch, lexical_tokens
+from reranker_ft.mine.retrieve import BM25, lexical_tokens
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 
@@ -82,33 +80,6 @@ def test_bm25_finds_the_positives_of_real_questions(name, least):
         for example, ranking in zip(examples, rankings, strict=True)
     ]
     assert np.mean(found) > least
-
-
-class TableEncoder:
-    """Embeddings that stand in a table."""
-
-    def __init__(self, vectors: dict[str, list[float]]) -> None:
-        self.vectors = vectors
-
-    def encode_queries(self, texts):
-        return torch.tensor([self.vectors[text] for text in texts])
-
-    encode_passages = encode_queries
-
-
-@pytest.mark.parametrize(("piece", "block"), [(2, 1), (3, 2), (100, 100)])
-def test_encoder_search_is_exact_whatever_the_pieces(monkeypatch, piece, block):
-    random = np.random.default_rng(0)
-    pool = [f"p{i}" for i in range(23)]
-    queries = [f"q{i}" for i in range(5)]
-    vectors = {text: random.normal(size=4).tolist() for text in pool + queries}
-    monkeypatch.setattr(retrieve, "POOL_PIECE", piece)
-    monkeypatch.setattr(retrieve, "QUERY_BLOCK", block)
-    search = EncoderSearch(TableEncoder(vectors), pool)
-    for top_k in (4, 23, 50):
-        for query, ranking in zip(queries, search.search(queries, top_k), strict=True):
-            products = [np.dot(vectors[query], vectors[text]) for text in pool]
-            assert ranking.tolist() == np.argsort(-np.array(products))[:top_k].tolist()
 
 
 def test_bm25_leaves_jax_and_its_memory_alone(tmp_path):
