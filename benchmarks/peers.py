@@ -32,6 +32,13 @@ PEERS = {
     "flagembedding": ["FlagEmbedding==1.4.2", TRANSFORMERS, "sentence-transformers==6.2.0", MINILM],
     # [train] brings accelerate and datasets, without which its trainer does not start.
     "sentence-transformers": ["sentence-transformers[train]==6.2.0", TRANSFORMERS, MINILM],
+    # What exports its models needs an older transformers than ours; that is another peer's
+    # business, the compiled model does not run in it. backend="onnx" does not install with 6.2.
+    "sentence-transformers-openvino": [
+        "sentence-transformers[openvino]==6.2.0",
+        "transformers==5.5.4",
+        "openvino==2026.4.1",
+    ],
 }
 
 
