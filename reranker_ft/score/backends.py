@@ -88,7 +88,7 @@ def _examples(model: nn.Module, tokenizer: Any) -> list[dict[str, Tensor]]:
     ]
 
 
-def micro_batch_tokens(backend: str, device: torch.device) -> int:
+def default_tokens(backend: str, device: torch.device) -> int:
     """Return how many padded tokens one forward takes where the caller does not say."""
     return (
         OPENVINO_MICRO_BATCH_TOKENS if backend == OPENVINO else default_micro_batch_tokens(device)

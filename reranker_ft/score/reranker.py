@@ -27,7 +27,7 @@ from reranker_ft.model.readout import pair_encoder, settle_instructions
 from reranker_ft.model.rerankers import load_reranker
 from reranker_ft.model.scoring import position_limit, score_encodings
 from reranker_ft.model.turns import turn
-from reranker_ft.score.backends import Backend, devices_for, micro_batch_tokens, placed
+from reranker_ft.score.backends import Backend, default_tokens, devices_for, placed
 
 # Pairs that are tokenized and sorted by length together: enough for batches of even length, few
 # enough that the token ids of millions of pairs never stand in memory at once.
@@ -81,7 +81,7 @@ class Reranker:
             without ``no_token`` the logit of ``yes_token``.
         peft_path: A PEFT adapter's folder, which is merged into a language model.
         backend: ``torch``, or ``openvino`` for cross-encoders on a CPU, from the extra of that
-            name. It computes what the weights are now: later changes of ``model`` do not count.
+            name; it does not see later changes of ``model``.
 
     Attributes:
         model: The first device's copy.
@@ -270,8 +270,7 @@ class Reranker:
         pairs = self.batch_size if batch_size is None else batch_size
         if pairs < 1:
             raise ArgumentError(f"batch_size is {pairs} - it counts pairs - use 1 or more")
-        suits = self.micro_batch_tokens
-        suits = suits or micro_batch_tokens(self.backend, self.target_devices[0])
+        suits = self.micro_batch_tokens or default_tokens(self.backend, self.target_devices[0])
         return min(suits, pairs * max_length)
 
     def rank(

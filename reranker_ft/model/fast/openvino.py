@@ -6,7 +6,9 @@ other, and compiled for the processor, batches and lengths left open.
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -43,8 +45,7 @@ class _Compiled:
     """A compiled model: (B, L) inputs to (B, 1) logits."""
 
     def __init__(self, model: nn.Module, example: dict[str, Tensor], precision: str) -> None:
-        import openvino  # noqa: PLC0415 - optional
-
+        openvino = _openvino()
         self._names = list(example)
         # OpenVINO reads weights where torch has them, and calls back into the decoder.
         self._decoder, graph = _converted(_Traced(model, self._names), tuple(example.values()))
@@ -65,10 +66,27 @@ class _Compiled:
         return logits
 
 
+def _openvino() -> Any:
+    """Import OpenVINO without its telemetry, which tells of every import over the network.
+
+    OpenVINO does without that package where it is absent.
+    """
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
 def _converted(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, Any]:
     """Return what must live as long as OpenVINO's model of a torch module, and that model.
 
-    By the parts of ``openvino.convert_model``, which reports its use over the network.
+    By the parts of ``openvino.convert_model``, which reports where ``_openvino`` came too late.
     """
     from openvino.frontend import FrontEndManager  # noqa: PLC0415 - optional
     from openvino.frontend.pytorch.ts_decoder import (  # noqa: PLC0415 - optional
@@ -97,7 +115,7 @@ def keep_openvino(
         ModelError: It does not take the model, or gives other scores.
     """
     try:
-        import openvino  # noqa: F401, PLC0415 - optional
+        _openvino()
     except ImportError:
         raise ArgumentError(
             "backend is 'openvino' and openvino is not installed - it is an extra - "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -112,6 +113,26 @@ def test_nothing_is_said_and_the_model_can_be_saved(model_folders, tmp_path, rec
     assert Reranker(tmp_path / "saved").compute_score(PAIRS) == pytest.approx(expected, abs=1e-6)
 
 
+REPORTING = """
+import sys
+import openvino_telemetry
+sent = []
+for name in ("start_session", "send_event"):
+    setattr(openvino_telemetry.Telemetry, name, lambda *given, **_: sent.append(given))
+from reranker_ft import Reranker
+Reranker(sys.argv[1], backend="openvino").compute_score(["a", "b"])
+assert sys.modules["openvino_telemetry"] is openvino_telemetry
+assert not sent, sent
+"""
+
+
+@needs_openvino
+def test_nothing_is_reported_over_the_network(model_folders):
+    """OpenVINO would, when it is imported and when it converts."""
+    pytest.importorskip("openvino_telemetry")
+    subprocess.run([sys.executable, "-c", REPORTING, str(model_folders())], check=True)
+
+
 @needs_openvino
 def test_a_forward_that_tracing_does_not_see_is_refused(model_folders, monkeypatch):
     converted = engine._converted
@@ -167,15 +188,8 @@ def test_language_models_that_answer_are_refused(tmp_path):
         FlagLLMReranker(folder, backend="openvino")
 
 
-def test_without_openvino_the_extra_is_named(model_folders, monkeypatch, capsys):
-    imported = builtins.__import__
-
-    def absent(name, *others):
-        if name.split(".")[0] == "openvino":
-            raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
-        return imported(name, *others)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+def test_without_openvino_the_extra_is_named(model_folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ArgumentError, match=r"not installed - .*'\.\[openvino\]'"):
         Reranker(model_folders(), backend="openvino")
 
