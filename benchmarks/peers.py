@@ -40,6 +40,9 @@ PEERS = {
         "openvino==2026.4.1",
     ],
 }
+# The package index has torchvision for CUDA's torch alone; beside another it does not load, and
+# transformers with it. What is measured here needs none.
+UNWANTED = {"sentence-transformers-openvino": ["torchvision"]}
 
 
 class MissingPeerError(RuntimeError):
@@ -74,6 +77,8 @@ def make(peer: str) -> None:
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, TORCH], check=True)
     subprocess.run([*pip, TORCH, *PEERS[peer]], check=True)
+    if peer in UNWANTED:
+        subprocess.run([*pip[:3], "uninstall", "--quiet", "--yes", *UNWANTED[peer]], check=True)
     done.write_text("\n".join([TORCH, *PEERS[peer]]) + "\n")
     print(f"{peer}: made {folder}")
 
