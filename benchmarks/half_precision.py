@@ -1,9 +1,11 @@
-"""What bf16 gains and costs where a cross-encoder scores on a CPU.
+"""What bf16, or OpenVINO, gains and costs where a cross-encoder scores on a CPU.
 
     python benchmarks/half_precision.py --model MODEL --data ../shared/data/xquad_en/test.jsonl
+    python benchmarks/half_precision.py --model MODEL --data DATA --ways fp32 openvino
 
 In one process, in turn: fp32, ``use_bf16`` and transformers' own forward with its weights in bf16,
-padded, in the same micro-batches. Medians of seconds, and of the processor's seconds, which other
+padded, in the same micro-batches; or the ``--ways`` that are named, the first of which the others
+are compared with. Medians of seconds, and of the processor's seconds, which other
 processes' work changes less; the largest difference of a score, and of NDCG@10 with its interval.
 """
 
@@ -15,7 +17,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +30,10 @@ from reranker_ft.evaluate.metrics import bootstrap_difference, per_query_metrics
 from reranker_ft.model.scoring import token_batches
 
 
-def padded_forwards(reranker: Reranker) -> Callable[[list[tuple[str, str]]], list[float]]:
-    """The scores that transformers gives without any of the package's shortcuts."""
+def padded_forwards(model: Path) -> Callable[[list[tuple[str, str]]], list[float]]:
+    """The scores that transformers gives in bf16 without any of the package's shortcuts."""
+    reranker = Reranker(model, devices="cpu")
+    reranker.model.bfloat16()
 
     @torch.no_grad()
     def score(pairs: list[tuple[str, str]]) -> list[float]:
@@ -40,23 +46,31 @@ def padded_forwards(reranker: Reranker) -> Callable[[list[tuple[str, str]]], lis
     return score
 
 
+def ours(model: Path, **options: Any) -> Callable[[list[tuple[str, str]]], list[float]]:
+    return Reranker(model, devices="cpu", **options).compute_score
+
+
+WAYS = {
+    "fp32": ours,
+    "bf16": partial(ours, use_bf16=True),
+    "transformers-bf16": padded_forwards,
+    "openvino": partial(ours, backend="openvino"),
+    "openvino-bf16": partial(ours, backend="openvino", use_bf16=True),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS)[:3])
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--request", type=int, help="pairs that are scored at a time")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     examples = ExampleFiles([arguments.data])[: arguments.queries]
     pairs = [(e.query, text) for e in examples for text in (*e.pos, *e.neg)]
-    by_hand = Reranker(arguments.model, devices="cpu")
-    by_hand.model.bfloat16()
-    ways = {
-        "fp32": Reranker(arguments.model, devices="cpu").compute_score,
-        "bf16": Reranker(arguments.model, devices="cpu", use_bf16=True).compute_score,
-        "transformers, bf16": padded_forwards(by_hand),
-    }
+    ways = {name: WAYS[name](arguments.model) for name in arguments.ways}
     size = arguments.request or len(pairs)
     seconds = {name: ([], []) for name in ways}
     scores = {}
@@ -77,14 +91,16 @@ def main() -> None:
 
     print(json.dumps({"processor": platform.processor(), "threads": torch.get_num_threads(),
                       "pairs": len(pairs), "request": size}))  # fmt: skip
+    first = arguments.ways[0]
     for name, (wall, processor) in seconds.items():
-        difference = bootstrap_difference(ndcg(name), ndcg("fp32"))
-        gap = np.abs(np.subtract(scores[name], scores["fp32"])).max()
+        difference = bootstrap_difference(ndcg(name), ndcg(first))
+        gap = np.abs(np.subtract(scores[name], scores[first])).max()
         # The first round warms up.
         print(json.dumps({
             "way": name, "seconds": round(statistics.median(wall[1:]), 3),
             "processor seconds": round(statistics.median(processor[1:]), 3),
             "fastest round, pairs/s": round(len(pairs) / min(wall[1:]), 1),
+            "pairs a processor second": round(len(pairs) / min(processor[1:]), 1),
             "largest difference": round(float(gap), 4),
             "ndcg@10": round(float(ndcg(name).mean()), 4), "difference": difference.to_dict(),
         }))  # fmt: skip

@@ -32,7 +32,17 @@ PEERS = {
     "flagembedding": ["FlagEmbedding==1.4.2", TRANSFORMERS, "sentence-transformers==6.2.0", MINILM],
     # [train] brings accelerate and datasets, without which its trainer does not start.
     "sentence-transformers": ["sentence-transformers[train]==6.2.0", TRANSFORMERS, MINILM],
+    # What exports its models needs an older transformers than ours; that is another peer's
+    # business, the compiled model does not run in it. backend="onnx" does not install with 6.2.
+    "sentence-transformers-openvino": [
+        "sentence-transformers[openvino]==6.2.0",
+        "transformers==5.5.4",
+        "openvino==2026.4.1",
+    ],
 }
+# The package index has torchvision for CUDA's torch alone; beside another it does not load, and
+# transformers with it. What is measured here needs none.
+UNWANTED = {"sentence-transformers-openvino": ["torchvision"]}
 
 
 class MissingPeerError(RuntimeError):
@@ -67,6 +77,8 @@ def make(peer: str) -> None:
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, TORCH], check=True)
     subprocess.run([*pip, TORCH, *PEERS[peer]], check=True)
+    if peer in UNWANTED:
+        subprocess.run([*pip[:3], "uninstall", "--quiet", "--yes", *UNWANTED[peer]], check=True)
     done.write_text("\n".join([TORCH, *PEERS[peer]]) + "\n")
     print(f"{peer}: made {folder}")
 

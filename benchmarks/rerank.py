@@ -2,6 +2,8 @@
 
     python benchmarks/peers.py flagembedding sentence-transformers
     python benchmarks/rerank.py --data DATA/xquad_en/train.jsonl --steps 20 --repeats 3
+    python benchmarks/rerank.py --data DATA/xquad_en/train.jsonl --only score --engines \\
+        --score-model MODEL
 
 MiniLM with a fresh one-logit head (or a larger BERT from random weights: `--size base`), groups of
 8, 4 queries a step, 256 tokens. Every side reads one file, in which each query has one positive and
@@ -45,6 +47,13 @@ SIDES = {
     "FlagEmbedding": "flagembedding",
     "sentence-transformers": "sentence-transformers",
 }
+# Other ways to score on a CPU; `--engines` adds them.
+ENGINES = {
+    "ours-bf16": None,
+    "ours-openvino": None,
+    "sentence-transformers-bf16": "sentence-transformers",
+    "sentence-transformers-openvino": "sentence-transformers-openvino",
+}
 
 
 @dataclass
@@ -56,11 +65,12 @@ class Side:
     training: list[measure.Usage] = field(default_factory=list)
     scoring: list[measure.Usage] = field(default_factory=list)
     scoring_seconds: list[dict[str, float]] = field(default_factory=list)
+    scoring_cpu_seconds: list[dict[str, float]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     gpu_bytes: list[int] = field(default_factory=list)
 
     def interpreter(self) -> str:
-        peer = SIDES[self.name]
+        peer = {**SIDES, **ENGINES}[self.name]
         return peers.python(peer) if peer else sys.executable
 
 
@@ -133,6 +143,7 @@ def score_once(side: Side, model: Path, threads: int) -> float:
     usage, report = work(side, command, threads)
     side.scoring.append(usage)
     side.scoring_seconds.append(report["seconds"])
+    side.scoring_cpu_seconds.append(report["cpu_seconds"])
     side.scores = report["scores"]
     return usage.seconds
 
@@ -173,21 +184,27 @@ def training_rows(sides: list[Side], tokens: float) -> list[list[str]]:
 
 def scoring_rows(sides: list[Side]) -> list[list[str]]:
     jobs = list(sides[0].scoring_seconds[0])
-    rates = {
-        side.name: [
-            len(side.scores) / statistics.median(s[job] for s in side.scoring_seconds)
-            for job in jobs
-        ]
-        for side in sides
-    }
+
+    def rates(taken: dict[str, list[dict[str, float]]]) -> dict[str, list[float]]:
+        return {
+            side.name: [
+                len(side.scores) / statistics.median(run[job] for run in taken[side.name])
+                for job in jobs
+            ]
+            for side in sides
+        }
+
+    wall = rates({side.name: side.scoring_seconds for side in sides})
+    cpu = rates({side.name: side.scoring_cpu_seconds for side in sides})
     header = ["scoring"]
     for job in jobs:
-        header += [f"pairs/s, {job}", "ours is faster by"]
+        header += [f"pairs/s, {job}", "of the processor", "ours is faster by"]
     table = [[*header, "anonymous MB", "largest difference to our scores"]]
     for side in sides:
         row = [side.name]
-        for i, rate in enumerate(rates[side.name]):
-            row += [f"{rate:.1f}", ratio(rates["ours"][i] if "ours" in rates else None, rate)]
+        for i, rate in enumerate(wall[side.name]):
+            row += [f"{rate:.1f}", f"{cpu[side.name][i]:.1f}"]
+            row.append(ratio(wall["ours"][i] if "ours" in wall else None, rate))
         row.append(f"{measure.medians(side.scoring)['anonymous'] / measure.MB:,.0f}")
         table.append([*row, score_difference(sides, side)])
     return table
@@ -213,7 +230,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=960, help="pairs to score")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="OMP_NUM_THREADS")
-    parser.add_argument("--skip", nargs="+", default=[], choices=SIDES)
+    parser.add_argument("--skip", nargs="+", default=[], choices=[*SIDES, *ENGINES])
+    parser.add_argument(
+        "--engines",
+        action="store_true",
+        help=f"score by {', '.join(ENGINES)}, too (CPU; peers.py sentence-transformers-openvino)",
+    )
     parser.add_argument("--only", choices=["train", "score"])
     parser.add_argument("--score-model", type=Path, help="default: what our training run wrote")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run to FILE")
@@ -239,6 +261,8 @@ def main() -> None:
         write_report(options.json, report, sides)
     if options.only != "train":
         model = options.score_model or WORK / "rerank-ours"
+        if options.engines:
+            sides += [Side(name) for name in ENGINES if name not in options.skip]
         once = functools.partial(score_once, model=model, threads=options.threads)
         runs = {f"score {side.name}": functools.partial(once, side) for side in sides}
         measure.interleave(runs, options.repeats)

@@ -248,7 +248,7 @@ def mine_negatives(
                 device=first,
                 **{
                     name: shared[name]
-                    for name in ("use_fp16", "trust_remote_code", "cache_dir")
+                    for name in ("use_fp16", "use_bf16", "trust_remote_code", "cache_dir")
                     if name in shared
                 },
             ),

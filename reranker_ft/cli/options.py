@@ -72,6 +72,13 @@ def reranker_options(command: Command) -> Command:
         click.option(
             "--use-bf16", is_flag=True, help="Use bfloat16, on a GPU or a CPU that multiplies it."
         ),
+        click.option(
+            "--backend",
+            type=click.Choice(["torch", "openvino"]),
+            default="torch",
+            show_default=True,
+            help="What computes the scores; openvino is for cross-encoders on a CPU.",
+        ),
         click.option("--devices", multiple=True, help="cuda:0, cpu, ...; repeatable."),
         click.option("--query-instruction-for-rerank", help="Instruction for the query."),
         click.option(

@@ -17,6 +17,7 @@ from reranker_ft.errors import ArgumentError
 from reranker_ft.model.devices import parse_devices
 from reranker_ft.model.forward import attention_without_plans
 from reranker_ft.model.load import model_errors
+from reranker_ft.model.precision import dtype_asked_for
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.scoring import (
     default_micro_batch_tokens,
@@ -51,6 +52,7 @@ class EncoderOptions:
         query_max_length, passage_max_length: Maximum tokens of a text, special tokens included;
             never more than the model has positions for.
         device: As a Reranker names it; ``None`` takes the first GPU, else the CPU.
+        use_fp16, use_bf16: As for a Reranker: on a CPU both mean bf16, where that is faster.
 
     Raises:
         ArgumentError: A length below 1.
@@ -63,6 +65,7 @@ class EncoderOptions:
     passage_max_length: int = 512
     device: str | None = None
     use_fp16: bool = False
+    use_bf16: bool = False
     trust_remote_code: bool = False
     cache_dir: str | None = None
 
@@ -73,6 +76,14 @@ class EncoderOptions:
                 raise ArgumentError(
                     f"the encoder's {name} is {value} - it counts tokens - use 1 or more"
                 )
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """Return the type to compute in there.
+
+        Raises:
+            ArgumentError: Two of them are asked for.
+        """
+        return dtype_asked_for(self.use_fp16, self.use_bf16, [device], "encoding")
 
 
 def load_encoder(name_or_path: str, options: EncoderOptions) -> Encoder:
@@ -100,8 +111,7 @@ class StoredPoolingEncoder:
             trust_remote_code=options.trust_remote_code,
             cache_folder=options.cache_dir,
         )
-        if options.use_fp16 and self._model.device.type != "cpu":
-            self._model.half()
+        self._model.to(options.dtype(self._model.device))
 
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
         """As ``Encoder.encode_queries``."""
@@ -144,7 +154,6 @@ class PooledEncoder:
             "cache_dir": options.cache_dir,
         }
         self._device = parse_devices(options.device)[0]
-        half = options.use_fp16 and self._device.type != "cpu"
         self._tokenizer = AutoTokenizer.from_pretrained(name_or_path, **loading)
         special = self._tokenizer.num_special_tokens_to_add()
         shortest = min(options.query_max_length, options.passage_max_length)
@@ -155,7 +164,7 @@ class PooledEncoder:
             )
         model = AutoModel.from_pretrained(name_or_path, **loading)
         self._limit = min(self._tokenizer.model_max_length, position_limit(model) or sys.maxsize)
-        self._model = model.to(self._device, torch.float16 if half else torch.float32).eval()
+        self._model = model.to(self._device, options.dtype(self._device)).eval()
 
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
         """As ``Encoder.encode_queries``."""

@@ -23,6 +23,8 @@ from reranker_ft.model.fast.dropout import FastDropout, fast_dropout
 from reranker_ft.model.fast.embedding import looked_up_once as looked_up_once
 from reranker_ft.model.fast.first_token import last_layer_at_first_token, layers_below_first_token
 from reranker_ft.model.fast.kept_memory import keep_freed_memory as keep_freed_memory
+from reranker_ft.model.fast.openvino import has_openvino, openvino_logits
+from reranker_ft.model.fast.openvino import keep_openvino as keep_openvino
 from reranker_ft.model.fast.packed import PackedRow, packed_attention, packs, window
 from reranker_ft.model.fast.packed import shared_batches as shared_batches
 from reranker_ft.model.fast.unpadded import Row, unpadded
@@ -43,7 +45,9 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     readout = readout_of(model)
     if readout is not None and readout.yes is not None:
         return _answers(model, readout, inputs)
-    if _reads_last_token(model):
+    if has_openvino(model):
+        logits = openvino_logits(model, inputs)
+    elif _reads_last_token(model):
         logits = _logits_at_last_token(model, inputs)
     else:
         with _shortcuts(model, inputs):
@@ -60,7 +64,7 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def computes_beginnings_once(model: nn.Module) -> bool:
     """Whether pairs that begin alike are cheaper in one micro-batch than in several."""
     readout, inner = readout_of(model), unwrapped(model)
-    if _is_compiled(model):
+    if _is_compiled(model) or has_openvino(model):
         return False
     if readout is not None and readout.yes is not None:
         takes = set(inspect.signature(inner.forward).parameters)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import reprlib
 import threading
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,14 +19,15 @@ from reranker_ft.data.files import new_folder
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.data.lines import lone_surrogate
 from reranker_ft.errors import ArgumentError, ModelError
-from reranker_ft.model.devices import Devices, parse_devices
+from reranker_ft.model.devices import Devices
 from reranker_ft.model.pairs import Encodings, Pair, PairEncoder
-from reranker_ft.model.precision import cpu_computes_in_bf16, in_half_precision
+from reranker_ft.model.precision import dtype_asked_for
 from reranker_ft.model.quiet_bars import bars_on_terminals_only
 from reranker_ft.model.readout import pair_encoder, settle_instructions
 from reranker_ft.model.rerankers import load_reranker
-from reranker_ft.model.scoring import default_micro_batch_tokens, position_limit, score_encodings
+from reranker_ft.model.scoring import position_limit, score_encodings
 from reranker_ft.model.turns import turn
+from reranker_ft.score.backends import Backend, default_tokens, devices_for, placed
 
 # Pairs that are tokenized and sorted by length together: enough for batches of even length, few
 # enough that the token ids of millions of pairs never stand in memory at once.
@@ -81,6 +80,8 @@ class Reranker:
         yes_token, no_token: The answers to ``prompt_template`` whose log-odds are the score;
             without ``no_token`` the logit of ``yes_token``.
         peft_path: A PEFT adapter's folder, which is merged into a language model.
+        backend: ``torch``, or ``openvino`` for cross-encoders on a CPU, from the extra of that
+            name; it does not see later changes of ``model``.
 
     Attributes:
         model: The first device's copy.
@@ -116,6 +117,7 @@ class Reranker:
         yes_token: str | None = None,
         no_token: str | None = None,
         peft_path: str | Path | None = None,
+        backend: Backend = "torch",
     ) -> None:
         """Load a model and make it ready to score; ``help(Reranker)`` explains the arguments.
 
@@ -126,8 +128,8 @@ class Reranker:
         for name, value in (("batch_size", batch_size), ("micro_batch_tokens", micro_batch_tokens)):
             if value is not None and value < 1:
                 raise ArgumentError(f"{name} is {value} - it limits a forward pass - use 1 or more")
-        self.target_devices = parse_devices(devices)
-        dtype = _dtype(use_fp16, use_bf16, self.target_devices)
+        self.target_devices = devices_for(backend, devices)
+        dtype = dtype_asked_for(use_fp16, use_bf16, self.target_devices, "scoring")
         model, self.tokenizer = load_reranker(
             model_name_or_path,
             trust_remote_code=trust_remote_code,
@@ -148,7 +150,8 @@ class Reranker:
             model, (given.query, given.query_format), (given.passage, given.passage_format)
         )
         self.instructions = replace(given, query=query, passage=passage)
-        self._replicas = _replicate(model, dtype, self.target_devices)
+        self._replicas = placed(model, self.tokenizer, dtype, self.target_devices, backend)
+        self.backend = backend
         self.model_name_or_path = str(model_name_or_path)
         self.batch_size = batch_size
         self.query_max_length = query_max_length
@@ -267,7 +270,7 @@ class Reranker:
         pairs = self.batch_size if batch_size is None else batch_size
         if pairs < 1:
             raise ArgumentError(f"batch_size is {pairs} - it counts pairs - use 1 or more")
-        suits = self.micro_batch_tokens or default_micro_batch_tokens(self.target_devices[0])
+        suits = self.micro_batch_tokens or default_tokens(self.backend, self.target_devices[0])
         return min(suits, pairs * max_length)
 
     def rank(
@@ -325,31 +328,6 @@ class Reranker:
                 stop.set()
                 raise
         return scores
-
-
-def _dtype(use_fp16: bool, use_bf16: bool, devices: Sequence[torch.device]) -> torch.dtype:
-    if use_fp16 and use_bf16:
-        raise ArgumentError(
-            "use_fp16 and use_bf16 are both set - a model has one dtype - leave out one of them"
-        )
-    if not (use_fp16 or use_bf16):
-        return torch.float32
-    if any(device.type == "cpu" for device in devices):
-        if cpu_computes_in_bf16():
-            return torch.bfloat16
-        # To the caller's caller, who wrote the argument.
-        warnings.warn("this processor does not compute in bf16: scoring in fp32", stacklevel=3)
-        return torch.float32
-    return torch.float16 if use_fp16 else torch.bfloat16
-
-
-def _replicate(
-    model: nn.Module, dtype: torch.dtype, devices: Sequence[torch.device]
-) -> list[nn.Module]:
-    """Return one model per device; the first is the one given."""
-    place = in_half_precision if dtype != torch.float32 else nn.Module.to
-    copies = [place(copy.deepcopy(model), device, dtype) for device in devices[1:]]
-    return [place(model, devices[0], dtype), *copies]
 
 
 def _as_pairs(sentence_pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:

@@ -8,20 +8,30 @@ from typing import Any
 import torch
 
 from reranker_ft.errors import ArgumentError
+from reranker_ft.model.precision import cpu_computes_in_bf16
+
+_OR_PROCESSOR = "or a processor that is faster in bf16, and there is none"
 
 
 def settle_precision(args: Any) -> list[str]:
-    """Keep half precision where the hardware has it; else take fp32 and return a note of it."""
-    notes = []
+    """Keep half precision where the hardware has it; else take fp32 and return a note of it.
+
+    On a CPU that computes in bf16, both flags mean bf16.
+    """
     has_gpu = torch.cuda.is_available() and not args.use_cpu
     other = torch.backends.mps.is_available() and not args.use_cpu
+    asked = [name for name in ("fp16", "bf16") if getattr(args, name)]
+    if len(asked) == 1 and not (has_gpu or other) and cpu_computes_in_bf16():
+        args.fp16, args.bf16 = False, True
+        return []
+    notes = []
     if args.fp16 and not has_gpu and not other:
         args.fp16 = False
-        notes.append("--fp16 needs a GPU and there is none: training in fp32.")
-    if args.bf16 and not (torch.cuda.is_bf16_supported() if has_gpu else args.use_cpu):
+        notes.append(f"--fp16 needs a GPU, {_OR_PROCESSOR}: training in fp32.")
+    if args.bf16 and not (has_gpu and torch.cuda.is_bf16_supported()):
         args.bf16 = False
-        found = "this GPU does not have it" if has_gpu else "there is no GPU"
-        notes.append(f"--bf16 needs a GPU with bf16 and {found}: training in fp32.")
+        found = "and this GPU does not have it" if has_gpu else _OR_PROCESSOR
+        notes.append(f"--bf16 needs a GPU with bf16, {found}: training in fp32.")
     return notes
 
 

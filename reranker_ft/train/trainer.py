@@ -28,6 +28,7 @@ from reranker_ft.evaluate.ranking import (
 )
 from reranker_ft.model.forward import attention_without_plans, forward_logits
 from reranker_ft.model.loss import LOSSES, distillation, towards_last_layer
+from reranker_ft.model.precision import products_in_bf16
 from reranker_ft.model.scoring import score_encodings, to_device
 from reranker_ft.progress import on_terminal
 from reranker_ft.train.collate import GroupCollator, TrainingBatch, group_scores
@@ -181,6 +182,12 @@ class RerankerTrainer(Trainer):  # type: ignore[misc]
             loss: Tensor = super().training_step(*arguments, **others)
         self._require_finite(loss)
         return loss
+
+    def autocast_smart_context_manager(self, *arguments: Any, **others: Any) -> Any:
+        """Return what surrounds the forwards of a batch, or of an evaluation."""
+        if self.args.bf16 and self.args.device.type == "cpu":
+            return products_in_bf16(self.model)
+        return super().autocast_smart_context_manager(*arguments, **others)
 
     def _require_finite(self, loss: Tensor) -> None:
         finite = loss.isfinite().int()

@@ -96,7 +96,8 @@ def fast_dropout(model: nn.Module) -> AbstractContextManager[FastDropout | None]
 
 def suits(states: Tensor, p: float) -> bool:
     """Whether dropout of these states is better done here."""
-    return states.device.type == "cpu" and states.dtype == torch.float32 and 0 < p <= MOST
+    known = states.dtype in (torch.float32, torch.bfloat16)
+    return states.device.type == "cpu" and known and 0 < p <= MOST
 
 
 class _Dropout(torch.autograd.Function):

@@ -33,7 +33,7 @@ def attention_with_dropout(
     scale: float | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Return what each position gathers from its own sequence, fp32.
+    """Return what each position gathers from its own sequence, computed in fp32.
 
     Args:
         query: (T, heads, d), the asking positions of B sequences end to end.
@@ -46,6 +46,11 @@ def attention_with_dropout(
     Returns:
         (T, heads, dv).
     """
+    if query.dtype != torch.float32:
+        # Autocast would take the products to bf16 again, here and not in the backward.
+        with torch.autocast("cpu", enabled=False):
+            inputs_in_fp32 = (query.float(), key.float(), value.float(), lengths, masks)
+            return attention_with_dropout(*inputs_in_fp32, p=p, scale=scale, bias=bias)
     heads = query.shape[1]
     kept = masks.draw([sum(heads * asking * asked for asking, asked in lengths)], p)
     scale = query.shape[-1] ** -0.5 if scale is None else scale

@@ -7,6 +7,7 @@ from transformers import BertConfig, BertModel
 from reranker_ft.data.instructions import Instructions
 from reranker_ft.errors import ArgumentError, ModelError
 from reranker_ft.mine.bi_encoder import EncoderOptions, PooledEncoder, load_encoder
+from reranker_ft.model import precision
 from tests.reranker_ft.conftest import MAX_POSITIONS, make_tokenizer
 
 TEXTS = ["the red apple", "river", "what is the king of the north and where is the bridge"]
@@ -105,3 +106,20 @@ def test_an_encoder_that_is_not_there_is_refused_in_one_line(tmp_path):
         with pytest.raises(ModelError, match="does not load") as refused:
             load_encoder(str(tmp_path / "absent"), EncoderOptions(pooling=pooling, device="cpu"))
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("flag", ["use_fp16", "use_bf16"])
+@pytest.mark.parametrize("pooling", ["mean", None])
+def test_half_precision_on_a_cpu(encoder_folder, monkeypatch, flag, pooling):
+    options = {"pooling": pooling, "device": "cpu"}
+    exact = load_encoder(encoder_folder, EncoderOptions(**options)).encode_passages(TEXTS)
+    monkeypatch.setattr(precision, "cpu_computes_in_bf16", lambda: True)
+    half = load_encoder(encoder_folder, EncoderOptions(**options, **{flag: True}))
+    found = half.encode_passages(TEXTS)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    torch.testing.assert_close(found, exact, rtol=0.05, atol=0.02)
+    monkeypatch.setattr(precision, "cpu_computes_in_bf16", lambda: False)
+    with pytest.warns(UserWarning, match="does not compute in bf16: encoding in fp32"):
+        same = load_encoder(encoder_folder, EncoderOptions(**options, **{flag: True}))
+    assert torch.equal(same.encode_passages(TEXTS), exact)

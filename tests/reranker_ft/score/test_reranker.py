@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from reranker_ft.errors import ArgumentError, ModelError
+from reranker_ft.model import precision
 from reranker_ft.score import reranker as score_module
 from reranker_ft.score.reranker import FlagReranker, Reranker
 from tests.reranker_ft.conftest import MAX_POSITIONS, make_model, make_tokenizer, toy_rows
@@ -224,7 +225,7 @@ def test_out_of_memory_halves_the_budget_and_scores_no_pair_twice(model_folders)
 
 
 def test_half_precision_on_a_cpu_without_it_warns_and_stays_fp32(model_folders, monkeypatch):
-    monkeypatch.setattr(score_module, "cpu_computes_in_bf16", lambda: False)
+    monkeypatch.setattr(precision, "cpu_computes_in_bf16", lambda: False)
     expected = Reranker(model_folders(), devices="cpu").compute_score(PAIRS)
     with pytest.warns(UserWarning, match="does not compute in bf16: scoring in fp32"):
         reranker = Reranker(model_folders(), use_fp16=True, devices="cpu")
@@ -239,7 +240,7 @@ def test_half_precision_on_a_cpu_without_it_warns_and_stays_fp32(model_folders, 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("flag", ["use_fp16", "use_bf16"])
 def test_half_precision_on_a_cpu_that_has_it_is_bf16(model_folders, monkeypatch, kind, flag):
-    monkeypatch.setattr(score_module, "cpu_computes_in_bf16", lambda: True)
+    monkeypatch.setattr(precision, "cpu_computes_in_bf16", lambda: True)
     expected = Reranker(model_folders(kind), devices="cpu").compute_score(PAIRS)
     found = Reranker(model_folders(kind), devices=["cpu", "cpu"], **{flag: True})
     scores = found.compute_score(PAIRS)

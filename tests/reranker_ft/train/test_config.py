@@ -8,6 +8,7 @@ import torch
 
 from reranker_ft.errors import ArgumentError
 from reranker_ft.run import main
+from reranker_ft.train import hardware
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
 from reranker_ft.train.flags import parse
 
@@ -30,7 +31,8 @@ def test_the_length_of_a_pair(flags, length):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("flag", ["fp16", "bf16"])
-def test_half_precision_without_a_gpu_becomes_fp32_with_one_note(flag):
+def test_half_precision_without_a_gpu_becomes_fp32_with_one_note(monkeypatch, flag):
+    monkeypatch.setattr(hardware, "cpu_computes_in_bf16", lambda: False)
     training_args = parse([*NEEDED, f"--{flag}"])[2]
     assert getattr(training_args, flag) is False
     (note,) = training_args.notes

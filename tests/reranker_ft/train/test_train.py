@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from reranker_ft.model.pairs import PairEncoder
 from reranker_ft.model.scoring import score_encodings
 from reranker_ft.run import main
+from reranker_ft.train import hardware
 from tests.reranker_ft.conftest import make_model, make_tokenizer, refusals, small, toy_rows
 
 ROOT = Path(__file__).parents[3]
@@ -43,6 +44,7 @@ def raw_scores(folder):
 
 def test_the_guide_s_command_runs_as_it_stands(model_folders, tmp_path, monkeypatch, caplog):
     (tmp_path / "toy_finetune_data.jsonl").symlink_to(ROOT / "examples/toy_finetune_data.jsonl")
+    monkeypatch.setattr(hardware, "cpu_computes_in_bf16", lambda: False)
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(GUIDE.format(model=model_folders("xlm-roberta")))) == 0
     # 17 lines, batches of 1 accumulated by 4, 5 epochs.
