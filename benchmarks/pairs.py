@@ -49,6 +49,7 @@ GROUP = {"reranker": 4, "encoder": 2}  # passages a query in training
 BATCH = {"reranker": 8, "encoder": 16, "decoder": 4}  # queries a step
 CANDIDATES = 6  # passages a query in pools and tests
 WORDS = 32  # of a passage, from the sentence on that shares most words with the query
+LONGEST_WORD = 24  # of a text that is continued: the address of a page is a hundred tokens
 ASKED_WORDS = 20  # of these, before the question that a decoder writes
 TEST, POOL = 150, 60  # lines
 TEMPERATURE = 0.05  # of an encoder's cosines
@@ -206,7 +207,7 @@ def write_down(row: dict, style: str) -> dict:
             "pos": [extract(query, text) for text in row["pos"]],
             "neg": [extract(query, text) for text in row["neg"]],
         }
-    words = words_of(row["pos"][0])
+    words = [word for word in words_of(row["pos"][0]) if len(word) <= LONGEST_WORD]
     if style == "continued":
         return {"input": joined(words[:25]), "output": joined(words[25:50])}
     best = joined(words_of(extract(row["query"], row["pos"][0]))[:ASKED_WORDS])
