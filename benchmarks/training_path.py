@@ -108,7 +108,7 @@ def train(run: Path, name: str, seed: int, base: Path, data: Path) -> list[Path]
         text = "".join(json.dumps(cut(write_down(row, ""))) + "\n" for row in rows)
         (run / "train.jsonl").write_text(text, encoding="utf-8")
         train_reranker(
-            base, run / "train.jsonl", run / "tuned", max_len=LIMIT["max_length"], seed=seed,
+            base, run / "train.jsonl", run / "tuned", max_length=LIMIT["max_length"], seed=seed,
             train_group_size=GROUP, per_device_train_batch_size=BATCH, learning_rate=rate,
             num_train_epochs=epochs, warmup_ratio=0.1, save_strategy="steps",
             save_steps=steps // CHECKPOINTS, save_total_limit=CHECKPOINTS + 1,
