@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from reranker_ft.errors import ArgumentError, RerankerError, say, system_refusal
@@ -75,7 +76,7 @@ def _tell_start(argv: Sequence[str]) -> None:
 
 def _value(argv: Sequence[str], flag: str) -> str | None:
     """Return the first value of a flag, given as the next word or after an equals sign."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in pairwise([*argv, ""]):
         name, equals, value = word.partition("=")
         if name.startswith("--") and name[2:].replace("-", "_") == flag:
             return (value if equals else following) or None

@@ -54,7 +54,8 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(block: Block) -> Iterator[str]:
-    """The commands of a block for the shell, each in one line, but a text that is read from it."""
+    """The commands of a block for the shell, each in one line, but a text that is read from it;
+    without what they set in the environment."""
     if "<<'END'" in block.text:
         yield block.text
         return
@@ -68,7 +69,7 @@ def commands(block: Block) -> Iterator[str]:
     )
     for line in text.splitlines():
         if shlex.split(line, comments=True):
-            yield line.strip()
+            yield re.sub(r"^(\w+=\S+ )+", "", line.strip())
 
 
 def _first_word(text: str) -> str:

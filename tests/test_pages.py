@@ -61,6 +61,9 @@ def pantry(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("BAAI/bge-reranker-v2-minicpm-layerwise", "llama", 28),
         ("HuggingFaceTB/SmolLM2-135M", "llama", 9),
         ("my-model", "llama", 2),
+        ("Qwen3-Reranker-0.6B", "qwen3", 2),
+        ("model", "qwen3", 2),
+        ("domain-model", "llama", 9),
     ):
         make_language_model(folder / name, kind, layers=layers)
     _data(folder)

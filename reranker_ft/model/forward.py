@@ -132,10 +132,10 @@ def _packed(
     Args:
         skipped: A token that a head passes over at the end of a text, as if it were padding.
     """
-    inner, device = unwrapped(model), inputs["input_ids"].device
-    kernel = gpu_kernel(inner)
-    if (kernel is None and device.type != "cpu") or not computes_beginnings_once(model):
+    if not computes_beginnings_once(model):
         return None
+    inner, device = unwrapped(model), inputs["input_ids"].device
+    kernel = None if device.type == "cpu" else gpu_kernel(inner)
     ids = inputs["input_ids"].cpu()
     mask = inputs.get("attention_mask", torch.ones_like(ids)).bool().cpu()
     longest = window(inner.config)
