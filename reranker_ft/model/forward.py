@@ -135,7 +135,7 @@ def _packed(
     if not computes_beginnings_once(model):
         return None
     inner, device = unwrapped(model), inputs["input_ids"].device
-    kernel = None if device.type == "cpu" else gpu_kernel(inner)
+    kernel = gpu_kernel(inner)
     ids = inputs["input_ids"].cpu()
     mask = inputs.get("attention_mask", torch.ones_like(ids)).bool().cpu()
     longest = window(inner.config)

@@ -47,8 +47,7 @@ class _Compiled:
     def __init__(self, model: nn.Module, example: dict[str, Tensor], precision: str) -> None:
         openvino = _openvino()
         self._names = list(example)
-        # OpenVINO reads weights where torch has them, and calls back into the decoder.
-        self._decoder, graph = _converted(_Traced(model, self._names), tuple(example.values()))
+        graph = _converted(_Traced(model, self._names), tuple(example.values()))
         settings = {
             # One batch at a time, on all threads: scoring waits for each.
             "PERFORMANCE_HINT": "LATENCY",
@@ -83,8 +82,10 @@ def _openvino() -> Any:
             sys.modules[name] = before
 
 
-def _converted(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, Any]:
-    """Return what must live as long as OpenVINO's model of a torch module, and that model.
+def _converted(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
+    """Return OpenVINO's model of a torch module, with weights of its own.
+
+    Shared ones would have to outlive it, whatever the garbage collector meets first.
 
     By the parts of ``openvino.convert_model``, which reports where ``_openvino`` came too late.
     """
@@ -94,8 +95,8 @@ def _converted(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, Any
     )
 
     frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(module, example_input=example)
-    return decoder, frontend.convert(frontend.load(decoder))
+    decoder = TorchScriptPythonDecoder(module, example_input=example, shared_memory=False)
+    return frontend.convert(frontend.load(decoder))
 
 
 @torch.no_grad()
