@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -45,7 +46,6 @@ class _Compiled:
     """A compiled model: (B, L) inputs to (B, 1) logits."""
 
     def __init__(self, model: nn.Module, example: dict[str, Tensor], precision: str) -> None:
-        openvino = _openvino()
         self._names = list(example)
         graph = _converted(_Traced(model, self._names), tuple(example.values()))
         settings = {
@@ -54,7 +54,7 @@ class _Compiled:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": precision,
         }
-        compiled = openvino.Core().compile_model(graph, "CPU", settings)
+        compiled = _core().compile_model(graph, "CPU", settings)
         self._request = compiled.create_infer_request()
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -80,6 +80,16 @@ def _openvino() -> Any:
             del sys.modules[name]
         else:
             sys.modules[name] = before
+
+
+@cache
+def _core() -> Any:
+    """The one core of this process, which never goes.
+
+    Each sets a stack for signals and, as it goes, puts back the one it found, which may have gone
+    before it: the next signal then ends the process.
+    """
+    return _openvino().Core()
 
 
 def _converted(module: nn.Module, example: tuple[Tensor, ...]) -> Any:

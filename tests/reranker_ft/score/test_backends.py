@@ -126,6 +126,26 @@ assert not sent, sent
 """
 
 
+SIGNALLED = """
+import gc, signal, subprocess, sys
+from reranker_ft import Reranker
+first, second = (Reranker(sys.argv[1], backend="openvino") for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: None)
+for _ in range(3):
+    subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+
+
+@needs_openvino
+def test_signals_are_handled_when_the_models_are_gone(model_folders):
+    """A core that goes puts back the stack for signals that it found, of one that went before."""
+    subprocess.run([sys.executable, "-c", SIGNALLED, str(model_folders())], check=True)
+
+
 @needs_openvino
 def test_nothing_is_reported_over_the_network(model_folders):
     """OpenVINO would, when it is imported and when it converts."""
