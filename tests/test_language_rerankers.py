@@ -1,6 +1,5 @@
 """A tiny language model of every family goes the whole way: train, inspect, mix, search, load."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -17,6 +16,7 @@ from cocktail.checkpoint.resolve import resolve
 from cocktail.cli.main import main
 from reranker_ft import FlagLLMReranker, LayerWiseFlagLLMReranker, Reranker, RerankerError
 from reranker_ft.train.flags import parse
+from reranker_ft.train.start import load_for_training
 from reranker_ft.train.train import run
 from tests.language_models import PAIRS, make_language_model
 
@@ -39,16 +39,16 @@ def write_data(path: Path) -> Path:
 
 
 def train(base: Path, data: Path, output: Path, *flags: str) -> None:
-    run(
-        *parse(
-            [
-                *("--model_name_or_path", str(base), "--train_data", str(data)),
-                *("--output_dir", str(output), "--max_steps", "2", "--learning_rate", "1e-2"),
-                *("--train_group_size", "3", "--per_device_train_batch_size", "2"),
-                *("--report_to", "none", "--use_cpu", "True", *flags),
-            ]
-        )
-    )
+    run(*parse(arguments(base, data, output, *flags)))
+
+
+def arguments(base: Path, data: Path, output: Path, *flags: str) -> list[str]:
+    return [
+        *("--model_name_or_path", str(base), "--train_data", str(data)),
+        *("--output_dir", str(output), "--max_steps", "2", "--learning_rate", "1e-2"),
+        *("--train_group_size", "3", "--per_device_train_batch_size", "2"),
+        *("--report_to", "none", "--use_cpu", "True", *flags),
+    ]
 
 
 @pytest.mark.parametrize(("kind", "prompt", "start"), FAMILIES)
@@ -214,6 +214,26 @@ def test_every_layer_of_a_layerwise_model_learns_to_score(tmp_path: Path, kind: 
         after.compute_score(PAIRS, cutoff_layers=[3])
 
 
+def test_adapters_of_a_model_in_four_bits_fit_it_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base, tuned, mixed = tmp_path / "base", tmp_path / "tuned", tmp_path / "mixed"
+    make_language_model(base, "llama")
+    data = write_data(tmp_path / "data.jsonl")
+    flags = ("--model_type", "decoder", "--qlora", "--lora_rank", "4")
+    model, _ = load_for_training(parse(arguments(base, data, tuned, *flags))[0])
+    assert {weight.dtype for weight in model.parameters()} == {torch.uint8, torch.float32}
+
+    train(base, data, tuned, *flags)
+    assert (tuned / "adapter_model.safetensors").is_file()
+    assert "quantization_config" not in json.loads((tuned / "config.json").read_text())
+
+    as_it_was = Reranker(base, devices="cpu", prompt_template="bge-llm").compute_score(PAIRS)
+    scores = Reranker(tuned, devices="cpu").compute_score(PAIRS)
+    assert scores != pytest.approx(as_it_was, abs=1e-3)
+    cocktail.mix_models([str(tuned), str(base)], "reranker", [1.0, 0.0], str(mixed))
+    assert Reranker(mixed, devices="cpu").compute_score(PAIRS) == pytest.approx(scores, abs=1e-5)
+
+
 def test_layers_and_bits_that_are_not_there_are_refused(tmp_path: Path) -> None:
     make_language_model(tmp_path / "base", "llama")
     data = write_data(tmp_path / "data.jsonl")
@@ -222,7 +242,8 @@ def test_layers_and_bits_that_are_not_there_are_refused(tmp_path: Path) -> None:
     layerwise = ("--model_type", "from_raw_model", "--start_layer", "1", "--head_multi", "True")
     with pytest.raises(RerankerError, match="head_multi is set"):
         train(tmp_path / "base", data, tmp_path / "out", *layerwise)
-    if importlib.util.find_spec("bitsandbytes") is None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda *_: None)
         with pytest.raises(RerankerError, match="bitsandbytes is not installed"):
             train(tmp_path / "base", data, tmp_path / "out", "--model_type", "decoder", "--qlora")
 

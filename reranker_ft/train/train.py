@@ -6,6 +6,7 @@ import logging
 import os
 import textwrap
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,9 @@ def _save(trainer: RerankerTrainer, args: ModelArguments, output: Path) -> None:
         return
     if args.use_lora:
         # Beside the adapters too, so that whoever adds them to the base knows the head.
-        trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(output)
+        config = copy(trainer.accelerator.unwrap_model(trainer.model).config)
+        vars(config).pop("quantization_config", None)  # they fit the base in full precision
+        config.save_pretrained(output)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(trained, ModuleStack):
         trained.save_pretrained(output)  # the trainer wrote its parameters, without their layout

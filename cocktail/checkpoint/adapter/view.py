@@ -67,9 +67,15 @@ def make_view(base: Checkpoint, adapter: Path, main: str, config: Mapping[str, A
 
 
 def own_config(base: Checkpoint, adapter: Path) -> dict[str, Any]:
-    """The adapter's own ``config.json``, or the base's."""
+    """The adapter's own ``config.json``, or the base's.
+
+    Without what it says of quantisation: the base was held like that in training (QLoRA), and the
+    adapter is added to its weights as they are.
+    """
     path = adapter / "config.json"
-    return read_json(path) if path.is_file() else dict(base.config)
+    config = read_json(path) if path.is_file() else dict(base.config)
+    config.pop("quantization_config", None)
+    return config
 
 
 def fitted_config(

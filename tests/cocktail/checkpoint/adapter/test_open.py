@@ -42,6 +42,15 @@ def test_inspect_and_diff(train: Train) -> None:
     assert json.loads(run.output)["distance"] < 1e-6
 
 
+def test_how_the_base_was_held_in_training_does_not_count(train: Train, tmp_path: Path) -> None:
+    trained = train("adapter")
+    config = json.loads((Path(trained.base) / "config.json").read_text())
+    held = {**config, "quantization_config": {"quant_method": "bitsandbytes"}}  # QLoRA
+    (Path(trained.adapter) / "config.json").write_text(json.dumps(held))
+    mix([trained.adapter, trained.base], [0.5, 0.5], mixed := tmp_path / "mixed")
+    assert "quantization_config" not in json.loads((mixed / "config.json").read_text())
+
+
 def test_search_over_a_base_and_its_adapter(train: Train) -> None:
     trained = train("adapter")
     rows = ranked(8, negatives=3)
