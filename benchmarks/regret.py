@@ -325,6 +325,8 @@ def column(each: list[dict], key: str) -> np.ndarray:
 def interval(values: np.ndarray, sign: str = "") -> str:
     """Mean over the pairs that have something to gain, with its bootstrap interval of 95 %."""
     values = values[~np.isnan(values)]
+    if not len(values):
+        return "–"
     drawn = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
     return f"{values.mean():{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"

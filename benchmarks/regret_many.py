@@ -161,7 +161,10 @@ def simplex(count: int) -> Weights:
 
 
 def between(grid: Weights, values: np.ndarray, weights: Weights) -> np.ndarray:
-    """(N,) of (N, S) at any weights."""
+    """(N,) of (N, S) at any weights; at those of the grid exactly."""
+    distances = np.abs(grid - weights).max(axis=1)
+    if distances.min() < 1e-9:
+        return values[:, distances.argmin()]
     inside = (1 - 1e-9) * weights + 1e-9 / len(weights)  # rounding must not put it outside
     return LinearNDInterpolator(grid[:, 1:], values.T)(inside[1:])[0]
 

@@ -136,6 +136,8 @@ def _asked(text: str) -> Architecture | None:
     } - set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     prefix = getattr(model, "base_model_prefix", "") or ""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    if isinstance(patterns, str):  # in transformers 4, by mistake
+        patterns = (patterns,)
     rename, joined = _renaming(model)
     transposed = {
         f"{path}.{name}"

@@ -131,7 +131,8 @@ def _vision_language() -> dict[str, tuple[type, Any]]:
 def names() -> list[str]:
     """What the architectures are called, one for each class and task."""
     plain = [f"{name}{task}" for name, task, _ in _CASES]
-    return [*dict.fromkeys(plain), *_vision_language()]
+    known = [name for name in dict.fromkeys(plain) if hasattr(transformers, name)]
+    return [*known, *_vision_language()]
 
 
 def build(name: str) -> PreTrainedModel:

@@ -11,6 +11,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from transformers import __version__
 
 from cocktail.cli.main import main
 from tests.cocktail.checkpoints import Save, load, weights
@@ -292,8 +293,9 @@ def test_the_common_commands_do_not_import_torch(
     """It takes a second, which is longer than mixing most models."""
     models, mixed = [*map(str, pair)], str(tmp_path / "out")
     mix = ["mix", *models, "--weights", "0.5", "0.5", "--output", mixed]
-    known = str(save("known", weights(0), model_type="bert"))
-    looks = (["verify", mixed], ["diff", models[0], mixed], ["inspect", known])
+    looks = [["verify", mixed], ["diff", models[0], mixed]]
+    if not __version__.startswith("4."):  # whose sources do not say enough
+        looks.append(["inspect", str(save("known", weights(0), model_type="bert"))])
     for arguments in (["mix", "--help"], [*mix, "--dry-run"], mix, *looks):
         code = (
             "import sys\nfrom cocktail.cli.main import main\n"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
+from transformers import __version__
 
 from cocktail.cli import main as command
 from cocktail.cli.main import main
@@ -203,18 +205,24 @@ def test_what_cannot_be_calibrated_is_refused_before_the_search(
     assert message in done.stderr
 
 
-def test_what_begins_is_told_before_torch_is_imported(
-    kitchen: dict[str, str], given: list[str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def begin(given: list[str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command where the import of torch ends it with status 77."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit(77)\n")
     paths = [str(tmp_path), str(Path(__file__).parents[3]), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
-    def begin(*more: str) -> subprocess.CompletedProcess[str]:
+    def begun(*more: str) -> subprocess.CompletedProcess[str]:
         call = [sys.executable, "-m", "cocktail", *given, *more]
         return subprocess.run(call, capture_output=True, text=True, env=environment)
 
+    return begun
+
+
+def test_what_begins_is_told_before_torch_is_imported(
+    kitchen: dict[str, str], given: list[str], begin: Callable[..., Any]
+) -> None:
     done = begin("--json")
     parameters = sum(
         tensor.numel() for tensor in load_file(f"{kitchen['base']}/model.safetensors").values()
@@ -223,7 +231,12 @@ def test_what_begins_is_told_before_torch_is_imported(
     assert (done.returncode, done.stdout) == (77, "")
     assert done.stderr == f"{told}; torch and transformers start first\n"
     assert begin("--quiet").stderr == ""
-    # What the headers forbid is said without torch.
+
+
+@pytest.mark.skipif(
+    __version__.startswith("4."), reason="the sources of transformers 4 do not say enough"
+)
+def test_what_the_headers_forbid_is_said_without_torch(begin: Callable[..., Any]) -> None:
     refused = begin("--model-type", "decoder")
     assert refused.returncode == 1
     assert refused.stderr.startswith("cocktail: ")

@@ -18,6 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    __version__,
 )
 
 from cocktail.errors import CheckpointError, PlanError
@@ -28,6 +29,9 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32, "pad_token_id": 1,
     "bos_token_id": 0, "eos_token_id": 2, "initializer_range": 0.3,
 }  # fmt: skip
+together = pytest.mark.skipif(
+    __version__.startswith("4."), reason="transformers 4 holds each of these experts by itself"
+)
 BOTH = ["mlp.experts.gate_up_proj", "experts.down_proj"]
 
 
@@ -62,7 +66,10 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
 
 
-@pytest.mark.parametrize("build", [qwen, mixtral, gpt_oss])
+@pytest.mark.parametrize(
+    "build",
+    [pytest.param(qwen, marks=together), pytest.param(mixtral, marks=together), gpt_oss],
+)
 @pytest.mark.parametrize(
     "options",
     [
@@ -86,6 +93,7 @@ def test_mixes_as_the_merged_model_does(
     )
 
 
+@together
 def test_a_base_that_stores_its_experts_together(train: Train, tmp_path: Path) -> None:
     trained = train("lora", qwen, target_modules=["q_proj"], target_parameters=BOTH)
     together = tmp_path / "together"
@@ -96,6 +104,7 @@ def test_a_base_that_stores_its_experts_together(train: Train, tmp_path: Path) -
     assert_close(weights(tmp_path / "adapted"), weights(trained.merged))
 
 
+@together
 def test_another_number_of_experts_is_refused(train: Train, tmp_path: Path) -> None:
     trained = train("lora", qwen, target_modules=["q_proj"], target_parameters=BOTH)
     other = Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12)
