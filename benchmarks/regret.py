@@ -299,15 +299,8 @@ def report(found: dict[str, list[dict]], curves: list[Curve], best: str) -> None
             np.mean([pair[key] for pair in each]) for key in ("exceeds", "worse", "drop", "share")
         ]
         rows.append([shown, captured, kept, *(f"{mean:.3f}" for mean in means)])
-    print(f"\n{len(curves)} pairs\n\n{table(rows)}\n\nsearch with text alone, less\n")
-    mine = found["search, text"]
-    for name, each in found.items():
-        if name != "search, text":
-            captured, kept = (
-                interval(column(mine, key) - column(each, key), "+") for key in ("captured", "kept")
-            )
-            print(f"- {name}: {captured}; within the limit {kept}")
-    print()
+    print(f"\n{len(curves)} pairs\n\n{table(rows)}\n")
+    tell_differences("search, text", found)
     rows = [["pair", *found]]
     for i, curve in enumerate(curves):
         cells = [
@@ -316,6 +309,19 @@ def report(found: dict[str, list[dict]], curves: list[Curve], best: str) -> None
         ]
         rows.append([curve.name, *cells])
     print("captured (share, general loss)\n\n" + table(rows))
+
+
+def tell_differences(mine: str, found: dict[str, list[dict]]) -> None:
+    """What a rule captures more than each of the others, with its interval over the pairs."""
+    print(f"{mine}, less\n")
+    for name, each in found.items():
+        if name != mine:
+            captured, kept = (
+                interval(column(found[mine], key) - column(each, key), "+")
+                for key in ("captured", "kept")
+            )
+            print(f"- {name}: {captured}; within the limit {kept}")
+    print()
 
 
 def column(each: list[dict], key: str) -> np.ndarray:

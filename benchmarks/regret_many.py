@@ -13,6 +13,8 @@ regret.py. Values between the mixes of the grid are interpolated. Rules:
     lm-cocktail T=5          its rule
     least loss               the mix of the grid with the least loss
     search                   what ``cocktail search`` chooses; with labelled general examples
+    search to ...            the same on the way to the best fine-tune, or to the average of all,
+                             and not to the bagged best
 
 ``--split`` asks what freedom by layer is worth: the fine-tune is taken apart, by depth and by
 attention against the rest, into two that lie twice as far from the base, so that a half of each is
@@ -33,7 +35,7 @@ import numpy as np
 import torch
 from measure import table
 from pairs import CLASS
-from regret import LIMIT, Curve, column, interval, judged, kept_or_measured
+from regret import LIMIT, Curve, column, interval, judged, kept_or_measured, tell_differences
 from scipy.interpolate import LinearNDInterpolator
 from tqdm import tqdm
 
@@ -190,19 +192,39 @@ def rules(grid: Weights, *, straight: bool) -> dict[str, Rule]:
             ),
         }
     )
-    chosen = {
-        f"{name}{side}": rule(grid, kind, straight)
-        for side, kind in ((", labels", "general"), ("", None))
-        for name, rule in (("search", searched), ("least loss", least_loss))
-    }
+    chosen: dict[str, Rule] = {}
+    for side, kind in ((", labels", "general"), ("", None)):
+        for name, end in (STRAIGHT_END if straight else ENDS).items():
+            chosen[f"{name}{side}"] = searched(grid, kind, end, off_it=not straight)
+        chosen[f"least loss{side}"] = least_loss(grid, kind)
     return {**single, **chosen}
+
+
+def bagged_end(losses: np.ndarray, tuned: np.ndarray) -> Weights:
+    return bagged_best(losses, tuned, seed=0)
+
+
+def best_end(losses: np.ndarray, tuned: np.ndarray) -> Weights:
+    return tuned[losses.mean(axis=0).argmin()]
+
+
+def average_end(_: np.ndarray, tuned: np.ndarray) -> Weights:
+    return tuned.mean(axis=0)
+
+
+ENDS = {
+    "search": bagged_end,
+    "search to the best": best_end,
+    "search to the average": average_end,
+}
+STRAIGHT_END = {"search": average_end}
 
 
 def least(curve: Curve, grid: Weights, mixes: list[Weights], target: np.ndarray) -> int:
     return int(np.argmin([between(grid, curve.losses[target], mix).mean() for mix in mixes]))
 
 
-def least_loss(grid: Weights, side: str | None, _: bool) -> Rule:
+def least_loss(grid: Weights, side: str | None) -> Rule:
     """The best of the grid on the examples, of those that keep the general side."""
 
     def choose(curve: Curve, target: np.ndarray, general: np.ndarray) -> Weights:
@@ -213,19 +235,16 @@ def least_loss(grid: Weights, side: str | None, _: bool) -> Rule:
     return choose
 
 
-def searched(grid: Weights, side: str | None, straight: bool) -> Rule:
-    """As ``cocktail search``: a point of the way to the bagged best, or a mix off it."""
+def searched(
+    grid: Weights, side: str | None, end_of: Callable[..., Weights], *, off_it: bool
+) -> Rule:
+    """As ``cocktail search``: a point of the way from the base to an end, or a mix off it."""
     ends = vertices(grid.shape[1])
 
     def choose(curve: Curve, target: np.ndarray, general: np.ndarray) -> Weights:
         losses, kept = curve.losses[target], general_values(curve, side, general)
         single = np.stack([between(grid, losses, end) for end in ends[1:]], axis=1)
-        end = (
-            np.mean(ends[1:], axis=0)
-            if straight
-            else bagged_best(single, np.array(ends[1:]), seed=0)
-        )
-        way = Way(ends[0], end)
+        way = Way(ends[0], end_of(single, np.array(ends[1:])))
         shares = way.steps()
         mixes = [way.at(share) for share in shares]
         on_it = np.stack([between(grid, losses, mix) for mix in mixes], axis=1)
@@ -233,8 +252,8 @@ def searched(grid: Weights, side: str | None, straight: bool) -> Rule:
             None if kept is None else np.stack([between(grid, kept, mix) for mix in mixes], axis=1)
         )
         best = choose_point(shares, on_it, keeping, max_drop=LIMIT).place
-        off_it = None if straight else beside(on_it[:, best], losses, kept)
-        return mixes[best] if off_it is None else off_it
+        other = beside(on_it[:, best], losses, kept) if off_it else None
+        return mixes[best] if other is None else other
 
     def beside(best: np.ndarray, losses: np.ndarray, kept: np.ndarray | None) -> Weights | None:
         others = [*ends[1:], np.mean(ends, axis=0)]
@@ -269,6 +288,7 @@ def report(found: dict[str, list[dict]]) -> None:
         means = [np.mean([one[key] for one in each]) for key in ("exceeds", "worse", "drop")]
         rows.append([name, captured, kept, *(f"{mean:.3f}" for mean in means)])
     print(f"\n{len(next(iter(found.values())))} sets\n\n{table(rows)}\n")
+    tell_differences("search", found)
     rows = [["set", *found]]
     for each in zip(*found.values(), strict=True):
         cells = [f"{one['captured']:.2f} ({one['drop']:+.3f})" for one in each]

@@ -6,10 +6,13 @@ import os
 from typing import Any
 
 import torch
+from transformers import __version__
 
 from reranker_ft.errors import ArgumentError
 from reranker_ft.model.precision import cpu_computes_in_bf16
 
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
+_LAUNCHED_WITH = os.environ.get(_PRECISION)  # by accelerate launch
 _OR_PROCESSOR = "or a processor that is faster in bf16, and there is none"
 
 
@@ -18,6 +21,8 @@ def settle_precision(args: Any) -> list[str]:
 
     On a CPU that computes in bf16, both flags mean bf16.
     """
+    if __version__.startswith("4."):
+        _forget_other_runs()
     has_gpu = torch.cuda.is_available() and not args.use_cpu
     other = torch.backends.mps.is_available() and not args.use_cpu
     asked = [name for name in ("fp16", "bf16") if getattr(args, name)]
@@ -33,6 +38,14 @@ def settle_precision(args: Any) -> list[str]:
         found = "and this GPU does not have it" if has_gpu else _OR_PROCESSOR
         notes.append(f"--bf16 needs a GPU with bf16, {found}: training in fp32.")
     return notes
+
+
+def _forget_other_runs() -> None:
+    """Undo what transformers 4 leaves behind: a later run in fp32 would compute in bf16, too."""
+    if _LAUNCHED_WITH is None:
+        os.environ.pop(_PRECISION, None)
+    else:
+        os.environ[_PRECISION] = _LAUNCHED_WITH
 
 
 def settle_device(args: Any) -> None:

@@ -159,7 +159,7 @@ def test_a_head_in_half_precision_keeps_its_dtype_and_says_so(write_jsonl, tmp_p
         model, write_jsonl(judged_by(model)), tmp_path / "out", reranker_options=OPTIONS
     )
     assert "bfloat16" in found.notes[0]
-    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto")
     assert loaded.classifier.weight.dtype == torch.bfloat16
 
 

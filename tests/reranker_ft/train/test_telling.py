@@ -33,7 +33,9 @@ def test_a_run_tells_of_evaluations_of_the_output_and_of_what_is_next(
     caplog.set_level(logging.INFO, logger="reranker_ft")
     more = ["--eval_data", dev, "--retain_data", general]
     assert main(small(base, data, output, *more)) == 0
-    told = [record.getMessage() for record in caplog.records]
+    told = [
+        record.getMessage() for record in caplog.records if record.name.startswith("reranker_ft")
+    ]
     assert told[0].startswith("before training: target NDCG@10 0.")
     assert told[1].startswith("step 1 of 1: target NDCG@10 0.")
     assert told[-2] == f"saved: {output}"
