@@ -2,10 +2,12 @@
 
     python benchmarks/half_precision.py --model MODEL --data ../shared/data/xquad_en/test.jsonl
     python benchmarks/half_precision.py --model MODEL --data DATA --ways fp32 openvino
+    python benchmarks/half_precision.py --model MODEL --data DATA --ways fp32 bf16 --force
 
 In one process, in turn: fp32, ``use_bf16`` and transformers' own forward with its weights in bf16,
 padded, in the same micro-batches; or the ``--ways`` that are named, the first of which the others
-are compared with. Medians of seconds, and of the processor's seconds, which other
+are compared with. With ``--force`` bf16 is computed in where fp32 is faster, too, so that what it
+costs can be measured anywhere. Medians of seconds, and of the processor's seconds, which other
 processes' work changes less; the largest difference of a score, and of NDCG@10 with its interval.
 """
 
@@ -27,6 +29,7 @@ import torch
 from reranker_ft import Reranker
 from reranker_ft.data.examples import ExampleFiles
 from reranker_ft.evaluate.metrics import bootstrap_difference, per_query_metrics
+from reranker_ft.model import precision
 from reranker_ft.model.scoring import token_batches
 
 
@@ -67,7 +70,10 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--request", type=int, help="pairs that are scored at a time")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--force", action="store_true", help="bf16 even where it is slower")
     arguments = parser.parse_args()
+    if arguments.force:
+        precision.cpu_computes_in_bf16 = lambda: True
     examples = ExampleFiles([arguments.data])[: arguments.queries]
     pairs = [(e.query, text) for e in examples for text in (*e.pos, *e.neg)]
     ways = {name: WAYS[name](arguments.model) for name in arguments.ways}

@@ -18,7 +18,8 @@ regret.py. Values between the mixes of the grid are interpolated. Rules:
 
 ``--split`` asks what freedom by layer is worth: the fine-tune is taken apart, by depth and by
 attention against the rest, into two that lie twice as far from the base, so that a half of each is
-the whole fine-tune. Its rule ``search`` knows only the straight line to the whole.
+the whole fine-tune. Its rule ``search`` and "one weight" know only the straight line to the whole;
+"if cross-validated" takes two weights where they are better on held-out folds of the examples.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from cocktail.search.lm_cocktail import softmax_of_losses
 from cocktail.search.rule import choose_point, keeps
 
 STEPS_OF_GRID = {3: 4, 4: 3}  # by the number of models: 15 and 20 mixes
+FOLDS = 5
 TESTS = 75  # of each side's test examples
 PARTS = {
     "depth": lambda key, layers: in_lower_half(key, layers),
@@ -196,7 +198,13 @@ def rules(grid: Weights, *, straight: bool) -> dict[str, Rule]:
     for side, kind in ((", labels", "general"), ("", None)):
         for name, end in (STRAIGHT_END if straight else ENDS).items():
             chosen[f"{name}{side}"] = searched(grid, kind, end, off_it=not straight)
-        chosen[f"least loss{side}"] = least_loss(grid, kind)
+        chosen[f"least loss{side}"] = least_loss(grid, kind, list(grid))
+        if straight:
+            whole = Way(ends[0], tuned)
+            line = [whole.at(share) for share in whole.steps()]
+            one = chosen[f"least loss, one weight{side}"] = least_loss(grid, kind, line)
+            two = chosen[f"least loss{side}"]
+            chosen[f"two weights if cross-validated{side}"] = cross_validated(grid, two, one)
     return {**single, **chosen}
 
 
@@ -224,13 +232,32 @@ def least(curve: Curve, grid: Weights, mixes: list[Weights], target: np.ndarray)
     return int(np.argmin([between(grid, curve.losses[target], mix).mean() for mix in mixes]))
 
 
-def least_loss(grid: Weights, side: str | None) -> Rule:
-    """The best of the grid on the examples, of those that keep the general side."""
+def least_loss(grid: Weights, side: str | None, mixes: list[Weights]) -> Rule:
+    """The best of the mixes on the examples, of those that keep the general side."""
 
     def choose(curve: Curve, target: np.ndarray, general: np.ndarray) -> Weights:
         kept = general_values(curve, side, general)
-        within = [kept is None or keeps(kept[:, 0], kept[:, i], LIMIT) for i in range(len(grid))]
-        return grid[np.argmin(np.where(within, curve.losses[target].mean(axis=0), np.inf))]
+        within = [
+            kept is None or keeps(kept[:, 0], between(grid, kept, mix), LIMIT) for mix in mixes
+        ]
+        losses = [between(grid, curve.losses[target], mix).mean() for mix in mixes]
+        return mixes[np.argmin(np.where(within, losses, np.inf))]
+
+    return choose
+
+
+def cross_validated(grid: Weights, free: Rule, plain: Rule) -> Rule:
+    """The first rule where it is significantly better than the other on examples held out of it."""
+
+    def choose(curve: Curve, target: np.ndarray, general: np.ndarray) -> Weights:
+        gains = []
+        for fold in np.array_split(np.random.default_rng(0).permutation(len(target)), FOLDS):
+            rest, held_out = np.delete(target, fold), curve.losses[target[fold]]
+            found = (rule(curve, rest, general) for rule in (plain, free))
+            before, after = (between(grid, held_out, mix) for mix in found)
+            gains.append(before - after)
+        better = bootstrap_interval(np.concatenate(gains), seed=0).above_zero
+        return (free if better else plain)(curve, target, general)
 
     return choose
 

@@ -12,6 +12,7 @@ queries of covidqa and on 75 of xquad_en:
     average with base    of the six and the base
     search, last         `cocktail search base last`, on 20 of the held-out queries and 40 general
     search, path         `cocktail search base checkpoint-*`, the same
+    search, to the best  the same on the way to the best checkpoint, not to the bagged best
 
 OUT keeps everything, and a model that is there is not made again.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from llm_fine_tune import difference, graded
@@ -29,6 +31,7 @@ from pairs import LENGTH, R, base_model, cut, lines, slice_of, write_down
 from tqdm import tqdm
 
 from cocktail import mix_models, search_weights
+from cocktail.search.direction import bagged_best
 from reranker_ft import Reranker, train_reranker
 from reranker_ft.evaluate.metrics import bootstrap_mean
 
@@ -76,16 +79,19 @@ def models(name: str, seed: int, base: Path, args: argparse.Namespace) -> dict[s
     searched = {
         "search, last": [base, path[-1]],
         "search, path": [base, *path],
+        "search, to the best": [base, *path],
     }
+    ends = {"search, to the best": best_end}
     averaged = {"average": path, "average with base": [base, *path]}
     weights = {model: np.full(len(each), 1 / len(each)) for model, each in averaged.items()}
     for model, each in searched.items():
         if not (run / model).exists():
             general = slice_of(args.data, args.out, "xquad_en", "pool")
-            result = search_weights(
-                each, "reranker", lines(held_out)[:20], retain_data=lines(general)[:40],
-                max_input_length=LIMIT["max_length"], progress=False,
-            )  # fmt: skip
+            with mock.patch("cocktail.search.search.bagged_best", ends.get(model, bagged_best)):
+                result = search_weights(
+                    each, "reranker", lines(held_out)[:20], retain_data=lines(general)[:40],
+                    max_input_length=LIMIT["max_length"], progress=False,
+                )  # fmt: skip
             weights[model] = np.array(result.weights)
     for model, each in {**averaged, **searched}.items():
         if not (run / model).exists():
@@ -96,6 +102,10 @@ def models(name: str, seed: int, base: Path, args: argparse.Namespace) -> dict[s
         "best checkpoint": best,
         **{model: run / model for model in [*averaged, *searched]},
     }
+
+
+def best_end(losses: np.ndarray, weights: np.ndarray, *, seed: int) -> np.ndarray:
+    return weights[losses.mean(axis=0).argmin()]
 
 
 def train(run: Path, name: str, seed: int, base: Path, data: Path) -> list[Path]:
