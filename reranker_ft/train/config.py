@@ -233,7 +233,8 @@ class DataArguments:
         "Add a distillation loss towards the teacher's pos_scores and neg_scores.", False
     )
     keep: str | None = _flag(
-        "JSONL of what the model must not lose, in the format of train_data: after training, the "
+        "JSONL of what the model must not lose, in the format of train_data, or the name of a "
+        "reranking or retrieval task of mteb: after training, the "
         "mixes of the starting model with the fine-tune are measured on it and on held-out queries "
         "(eval_data, or a fifth of train_data); output_dir gets the chosen mix, "
         "output_dir/fine-tuned the fine-tune, output_dir/report the curve."

@@ -91,12 +91,16 @@ def hold_out(examples: Sequence[Example], seed: int) -> tuple[Part, Part]:
     )
 
 
-def check_keep(keep: str | None, keep_text: str | None) -> None:
-    """Refuse what cannot be searched with, before training.
+def read_kept(keep: str | None, keep_text: str | None, seed: int) -> Sequence[Example] | None:
+    """Return the labelled examples that must not be lost; refuse what cannot be searched with.
+
+    Args:
+        keep: A file, or the name of a reranking or retrieval task of mteb or of a benchmark, of
+            which as many queries are drawn as are held out at most.
 
     Raises:
-        ArgumentError: Both are given, or a file is not there.
-        DataError: Lines of ``keep`` break the format.
+        ArgumentError: Both are given, a file is not there, or mteb has nothing of this name.
+        DataError: Lines of ``keep`` break the format, or its task cannot be loaded.
     """
     if keep and keep_text:
         raise ArgumentError(
@@ -104,9 +108,34 @@ def check_keep(keep: str | None, keep_text: str | None) -> None:
             "labelled examples (--keep), or text without labels (--keep_text)"
         )
     if keep:
-        ExampleFiles([keep], negatives_required=True)
-    elif keep_text and not Path(keep_text).is_file():
+        if is_benchmark(keep):
+            return _of_benchmark(keep, seed)
+        return ExampleFiles([keep], negatives_required=True)
+    if keep_text and not Path(keep_text).is_file():
         raise ArgumentError(f"keep_text {keep_text} is no file - it holds passages - fix the path")
+    return None
+
+
+def is_benchmark(keep: str) -> bool:
+    """Whether this can only be a name of mteb: it is no path, and no file has it."""
+    return not (os.sep in keep or Path(keep).suffix or Path(keep).exists())
+
+
+def _of_benchmark(name: str, seed: int) -> list[Example]:
+    from reranker_ft.benchmark import NoSuchBenchmarkError, benchmark_examples  # noqa: PLC0415
+
+    try:
+        found = benchmark_examples(
+            name, max_queries=MOST_HELD_OUT, negatives=MOST_NEGATIVES, seed=seed
+        )
+    except NoSuchBenchmarkError as error:
+        raise ArgumentError(f"keep {name} is no file, and {error}") from None
+    except ModuleNotFoundError as error:
+        raise ArgumentError(
+            f"keep {name} is no file, and {error.name}, which reads tasks of mteb, is not "
+            "installed - keep is a file or such a task - fix the path, or pip install '.[mteb]' in a clone"
+        ) from None
+    return [Example(each.query, each.positives, each.negatives) for each in found]
 
 
 def has_head(architectures: Sequence[str] | None) -> bool:
@@ -132,7 +161,7 @@ def choose_mix(
     output: Path,
     held_out: Sequence[Example],
     *,
-    keep: str | None,
+    keep: Sequence[Example] | None,
     keep_text: str | None,
     instructions: Instructions,
     max_length: int,
@@ -153,15 +182,15 @@ def choose_mix(
     data = output / HELD_OUT
     _write(data, held_out, instructions)
     retained = keep_text
-    if keep:
+    if keep is not None:
         retained = str(output / KEPT)
-        _write(Path(retained), ExampleFiles([keep]), instructions)
+        _write(Path(retained), keep, instructions)
     staged = output / ".chosen"
     shutil.rmtree(staged, ignore_errors=True)
     command = [
         *(sys.executable, "-m", "cocktail", "search", base, str(output / FINE_TUNED)),
         *map(str, _checkpoints(output, last_step)),
-        *("--data", str(data), "--retain" if keep else "--retain-text", str(retained)),
+        *("--data", str(data), "--retain-text" if keep is None else "--retain", str(retained)),
         *("--max-input-length", str(max_length)),
         *("--seed", str(seed), "--report", str(output / CHOICE_REPORT), "--output", str(staged)),
     ]

@@ -16,6 +16,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from reranker_ft.progress import on_terminal, progress_bar
 from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrainingArguments
+from reranker_ft.train.keep import is_benchmark
 from reranker_ft.train.output_folder import FINE_TUNED, HELD_OUT
 
 logger = logging.getLogger(__name__)
@@ -100,12 +101,15 @@ def next_command(
     """
     base, output = model_args.model_name_or_path, training_args.output_dir
     target, general = training_args.eval_data or [], training_args.retain_data or []
-    kept = [data_args.keep] if data_args.keep else general
     words = ["reranker-ft", "score", output, "--data", "pairs.jsonl"]
     if data_args.keep or data_args.keep_text:
         fine_tuned = str(Path(output) / FINE_TUNED)
         words = ["reranker-ft", "evaluate", base, fine_tuned, output]
-        words += _each("--data", [*(target or [str(Path(output) / HELD_OUT)]), *kept])
+        words += _each("--data", target or [str(Path(output) / HELD_OUT)])
+        if data_args.keep and is_benchmark(data_args.keep):
+            words += ["--benchmark", data_args.keep]
+        else:
+            words += _each("--data", [data_args.keep] if data_args.keep else general)
     elif target and mixable:
         words = ["cocktail", "search", base, output, "--data", target[0]]
         words += [*_each("--retain", general[:1]), "--output", f"{output.rstrip('/')}-mixed"]

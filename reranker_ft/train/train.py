@@ -35,7 +35,7 @@ from reranker_ft.train.config import DataArguments, ModelArguments, RerankerTrai
 from reranker_ft.train.decoder import is_language_reranker
 from reranker_ft.train.groups import GroupDataset, KnownPositives
 from reranker_ft.train.history import PICTURE_FILE, HistoryCallback, draw_history
-from reranker_ft.train.keep import check_keep, choose_mix, has_head, hold_out, require_head
+from reranker_ft.train.keep import choose_mix, has_head, hold_out, read_kept, require_head
 from reranker_ft.train.output_folder import (
     FINE_TUNED,
     OutputCallback,
@@ -78,7 +78,7 @@ def run(
     for note in training_args.notes:
         logger.warning(note)
     set_seed(training_args.seed)
-    check_keep(data_args.keep, data_args.keep_text)
+    kept = read_kept(data_args.keep, data_args.keep_text, training_args.drawing_seed)
     examples, held_out = _split(_read(data_args, training_args), data_args, training_args)
     model, tokenizer = load_for_training(model_args, data_args.sep_token)
     is_language = is_language_reranker(model_args)
@@ -120,7 +120,7 @@ def run(
             )  # fmt: skip
     if held_out is not None and trainer.is_world_process_zero():
         choose_mix(
-            model_args.model_name_or_path, output, held_out, keep=data_args.keep,
+            model_args.model_name_or_path, output, held_out, keep=kept,
             keep_text=data_args.keep_text, instructions=data_args.instructions,
             max_length=trainer.data_collator.encoder.max_length,
             last_step=trainer.state.global_step, seed=training_args.seed,

@@ -1,6 +1,7 @@
 """A run that keeps general ability: what it holds out, searches with, and leaves behind."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 from reranker_ft.data.examples import ExampleFiles
 from reranker_ft.errors import ArgumentError, DataError
 from reranker_ft.run import main
-from reranker_ft.train.keep import FEWEST_HELD_OUT, check_keep, hold_out, require_head
+from reranker_ft.train.keep import FEWEST_HELD_OUT, hold_out, read_kept, require_head
+from tests.mteb_tasks import local_task
 from tests.reranker_ft.conftest import toy_rows
 
 ROOT = Path(__file__).parents[3]
@@ -62,11 +64,11 @@ def test_too_few_queries_are_refused(write_jsonl):
 def test_what_cannot_be_kept_is_refused_before_training(write_jsonl, tmp_path):
     data = str(write_jsonl(toy_rows(3)))
     with pytest.raises(ArgumentError, match="both given"):
-        check_keep(data, data)
+        read_kept(data, data, 0)
     with pytest.raises(ArgumentError, match="is no file"):
-        check_keep(None, str(tmp_path / "nowhere"))
+        read_kept(None, str(tmp_path / "nowhere"), 0)
     with pytest.raises(DataError, match="neg"):
-        check_keep(str(write_jsonl([{"query": "a", "pos": ["b"]}], "bad.jsonl")), None)
+        read_kept(str(write_jsonl([{"query": "a", "pos": ["b"]}], "bad.jsonl")), None, 0)
     with pytest.raises(ArgumentError, match="no reranking head"):
         require_head("encoder", ["BertModel"])
 
@@ -89,6 +91,25 @@ def test_the_chosen_model_stands_in_the_output(model_folders, write_jsonl, tmp_p
     assert len((output / "held-out.jsonl").read_text().splitlines()) == len(found["examples"]) == 10
     assert len((output / "kept.jsonl").read_text().splitlines()) == 12
     assert not (output / ".chosen").exists()
+
+
+def test_a_task_of_mteb_can_be_kept(
+    model_folders, write_jsonl, tmp_path, searches_here, monkeypatch, caplog
+):
+    mteb = pytest.importorskip("mteb")
+    tasks = {"LocalTask": local_task(write_jsonl(toy_rows(12, negatives=4), "task.jsonl"))}
+    monkeypatch.setattr(mteb, "get_task", lambda name: tasks[name])
+    caplog.set_level(logging.INFO, logger="reranker_ft")
+    output = tmp_path / "run"
+    more = ["--keep", "LocalTask"]
+    assert main(flags(model_folders(), write_jsonl(many_rows(50)), output, *more)) == 0
+    kept = [json.loads(line) for line in (output / "kept.jsonl").read_text().splitlines()]
+    assert len(kept) == 12
+    assert all(len(row["pos"]) == 2 and 1 <= len(row["neg"]) <= 7 for row in kept)
+    assert json.loads((output / "report" / "search.json").read_text())["measures"]["general"]
+    assert caplog.messages[-1].endswith("held-out.jsonl --benchmark LocalTask")
+    with pytest.raises(ArgumentError, match="keep Nothing is no file, and mteb has no"):
+        read_kept("Nothing", None, 0)
 
 
 def test_a_search_that_fails_leaves_the_fine_tune(
