@@ -132,8 +132,8 @@ def _of_benchmark(name: str, seed: int) -> list[Example]:
         raise ArgumentError(f"keep {name} is no file, and {error}") from None
     except ModuleNotFoundError as error:
         raise ArgumentError(
-            f"keep {name} is no file, and {error.name}, which reads tasks of mteb, is not "
-            "installed - keep is a file or such a task - fix the path, or pip install '.[mteb]' in a clone"
+            f"keep {name} is no file, and {error.name}, which reads tasks of mteb, is missing - "
+            "keep is a file or such a task - fix the path, or pip install '.[mteb]' in a clone"
         ) from None
     return [Example(each.query, each.positives, each.negatives) for each in found]
 
