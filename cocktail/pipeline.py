@@ -142,7 +142,8 @@ def mix_to_folder(
                 memory.write_block(tensor, start, block)
 
         with byte_progress(plan.output_bytes, "mixing", shown=progress) as advance:
-            digests = stream(ready, both, threads=threads, progress=advance)
+            forks = memory is None and staged.is_on_disk
+            digests = stream(ready, both, threads=threads, progress=advance, forks=forks)
         for tensor in plan.tensors:
             if tensor.pieces:
                 digests.outputs[tensor.key] = staged.read_digest(tensor)

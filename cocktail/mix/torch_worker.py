@@ -1,4 +1,5 @@
-"""An engine thread's work with torch: merge methods, adapters, fp64, and large amounts of fp16."""
+"""An engine thread's work with torch: merge methods, adapters, fp64, large amounts of fp16, and any
+sum where torch is there already."""
 
 from __future__ import annotations
 
@@ -108,8 +109,6 @@ class MergingWorker(Worker):
         self, tensor: MixedTensor, start: int, stop: int, inputs: Sequence[xxhash.xxh3_128]
     ) -> Bytes:
         """The sources, combined by the tensor's method or by weights, in the output's type."""
-        if tensor.is_plain_sum and not tensor.halves:
-            return super().mix(tensor, start, stop, inputs)
         blocks = (
             self._read(source.info, start, stop, hasher)
             for source, hasher in zip(tensor.active, inputs, strict=True)

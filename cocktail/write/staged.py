@@ -103,6 +103,11 @@ class StagedModel:
             self._files[tensor.key] = (descriptor, offset)
             self._paths[tensor.key] = path
 
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether every block goes to a file at once, and none is held until the end."""
+        return not self._side
+
     def write_block(self, tensor: MixedTensor, start: int, block: Bytes) -> None:
         """Write a block to its place; the sink of ``cocktail.mix.stream.stream``.
 

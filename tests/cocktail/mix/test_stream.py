@@ -17,6 +17,13 @@ from cocktail.plan.plan import Plan, build_plan
 from cocktail.recipe.recipe import make_recipe
 from tests.cocktail.checkpoints import Save, load, streamed, weights
 
+
+@pytest.fixture(autouse=True, params=["NumPy", "torch"])
+def summed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are made by NumPy where torch has not been imported, as it always has been here."""
+    monkeypatch.setattr("cocktail.mix.stream._has_torch", lambda: request.param == "torch")
+
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -26,6 +26,12 @@ from cocktail.tensors.bf16 import (
 from cocktail.tensors.dtypes import Bytes, as_bytes, as_tensor, torch_dtype
 from tests.cocktail.checkpoints import Save, streamed, weights
 
+
+@pytest.fixture(autouse=True)
+def torch_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cocktail.mix.stream._has_torch", lambda: False)
+
+
 FINITE_BF16 = np.array([b for b in range(1 << 16) if b & 0x7F80 != 0x7F80], np.uint16)
 
 
