@@ -133,7 +133,7 @@ def _parse_parameters(
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="How many threads to mix with.  [one per processor]",
+    help="How many threads, or processes, to mix with.  [one per processor]",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @push_option
