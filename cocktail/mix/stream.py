@@ -86,15 +86,16 @@ def stream(
     if forks and make_worker is Worker and count > 1 and _elements(jobs) >= _ELEMENTS_TO_FORK:
         from cocktail.mix.processes import can_fork  # noqa: PLC0415 - tens of milliseconds
 
-        if can_fork():
-            return _gather(plan, jobs, _in_processes(jobs, count, arguments, progress))
+        digests = _in_processes(jobs, count, arguments, progress) if can_fork() else None
+        if digests is not None:
+            return _gather(plan, jobs, digests)
     return _gather(plan, jobs, _in_threads(jobs, count, make_worker, arguments, progress))
 
 
 def _in_processes(
     jobs: Sequence[Job], count: int, arguments: tuple[int, int, Sink], progress: Progress | None
-) -> list[list[SegmentDigests]]:
-    """Segments that NumPy sums, without torch."""
+) -> list[list[SegmentDigests]] | None:
+    """Segments that NumPy sums, without torch; ``None`` if no processes can be started."""
     from cocktail.mix.processes import in_processes  # noqa: PLC0415
 
     def make() -> Callable[[Job], list[SegmentDigests]]:

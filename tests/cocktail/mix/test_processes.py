@@ -27,6 +27,22 @@ try:
 finally:
     print("in processes:", "cocktail.mix.processes" in sys.modules)
 """
+NO_SECOND_PROCESS = """
+import os
+fork = os.fork
+def once():
+    os.fork = never
+    return fork()
+def never():
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+os.fork = once
+"""
+NO_SEMAPHORES = """
+import concurrent.futures.process
+def limited():
+    raise NotImplementedError("no named semaphores")
+concurrent.futures.process._check_system_limits = limited
+"""
 WORK = """
 import os, sys, time
 from cocktail.mix.processes import in_processes
@@ -46,8 +62,8 @@ def start(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str
     )  # fmt: skip
 
 
-def mixed(*arguments: object) -> tuple[int, str, str]:
-    process = start(MIX, "mix", *arguments, "--weights", "0.3", "0.7")
+def mixed(*arguments: object, before: str = "") -> tuple[int, str, str]:
+    process = start(before + MIX, "mix", *arguments, "--weights", "0.3", "0.7")
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -71,6 +87,18 @@ def test_processes_change_nothing(
     records = [(tmp_path / name / "cocktail.json").read_text() for name in ("1", "3")]
     digests = [record.split('"digest": ')[1].split(",")[0] for record in records]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("limit", [NO_SECOND_PROCESS, NO_SEMAPHORES])
+def test_threads_mix_where_processes_cannot_start(
+    pair: tuple[Path, Path], tmp_path: Path, limit: str
+) -> None:
+    folders = tmp_path / "threads", tmp_path / "processes"
+    for folder, before in zip(folders, (limit, ""), strict=True):
+        status, _, err = mixed(*pair, "--output", folder, "--threads", 2, before=before)
+        assert status == 0, err
+    one, two = map(load, folders)
+    assert all(one[name].equal(two[name]) for name in two)
 
 
 def test_an_error_is_one_line_and_leaves_nothing(save: Save, tmp_path: Path) -> None:
