@@ -28,7 +28,7 @@ from llm_fine_tune import difference
 from measure import table
 from pairs import LENGTH, base_model, cut, lines, slice_of, write_down
 from tqdm import tqdm
-from training_path import BATCH, GROUP, ndcg
+from training_path import BATCH, GROUP, ndcg, parse
 
 from reranker_ft import train_reranker
 from reranker_ft.model.precision import cpu_computes_in_bf16
@@ -38,19 +38,11 @@ TYPES = ("fp32", "bf16")
 
 
 def main() -> None:
-    args = parse()
+    args = parse(__doc__)
     runs = list(product(CORPORA, range(args.seeds), TYPES))
     found = {run: trained(*run, args) for run in tqdm(runs, desc="runs", unit=" runs")}
     print(f"{platform.processor()}; computes in bf16 by itself: {cpu_computes_in_bf16()}\n")
     report(found, args.seeds)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    return parser.parse_args()
 
 
 def trained(corpus: str, seed: int, dtype: str, args: argparse.Namespace) -> dict:

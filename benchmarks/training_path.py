@@ -46,7 +46,7 @@ BATCH, GROUP = 8, 4
 
 
 def main() -> None:
-    args = parse()
+    args = parse(__doc__)
     base = base_model(R, args.data, args.out)
     tests = {
         "target": lines(slice_of(args.data, args.out, "covidqa", "test"))[:TESTS],
@@ -62,8 +62,8 @@ def main() -> None:
     report(of_base, found)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(text: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
