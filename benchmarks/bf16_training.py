@@ -20,7 +20,6 @@ import json
 import platform
 import time
 from itertools import product
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
