@@ -6,8 +6,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from errno import EPIPE
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +30,35 @@ if TYPE_CHECKING:
 SECONDS_OF_THE_FIRST = 5.0
 
 
+class _Terminated(BaseException):
+    """SIGTERM: what has been begun is removed, as after Ctrl-C. A search goes no further."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Inside, SIGTERM raises ``_Terminated``, unless the caller handles it already."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class _Group(click.Group):
     """Turns the package's own errors into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _sigterm_raises():
+                return super().invoke(ctx)
         except CocktailError as error:
             _say(str(error))
             ctx.exit(1)
@@ -44,6 +71,9 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             _say("interrupted; nothing was changed - run the same command to start anew")
             ctx.exit(130)
+        except _Terminated:
+            _say("terminated")
+            ctx.exit(128 + signal.SIGTERM)
 
 
 def _say(line: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +176,21 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
     assert result.exit_code == 130
     assert result.stderr.startswith("cocktail: interrupted; nothing was changed - ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_sigterm_is_one_line_and_leaves_no_folder(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        assert len(list(tmp_path.iterdir())) == 3  # the output is on its way
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("cocktail.pipeline.stream", ended)
+    result = run("mix", *pair, "--weights", "0.5", "0.5", "-o", tmp_path / "out")
+    assert result.exit_code == 143
+    assert result.stderr == "cocktail: terminated\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_quiet_prints_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
