@@ -155,7 +155,15 @@ def report(
             [run, model, f"{target.mean():.3f}", difference(target, of_base["target"]), beside,
              f"{general.mean():.3f}", difference(general, of_base["general"])]
         )  # fmt: skip
-    print(table(rows))
+    path, to_the_best = (
+        {
+            side: np.mean([means[run, f"search, {way}"][side] for run in RUNS], axis=0)
+            for side in start
+        }
+        for way in ("path", "to the best")
+    )
+    each = ", ".join(f"{side} {difference(path[side], to_the_best[side])}" for side in path)
+    print(f"{table(rows)}\n\nsearch, path less search, to the best, over the runs: {each}")
 
 
 if __name__ == "__main__":

@@ -72,14 +72,20 @@ class _Group(click.Group):
             _say("interrupted; nothing was changed - run the same command to start anew")
             ctx.exit(130)
         except _Terminated:
-            _say("terminated")
+            if _is_first():
+                _say("terminated")
             ctx.exit(128 + signal.SIGTERM)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of several processes, or the only one."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _say(line: str) -> None:
     """Print once why the command ends: of several processes, the first does, and all end with it.
     Another with reasons of its own prints them after a while."""
-    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+    if not _is_first():
         time.sleep(SECONDS_OF_THE_FIRST)
     click.echo(f"cocktail: {line}", err=True)
 

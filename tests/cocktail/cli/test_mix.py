@@ -178,9 +178,13 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_sigterm_is_one_line_and_leaves_no_folder(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("rank", "said"), [("0", "cocktail: terminated\n"), ("1", "")])
+def test_sigterm_is_one_line_of_the_first_process_and_leaves_no_folder(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, said: str
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+
     def ended(*_: object, **__: object) -> None:
         assert len(list(tmp_path.iterdir())) == 3  # the output is on its way
         os.kill(os.getpid(), signal.SIGTERM)
@@ -188,7 +192,7 @@ def test_sigterm_is_one_line_and_leaves_no_folder(
     monkeypatch.setattr("cocktail.pipeline.stream", ended)
     result = run("mix", *pair, "--weights", "0.5", "0.5", "-o", tmp_path / "out")
     assert result.exit_code == 143
-    assert result.stderr == "cocktail: terminated\n"
+    assert result.stderr == said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

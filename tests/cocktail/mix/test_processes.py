@@ -34,12 +34,14 @@ def once():
     os.fork = never
     return fork()
 def never():
+    print("limited")
     raise BlockingIOError(11, "Resource temporarily unavailable")
 os.fork = once
 """
 NO_SEMAPHORES = """
 import concurrent.futures.process
 def limited():
+    print("limited")
     raise NotImplementedError("no named semaphores")
 concurrent.futures.process._check_system_limits = limited
 """
@@ -95,8 +97,9 @@ def test_threads_mix_where_processes_cannot_start(
 ) -> None:
     folders = tmp_path / "threads", tmp_path / "processes"
     for folder, before in zip(folders, (limit, ""), strict=True):
-        status, _, err = mixed(*pair, "--output", folder, "--threads", 2, before=before)
+        status, out, err = mixed(*pair, "--output", folder, "--threads", 2, before=before)
         assert status == 0, err
+        assert ("limited" in out) == bool(before)
     one, two = map(load, folders)
     assert all(one[name].equal(two[name]) for name in two)
 
